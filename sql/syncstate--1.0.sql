@@ -1,0 +1,603 @@
+/* sql/syncstate--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION syncstate" to load this file. \quit
+
+/*
+ * The script runs as superuser for a database owner (trusted = true) with
+ * search_path = pg_catalog, pg_temp (schema = pg_catalog in the control file).
+ * It makes its own schema, which is therefore not the installer's, fails if
+ * somebody planted that schema, and never replaces an object.
+ */
+CREATE SCHEMA syncstate;
+COMMENT ON SCHEMA syncstate IS 'State of the incremental syncs of external APIs: cursors, leases, due times';
+
+/* ------------------------------------------------------------------ types */
+
+CREATE TYPE syncstate.sync_source AS ENUM
+	('google_calendar', 'google_tasks', 'google_gmail', 'google_contacts');
+COMMENT ON TYPE syncstate.sync_source IS 'Which API a row syncs from; register_sync_source() adds labels';
+
+CREATE TYPE syncstate.sync_status AS ENUM
+	('idle', 'syncing', 'error', 'rate_limited');
+COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never decides alone whether the row is due';
+
+/* ------------------------------------------------------------------ store */
+
+/*
+ * Column order is part of the contract.  The C code knows the columns by
+ * number (Anum_sync_state_* in syncstate.h): keep in sync.  New columns go to
+ * the end.
+ *
+ * resource compares bytewise: it ends both lane indexes, which must not
+ * change their order with a new version of the locale library.
+ *
+ * fillfactor: a claim and each heartbeat leave one more version of the row,
+ * and all rows of a page may be claimed in one statement.  Measured with
+ * 100,000 rows claimed and completed in batches of 100: see README, "Limits".
+ */
+CREATE TABLE syncstate.sync_state (
+	user_id uuid NOT NULL,
+	source syncstate.sync_source NOT NULL,
+	resource text COLLATE pg_catalog."C" NOT NULL DEFAULT '',
+	status syncstate.sync_status NOT NULL DEFAULT 'idle',
+	sync_token text,
+	history_id text,
+	updated_min timestamptz,
+	token_issued_at timestamptz,
+	last_full_sync_at timestamptz,
+	due_at timestamptz,
+	requested_at timestamptz,
+	parked_reason text,
+	sync_interval interval,
+	lease bigint NOT NULL DEFAULT 0,
+	lease_expires_at timestamptz,
+	last_sync_at timestamptz,
+	last_successful_sync_at timestamptz,
+	items_synced bigint NOT NULL DEFAULT 0,
+	page_token text,
+	progress_done bigint,
+	progress_total bigint,
+	failures integer NOT NULL DEFAULT 0,
+	token_losses integer NOT NULL DEFAULT 0,
+	error_message text,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	failing_since timestamptz,
+	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, source, resource),
+	CONSTRAINT sync_state_resource_size
+		CHECK (pg_catalog.octet_length(resource) OPERATOR(pg_catalog.<=) 1024),
+	CONSTRAINT sync_state_sync_token_size
+		CHECK (pg_catalog.octet_length(sync_token) OPERATOR(pg_catalog.<=) 65536),
+	CONSTRAINT sync_state_history_id_decimal
+		CHECK (history_id OPERATOR(pg_catalog.~) '^(0|[1-9][0-9]{0,19})$'
+			   AND (pg_catalog.length(history_id) OPERATOR(pg_catalog.<) 20
+					OR (history_id COLLATE pg_catalog."C") OPERATOR(pg_catalog.<=) '18446744073709551615')),
+	CONSTRAINT sync_state_page_token_size
+		CHECK (pg_catalog.octet_length(page_token) OPERATOR(pg_catalog.<=) 65536),
+	CONSTRAINT sync_state_error_message_size
+		CHECK (pg_catalog.octet_length(error_message) OPERATOR(pg_catalog.<=) 8192),
+	CONSTRAINT sync_state_times_finite
+		CHECK (pg_catalog.isfinite(updated_min)
+			   AND pg_catalog.isfinite(token_issued_at)
+			   AND pg_catalog.isfinite(last_full_sync_at)
+			   AND pg_catalog.isfinite(due_at)
+			   AND pg_catalog.isfinite(requested_at)
+			   AND pg_catalog.isfinite(lease_expires_at)
+			   AND pg_catalog.isfinite(last_sync_at)
+			   AND pg_catalog.isfinite(last_successful_sync_at)
+			   AND pg_catalog.isfinite(failing_since)),
+	CONSTRAINT sync_state_parked_without_due
+		CHECK ((due_at IS NULL) OPERATOR(pg_catalog.=) (parked_reason IS NOT NULL)),
+	CONSTRAINT sync_state_parked_reason_known
+		CHECK (parked_reason OPERATOR(pg_catalog.=) ANY (ARRAY['paused', 'auth', 'failures', 'token_loop'])),
+	CONSTRAINT sync_state_lease_while_syncing
+		CHECK ((lease_expires_at IS NOT NULL) OPERATOR(pg_catalog.=)
+			   (status OPERATOR(pg_catalog.=) 'syncing'::syncstate.sync_status)),
+	CONSTRAINT sync_state_sync_interval_range
+		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND sync_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND pg_catalog.date_part('year', sync_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', sync_interval) OPERATOR(pg_catalog.=) 0),
+	CONSTRAINT sync_state_counts_not_negative
+		CHECK (lease OPERATOR(pg_catalog.>=) 0
+			   AND items_synced OPERATOR(pg_catalog.>=) 0
+			   AND failures OPERATOR(pg_catalog.>=) 0
+			   AND token_losses OPERATOR(pg_catalog.>=) 0
+			   AND (progress_done IS NULL OR progress_done OPERATOR(pg_catalog.>=) 0)
+			   AND (progress_total IS NULL OR progress_total OPERATOR(pg_catalog.>=) 0)),
+	CONSTRAINT sync_state_failing_since_first_failure
+		CHECK ((failing_since IS NOT NULL) OPERATOR(pg_catalog.=)
+			   (failures OPERATOR(pg_catalog.>) 0))
+) WITH (fillfactor = 50);
+
+/*
+ * The lanes.  user_id and resource make every entry of a lane distinct, so
+ * that a walk can stop and go on between rows of equal due time, however many.
+ * Nothing that a claim or a heartbeat changes may be indexed, or they are no
+ * longer HOT.
+ */
+CREATE INDEX sync_state_due ON syncstate.sync_state
+	(source, due_at, user_id, resource) WHERE due_at IS NOT NULL;
+CREATE INDEX sync_state_requested ON syncstate.sync_state
+	(source, requested_at, user_id, resource) WHERE requested_at IS NOT NULL;
+REVOKE ALL ON TABLE syncstate.sync_state FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_state', '');
+
+COMMENT ON TABLE syncstate.sync_state IS 'One row per user, source and resource: where its incremental sync stands, and when it is due';
+COMMENT ON COLUMN syncstate.sync_state.user_id IS 'The tenant';
+COMMENT ON COLUMN syncstate.sync_state.source IS 'Which API';
+COMMENT ON COLUMN syncstate.sync_state.resource IS 'What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes';
+COMMENT ON COLUMN syncstate.sync_state.status IS 'What happened last; a label';
+COMMENT ON COLUMN syncstate.sync_state.sync_token IS 'Cursor of Calendar and Contacts; at most 64 kB';
+COMMENT ON COLUMN syncstate.sync_state.history_id IS 'Cursor of Gmail: an unsigned 64-bit decimal, as text';
+COMMENT ON COLUMN syncstate.sync_state.updated_min IS 'Cursor of Tasks';
+COMMENT ON COLUMN syncstate.sync_state.token_issued_at IS 'When the cursor was last set';
+COMMENT ON COLUMN syncstate.sync_state.last_full_sync_at IS 'When a sync that began without a cursor last completed';
+COMMENT ON COLUMN syncstate.sync_state.due_at IS 'When the row is due; null = parked';
+COMMENT ON COLUMN syncstate.sync_state.requested_at IS 'When a sync was asked for; non-null = priority lane';
+COMMENT ON COLUMN syncstate.sync_state.parked_reason IS 'Why the row is parked: paused, auth, failures or token_loop';
+COMMENT ON COLUMN syncstate.sync_state.sync_interval IS 'The row''s own interval; null = the policy''s';
+COMMENT ON COLUMN syncstate.sync_state.lease IS 'Fencing number: one more at each start';
+COMMENT ON COLUMN syncstate.sync_state.lease_expires_at IS 'Until when the sync in flight has the row; null = none in flight';
+COMMENT ON COLUMN syncstate.sync_state.last_sync_at IS 'When a sync last started';
+COMMENT ON COLUMN syncstate.sync_state.last_successful_sync_at IS 'When a sync last completed';
+COMMENT ON COLUMN syncstate.sync_state.items_synced IS 'Items of the last completed sync';
+COMMENT ON COLUMN syncstate.sync_state.page_token IS 'Where a long sync stands between pages; never the cursor';
+COMMENT ON COLUMN syncstate.sync_state.progress_done IS 'Items done by the sync in flight; null = not known';
+COMMENT ON COLUMN syncstate.sync_state.progress_total IS 'Items expected by the sync in flight; null = not known';
+COMMENT ON COLUMN syncstate.sync_state.failures IS 'Failures in a row; rate limits do not count';
+COMMENT ON COLUMN syncstate.sync_state.token_losses IS 'Cursor losses in a row, since the last completion';
+COMMENT ON COLUMN syncstate.sync_state.error_message IS 'What went wrong last; null after a completion; at most 8 kB';
+COMMENT ON COLUMN syncstate.sync_state.created_at IS 'When the row was made';
+COMMENT ON COLUMN syncstate.sync_state.updated_at IS 'When the row was last written; set by the trigger';
+COMMENT ON COLUMN syncstate.sync_state.failing_since IS 'When the present run of failures began; null = none';
+
+/* ----------------------------------------------------------------- policy */
+
+/* Only what somebody overrode; built-in defaults are in policy.c. */
+CREATE TABLE syncstate.sync_policy (
+	source syncstate.sync_source NOT NULL,
+	sync_interval interval,
+	lease_time interval,
+	retry_base interval,
+	retry_cap interval,
+	rate_limit_wait interval,
+	max_failures integer,
+	park_after interval,
+	token_ttl interval,
+	token_ttl_from text,
+	jitter double precision,
+	paused_until timestamptz,
+	CONSTRAINT sync_policy_pkey PRIMARY KEY (source),
+	CONSTRAINT sync_policy_intervals_range
+		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND sync_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND lease_time OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND lease_time OPERATOR(pg_catalog.<=) '1 day'::pg_catalog.interval
+			   AND retry_base OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND retry_base OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND retry_cap OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND retry_cap OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND rate_limit_wait OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND rate_limit_wait OPERATOR(pg_catalog.<=) '30 days'::pg_catalog.interval
+			   AND park_after OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND park_after OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND token_ttl OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND token_ttl OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
+	CONSTRAINT sync_policy_max_failures_range
+		CHECK (max_failures OPERATOR(pg_catalog.>=) 1),
+	CONSTRAINT sync_policy_token_ttl_from_known
+		CHECK (token_ttl_from OPERATOR(pg_catalog.=) ANY (ARRAY['token', 'full'])),
+	CONSTRAINT sync_policy_jitter_range
+		CHECK (jitter OPERATOR(pg_catalog.>=) 0 AND jitter OPERATOR(pg_catalog.<=) 0.9)
+);
+REVOKE ALL ON TABLE syncstate.sync_policy FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
+
+COMMENT ON TABLE syncstate.sync_policy IS 'Overridden settings of sources; null = built-in default; get_sync_policy() tells the effective ones';
+COMMENT ON COLUMN syncstate.sync_policy.source IS 'Which API';
+COMMENT ON COLUMN syncstate.sync_policy.sync_interval IS 'From start to start of a row''s syncs';
+COMMENT ON COLUMN syncstate.sync_policy.lease_time IS 'How long a claim has the row; 1 second to 1 day';
+COMMENT ON COLUMN syncstate.sync_policy.retry_base IS 'Wait after the first failure; doubles with each further one';
+COMMENT ON COLUMN syncstate.sync_policy.retry_cap IS 'Longest wait after a failure';
+COMMENT ON COLUMN syncstate.sync_policy.rate_limit_wait IS 'Wait after a rate limit that named no time; 1 second to 30 days';
+COMMENT ON COLUMN syncstate.sync_policy.max_failures IS 'Failures in a row before a row may be parked';
+COMMENT ON COLUMN syncstate.sync_policy.park_after IS 'How long a run of failures must have lasted before the row is parked';
+COMMENT ON COLUMN syncstate.sync_policy.token_ttl IS 'How long a cursor lives; null = for ever';
+COMMENT ON COLUMN syncstate.sync_policy.token_ttl_from IS 'What token_ttl is counted from: token (each sync renews it) or full (only a full sync does)';
+COMMENT ON COLUMN syncstate.sync_policy.jitter IS 'By how much of itself an interval is shortened at most; 0 to 0.9';
+COMMENT ON COLUMN syncstate.sync_policy.paused_until IS 'Until when nothing of the source is handed out; infinity = until resumed';
+
+/* ------------------------------------------------- who is asking, and when */
+
+CREATE FUNCTION syncstate.current_user_id() RETURNS uuid
+	AS 'MODULE_PATHNAME', 'syncstate_current_user_id'
+	LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.current_user_id() IS 'The user that the session''s JWT claims name, or null';
+REVOKE ALL ON FUNCTION syncstate.current_user_id() FROM PUBLIC;
+
+CREATE FUNCTION syncstate.sync_clock() RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'syncstate_sync_clock'
+	LANGUAGE C VOLATILE PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.sync_clock() IS 'The time by which the extension decides: the real time, or syncstate.clock where that is set';
+REVOKE ALL ON FUNCTION syncstate.sync_clock() FROM PUBLIC;
+
+/* -------------------------------------------------- triggers of our tables */
+
+CREATE FUNCTION syncstate.guard() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'syncstate_guard'
+	LANGUAGE C;
+COMMENT ON FUNCTION syncstate.guard() IS 'Keeps a row of sync_state legal whichever way it is written';
+REVOKE ALL ON FUNCTION syncstate.guard() FROM PUBLIC;
+
+CREATE TRIGGER sync_state_guard BEFORE INSERT OR UPDATE ON syncstate.sync_state
+	FOR EACH ROW EXECUTE FUNCTION syncstate.guard();
+COMMENT ON TRIGGER sync_state_guard ON syncstate.sync_state IS 'Keeps a row legal whichever way it is written';
+
+CREATE FUNCTION syncstate.policy_changed() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'syncstate_policy_changed'
+	LANGUAGE C;
+COMMENT ON FUNCTION syncstate.policy_changed() IS 'Tells all sessions that policies changed';
+REVOKE ALL ON FUNCTION syncstate.policy_changed() FROM PUBLIC;
+
+CREATE TRIGGER sync_policy_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON syncstate.sync_policy
+	FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed();
+COMMENT ON TRIGGER sync_policy_changed ON syncstate.sync_policy IS 'Tells all sessions that policies changed';
+
+/* --------------------------------------------------------------- claiming */
+
+CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL,
+										  max_rows integer DEFAULT 10,
+										  lease_time interval DEFAULT NULL)
+	RETURNS SETOF syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_claim_due_syncs'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Takes due rows, each with a lease; requested ones first, then the oldest due';
+REVOKE ALL ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.mark_sync_started(user_id uuid,
+											source syncstate.sync_source,
+											lease_time interval DEFAULT NULL,
+											resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_started'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text) IS 'Takes one row, due or not, unless somebody else holds it';
+REVOKE ALL ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.get_users_needing_sync(source syncstate.sync_source,
+												 stale_after interval DEFAULT NULL,
+												 max_rows integer DEFAULT NULL)
+	RETURNS SETOF uuid
+	AS 'MODULE_PATHNAME', 'syncstate_get_users_needing_sync'
+	LANGUAGE C STABLE;
+COMMENT ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) IS 'Tells which users have a row that a claim would take now, and takes nothing';
+REVOKE ALL ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.next_sync_due(source syncstate.sync_source DEFAULT NULL)
+	RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'syncstate_next_sync_due'
+	LANGUAGE C STABLE;
+COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Tells when a claim will next find a row: how long a worker may sleep';
+REVOKE ALL ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) FROM PUBLIC;
+
+/* -------------------------------------------------------------- lifecycle */
+
+CREATE FUNCTION syncstate.mark_sync_completed(user_id uuid,
+											  source syncstate.sync_source,
+											  items_synced bigint DEFAULT 0,
+											  sync_token text DEFAULT NULL,
+											  history_id text DEFAULT NULL,
+											  updated_min timestamptz DEFAULT NULL,
+											  lease bigint DEFAULT NULL,
+											  resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_completed'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text) IS 'Reports that a sync completed, with its new cursor';
+REVOKE ALL ON FUNCTION syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.mark_sync_failed(user_id uuid,
+										   source syncstate.sync_source,
+										   error_message text,
+										   kind text DEFAULT 'transient',
+										   lease bigint DEFAULT NULL,
+										   resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_failed'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text) IS 'Reports that a sync failed, and waits, or parks the row where waiting is no use';
+REVOKE ALL ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.mark_rate_limited(user_id uuid,
+											source syncstate.sync_source,
+											retry_after interval DEFAULT NULL,
+											scope text DEFAULT 'user',
+											lease bigint DEFAULT NULL,
+											resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_mark_rate_limited'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text) IS 'Reports that the provider''s rate limit was hit, and waits it out';
+REVOKE ALL ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.clear_sync_token(user_id uuid,
+										   source syncstate.sync_source,
+										   lease bigint DEFAULT NULL,
+										   resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_clear_sync_token'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text) IS 'Reports that the provider has forgotten the cursor: a full sync is next';
+REVOKE ALL ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.renew_sync_lease(user_id uuid,
+										   source syncstate.sync_source,
+										   lease bigint,
+										   lease_time interval DEFAULT NULL,
+										   resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_renew_sync_lease'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text) IS 'Renews the lease of a sync in flight';
+REVOKE ALL ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.checkpoint_sync(user_id uuid,
+										  source syncstate.sync_source,
+										  lease bigint,
+										  page_token text DEFAULT NULL,
+										  progress_done bigint DEFAULT NULL,
+										  progress_total bigint DEFAULT NULL,
+										  resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_checkpoint_sync'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text) IS 'Remembers where a long sync stands, and renews its lease';
+REVOKE ALL ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.release_sync(user_id uuid,
+									   source syncstate.sync_source,
+									   lease bigint,
+									   resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_release_sync'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) IS 'Gives a claimed row back undone; nothing is counted';
+REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.update_sync_state(user_id uuid,
+											source syncstate.sync_source,
+											changes jsonb,
+											resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_update_sync_state'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text) IS 'Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay';
+REVOKE ALL ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.connect_sync(user_id uuid,
+									   source syncstate.sync_source,
+									   resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_connect_sync'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) IS 'Starts or takes up again the syncing of an account: makes the row if it is missing, un-parks it, forgets failures, and requests a sync';
+REVOKE ALL ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.disconnect_sync(user_id uuid,
+										  source syncstate.sync_source,
+										  resource text DEFAULT '')
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'syncstate_disconnect_sync'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text) IS 'Ends the syncing of an account: deletes the row; false if there was none';
+REVOKE ALL ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.pause_sync(user_id uuid,
+									 source syncstate.sync_source,
+									 resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_pause_sync'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text) IS 'Parks a row until it is resumed; a sync in flight may finish';
+REVOKE ALL ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.resume_sync(user_id uuid,
+									  source syncstate.sync_source,
+									  resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_resume_sync'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text) IS 'Un-parks a row, which is due at once, and forgets failures';
+REVOKE ALL ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.request_sync(user_id uuid,
+									   source syncstate.sync_source,
+									   resource text DEFAULT '')
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'syncstate_request_sync'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text) IS 'Asks for a sync now; tells whether one will come, which it will not for a parked row';
+REVOKE ALL ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+
+/* The bodies are bound to their objects here and now: no search_path later. */
+CREATE FUNCTION syncstate.get_sync_state(user_id uuid,
+										 source syncstate.sync_source,
+										 resource text DEFAULT '')
+	RETURNS syncstate.sync_state
+	LANGUAGE sql STABLE PARALLEL SAFE
+	BEGIN ATOMIC
+		SELECT s FROM syncstate.sync_state AS s
+		WHERE s.user_id OPERATOR(pg_catalog.=) get_sync_state.user_id
+			AND s.source OPERATOR(pg_catalog.=) get_sync_state.source
+			AND s.resource OPERATOR(pg_catalog.=) get_sync_state.resource;
+	END;
+COMMENT ON FUNCTION syncstate.get_sync_state(uuid, syncstate.sync_source, text) IS 'The row of a user, source and resource, or null';
+REVOKE ALL ON FUNCTION syncstate.get_sync_state(uuid, syncstate.sync_source, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.get_sync_states(user_id uuid)
+	RETURNS SETOF syncstate.sync_state
+	LANGUAGE sql STABLE PARALLEL SAFE
+	BEGIN ATOMIC
+		SELECT s.* FROM syncstate.sync_state AS s
+		WHERE s.user_id OPERATOR(pg_catalog.=) get_sync_states.user_id
+		ORDER BY s.source, s.resource;
+	END;
+COMMENT ON FUNCTION syncstate.get_sync_states(uuid) IS 'All rows of a user';
+REVOKE ALL ON FUNCTION syncstate.get_sync_states(uuid) FROM PUBLIC;
+
+/* --------------------------------------------------------------- policies */
+
+CREATE FUNCTION syncstate.get_sync_policy(source syncstate.sync_source)
+	RETURNS syncstate.sync_policy
+	AS 'MODULE_PATHNAME', 'syncstate_get_sync_policy'
+	LANGUAGE C STABLE;
+COMMENT ON FUNCTION syncstate.get_sync_policy(syncstate.sync_source) IS 'The effective settings of a source: what was overridden, and the built-in defaults for the rest';
+REVOKE ALL ON FUNCTION syncstate.get_sync_policy(syncstate.sync_source) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.set_sync_policy(source syncstate.sync_source, changes jsonb)
+	RETURNS syncstate.sync_policy
+	AS 'MODULE_PATHNAME', 'syncstate_set_sync_policy'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) IS 'Overrides settings of a source: keys present change, null goes back to the built-in default, keys absent stay; tells the effective settings';
+REVOKE ALL ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) FROM PUBLIC;
+
+/* ----------------------------------------------------------- row security */
+
+/*
+ * One policy per command.  A worker is whoever may execute claim_due_syncs()
+ * and sees all rows; others see their own.  Each question is asked in a
+ * sub-select, so once per statement.  What a role may do at all is a matter of
+ * its privileges: grant_worker() and grant_user().
+ */
+ALTER TABLE syncstate.sync_state ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY sync_state_select ON syncstate.sync_state FOR SELECT
+	USING (user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id())
+		   OR (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_state_select ON syncstate.sync_state IS 'Users see their own rows, workers all';
+
+CREATE POLICY sync_state_insert ON syncstate.sync_state FOR INSERT
+	WITH CHECK (user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id())
+				OR (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_state_insert ON syncstate.sync_state IS 'Users make their own rows, workers any';
+
+CREATE POLICY sync_state_update ON syncstate.sync_state FOR UPDATE
+	USING (user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id())
+		   OR (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_state_update ON syncstate.sync_state IS 'Users change their own rows, workers all';
+
+CREATE POLICY sync_state_delete ON syncstate.sync_state FOR DELETE
+	USING (user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id())
+		   OR (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_state_delete ON syncstate.sync_state IS 'Users delete their own rows, workers all';
+
+ALTER TABLE syncstate.sync_policy ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY sync_policy_worker ON syncstate.sync_policy
+	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_policy_worker ON syncstate.sync_policy IS 'Workers see and change all policies';
+
+/* ------------------------------------------------------------------ views */
+
+CREATE VIEW syncstate.my_syncs
+	WITH (security_invoker = true, security_barrier = true) AS
+	SELECT s.user_id, s.source, s.resource, s.status, s.due_at, s.requested_at,
+		s.parked_reason, s.sync_interval, s.last_full_sync_at, s.last_sync_at,
+		s.last_successful_sync_at, s.items_synced, s.progress_done,
+		s.progress_total, s.failures, s.failing_since, s.token_losses,
+		s.error_message, s.created_at, s.updated_at
+	FROM syncstate.sync_state AS s
+	WHERE s.user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id());
+REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
+COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
+
+/* ----------------------------------------------------------------- grants */
+
+/*
+ * role is regrole, so that a name that is none is refused, and one that needs
+ * quotes has them.
+ */
+CREATE FUNCTION syncstate.grant_worker(role regrole) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	fn pg_catalog.regprocedure;
+BEGIN
+	IF role IS NULL THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'role must not be null';
+	END IF;
+	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
+	FOREACH fn IN ARRAY ARRAY[
+		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)',
+		'syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text)',
+		'syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text)',
+		'syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text)',
+		'syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text)',
+		'syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text)',
+		'syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text)',
+		'syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text)',
+		'syncstate.release_sync(uuid, syncstate.sync_source, bigint, text)',
+		'syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text)',
+		'syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer)',
+		'syncstate.next_sync_due(syncstate.sync_source)',
+		'syncstate.get_sync_policy(syncstate.sync_source)',
+		'syncstate.set_sync_policy(syncstate.sync_source, jsonb)',
+		'syncstate.get_sync_state(uuid, syncstate.sync_source, text)',
+		'syncstate.get_sync_states(uuid)',
+		'syncstate.connect_sync(uuid, syncstate.sync_source, text)',
+		'syncstate.disconnect_sync(uuid, syncstate.sync_source, text)',
+		'syncstate.pause_sync(uuid, syncstate.sync_source, text)',
+		'syncstate.resume_sync(uuid, syncstate.sync_source, text)',
+		'syncstate.request_sync(uuid, syncstate.sync_source, text)',
+		'syncstate.current_user_id()',
+		'syncstate.sync_clock()']::pg_catalog.regprocedure[]
+	LOOP
+		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', fn, role);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION syncstate.grant_worker(regrole) IS 'Grants a role all that a worker needs: to claim and report, for every user';
+REVOKE ALL ON FUNCTION syncstate.grant_worker(regrole) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.grant_user(role regrole) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF role IS NULL THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'role must not be null';
+	END IF;
+	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
+
+	/* what my_syncs shows, and what request_sync() writes */
+	EXECUTE pg_catalog.format('GRANT SELECT (user_id, source, resource, status, due_at, requested_at, parked_reason, sync_interval, last_full_sync_at, last_sync_at, last_successful_sync_at, items_synced, progress_done, progress_total, failures, failing_since, token_losses, error_message, created_at, updated_at), UPDATE (requested_at) ON syncstate.sync_state TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
+	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.current_user_id(), syncstate.sync_clock() TO %s', role);
+END
+$$;
+COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request a sync';
+REVOKE ALL ON FUNCTION syncstate.grant_user(regrole) FROM PUBLIC;
+
+/*
+ * The owner of the database may install this, and then needs to be able to use
+ * it and to pass it on; the objects stay the bootstrap superuser's.
+ */
+GRANT USAGE ON SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
+GRANT ALL ON ALL TABLES IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
+
+DO $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname OPERATOR(pg_catalog.=) 'service_role') THEN
+		PERFORM syncstate.grant_worker('service_role'::pg_catalog.regrole);
+	END IF;
+	IF EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname OPERATOR(pg_catalog.=) 'authenticated') THEN
+		PERFORM syncstate.grant_user('authenticated'::pg_catalog.regrole);
+	END IF;
+END
+$$;

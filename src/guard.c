@@ -1,0 +1,293 @@
+/*-------------------------------------------------------------------------
+ *
+ * guard.c
+ *		The row trigger: keeps a row legal whichever way it is written
+ *
+ * Clients that keep their sync state by hand write it like
+ * upsert({status: 'syncing', ...}).  They get a lease, a due time and a legal
+ * row too.  What a client says wins over what would follow from it; the CHECKs
+ * refuse what cannot be made sense of.
+ *
+ * On INSERT only what is missing is filled in, so that a restored row stays as
+ * it was dumped.  What the lifecycle functions write is legal as it is, and
+ * passes.
+ *
+ * src/guard.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_collation.h"
+#include "commands/trigger.h"
+#include "common/pg_prng.h"
+#include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "syncstate.h"
+
+static void guard_insert(SyncState *row, TimestampTz now);
+static void tidy_cursor(SyncState *row);
+static bool same_cursor(const SyncState *a, const SyncState *b);
+static HeapTuple changed_tuple(HeapTuple tuple, TupleDesc tupdesc,
+							   const SyncState *row);
+static void read_tuple(HeapTuple tuple, TupleDesc tupdesc, SyncState *row);
+
+PG_FUNCTION_INFO_V1(syncstate_guard);
+
+/*
+ * syncstate_guard() -> trigger
+ *
+ * Keeps a row of sync_state legal whichever way it is written.
+ *
+ * Errors: 39P01 if not fired before INSERT or UPDATE for each row;
+ *		   22023 if the key of a row is changed.
+ */
+Datum
+syncstate_guard(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	TupleDesc	tupdesc;
+	SyncState	row;
+	HeapTuple	tuple;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
+		TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be fired BEFORE INSERT OR UPDATE ROW",
+						"guard")));
+
+	tupdesc = RelationGetDescr(trigdata->tg_relation);
+	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+	{
+		tuple = trigdata->tg_trigtuple;
+		read_tuple(tuple, tupdesc, &row);
+		guard_insert(&row, syncstate_now());
+	}
+	else
+	{
+		SyncState	old;
+
+		tuple = trigdata->tg_newtuple;
+		if (syncstate_store_is_writing())
+			return PointerGetDatum(tuple);
+		read_tuple(trigdata->tg_trigtuple, tupdesc, &old);
+		read_tuple(tuple, tupdesc, &row);
+		syncstate_guard_update(&old, &row, syncstate_now());
+	}
+	return PointerGetDatum(changed_tuple(tuple, tupdesc, &row));
+}
+
+/* Fills in what a new row lacks. */
+static void
+guard_insert(SyncState *row, TimestampTz now)
+{
+	const SyncPolicy *policy = syncstate_policy(row->key.source);
+
+	tidy_cursor(row);
+	if (syncstate_has_cursor(row) && row->token_issued_at == NO_TIME)
+		row->token_issued_at = now;
+	if (row->due_at == NO_TIME && row->parked_reason == NULL)
+		row->due_at = syncstate_first_due(policy, &row->key, now);
+	if (row->status == SYNC_SYNCING && row->lease_expires_at == NO_TIME)
+	{
+		row->lease_expires_at = now + policy->lease_time;
+		if (row->lease == 0)
+			row->lease = 1;
+		if (row->last_sync_at == NO_TIME)
+			row->last_sync_at = now;
+	}
+	if (row->failures > 0 && row->failing_since == NO_TIME)
+		row->failing_since = row->last_successful_sync_at != NO_TIME ?
+			row->last_successful_sync_at : now;
+}
+
+/*
+ * Makes a changed row legal.
+ *
+ * Whatever the client left alone follows from what it changed: "status =
+ * 'syncing'" alone is a start, "status = 'idle'" alone is the end of a sync,
+ * "due_at = null" alone parks.
+ */
+void
+syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
+{
+	const SyncPolicy *policy = syncstate_policy(row->key.source);
+	bool		was_running = old->status == SYNC_SYNCING;
+	bool		due_changed = row->due_at != old->due_at;
+	bool		reason_changed = !syncstate_same_text(row->parked_reason, old->parked_reason);
+	bool		lease_changed = row->lease != old->lease;
+	bool		expiry_changed = row->lease_expires_at != old->lease_expires_at;
+
+	if (!syncstate_same_key(&row->key, &old->key))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("key columns of a sync state cannot be changed"),
+				 errdetail("The key is user_id, source and resource."),
+				 errhint("Delete the row and make another.")));
+
+	row->updated_at = now;
+	row->lease = Max(row->lease, old->lease);
+
+	/* one of due_at and parked_reason is set, and not both */
+	if (row->due_at == NO_TIME && row->parked_reason == NULL)
+	{
+		if (reason_changed)
+			row->due_at = now;
+		else
+			row->parked_reason = cstring_to_text("paused");
+	}
+	else if (row->due_at != NO_TIME && row->parked_reason != NULL)
+	{
+		if (reason_changed)
+			row->due_at = NO_TIME;
+		else
+			row->parked_reason = NULL;
+	}
+
+	tidy_cursor(row);
+	if (!syncstate_has_cursor(row))
+		row->token_issued_at = NO_TIME;
+	else if (!same_cursor(row, old) &&
+			 row->token_issued_at == old->token_issued_at)
+		row->token_issued_at = now;
+
+	if (row->status == SYNC_SYNCING && was_running && !lease_changed &&
+		syncstate_has_cursor(old) && !syncstate_has_cursor(row))
+	{
+		/* the run in flight would bring the old cursor back: revoke it */
+		row->status = SYNC_IDLE;
+		row->page_token = NULL;
+		syncstate_set_due(row, now);
+		due_changed = true;
+	}
+	else if (row->status == SYNC_SYNCING &&
+			 (!was_running || lease_changed ||
+			  (!expiry_changed && old->lease_expires_at <= now)))
+	{
+		/* a start */
+		if (!lease_changed)
+			row->lease = old->lease + 1;
+		if (row->lease_expires_at == NO_TIME || !expiry_changed)
+			row->lease_expires_at = now + policy->lease_time;
+		if (row->last_sync_at == old->last_sync_at)
+			row->last_sync_at = now;
+		if (row->requested_at == old->requested_at)
+			row->requested_at = NO_TIME;
+		if (!due_changed && row->due_at > now)
+			row->due_at = now;
+	}
+	else if (row->status == SYNC_SYNCING)
+	{
+		if (row->lease_expires_at == NO_TIME)
+			row->lease_expires_at = now + policy->lease_time;
+	}
+	else if (was_running)
+	{
+		/* the end of a sync */
+		if (row->status == SYNC_ERROR && row->failures == old->failures)
+			row->failures = old->failures < PG_INT32_MAX ? old->failures + 1 : PG_INT32_MAX;
+		if (!due_changed && row->due_at != NO_TIME)
+		{
+			if (row->status == SYNC_ERROR)
+				row->due_at = now +
+					syncstate_backoff(policy, Max(row->failures, 1),
+									  pg_prng_double(&pg_global_prng_state));
+			else if (row->status == SYNC_RATE_LIMITED)
+				row->due_at = syncstate_limit_end(policy, &row->key,
+												  policy->rate_limit_wait, now);
+			else
+				row->due_at = syncstate_next_due(policy, row, now);
+		}
+	}
+	if (row->status != SYNC_SYNCING)
+		row->lease_expires_at = NO_TIME;
+
+	/* a run of failures that began unseen began after the last success */
+	if (row->failures <= 0)
+		row->failing_since = NO_TIME;
+	else if (row->failing_since == NO_TIME)
+		row->failing_since = row->last_successful_sync_at != NO_TIME ?
+			row->last_successful_sync_at : row->created_at;
+}
+
+/*
+ * An empty cursor is none, and a history id has no leading zeros, so that it
+ * is what Gmail would have sent.
+ */
+static void
+tidy_cursor(SyncState *row)
+{
+	if (row->sync_token != NULL && VARSIZE_ANY_EXHDR(row->sync_token) == 0)
+		row->sync_token = NULL;
+	if (row->history_id != NULL)
+		row->history_id = syncstate_tidy_history_id(row->history_id);
+}
+
+/* Whether two texts are the same bytes; NULL is the same as NULL. */
+bool
+syncstate_same_text(const text *a, const text *b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+												PointerGetDatum(a),
+												PointerGetDatum(b)));
+}
+
+bool
+syncstate_same_key(const SyncKey *a, const SyncKey *b)
+{
+	return memcmp(&a->user_id, &b->user_id, UUID_LEN) == 0 &&
+		a->source == b->source &&
+		syncstate_same_text(a->resource, b->resource);
+}
+
+static bool
+same_cursor(const SyncState *a, const SyncState *b)
+{
+	return syncstate_same_text(a->sync_token, b->sync_token) &&
+		syncstate_same_text(a->history_id, b->history_id) &&
+		a->updated_min == b->updated_min;
+}
+
+static void
+read_tuple(HeapTuple tuple, TupleDesc tupdesc, SyncState *row)
+{
+	Datum	   *values = palloc(tupdesc->natts * sizeof(Datum));
+	bool	   *nulls = palloc(tupdesc->natts * sizeof(bool));
+
+	heap_deform_tuple(tuple, tupdesc, values, nulls);
+
+	/* NOT NULL is checked after the triggers: say the same here */
+	for (int i = 0; i < Natts_sync_state; i++)
+	{
+		if (nulls[i] && TupleDescAttr(tupdesc, i)->attnotnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("null value in column \"%s\" of relation \"%s\" violates not-null constraint",
+							NameStr(TupleDescAttr(tupdesc, i)->attname),
+							"sync_state")));
+	}
+	syncstate_state_from_datums(values, nulls, row);
+	row->ctid = tuple->t_self;
+}
+
+/* The tuple with our columns replaced; columns of others stay. */
+static HeapTuple
+changed_tuple(HeapTuple tuple, TupleDesc tupdesc, const SyncState *row)
+{
+	Datum	   *values = palloc0(tupdesc->natts * sizeof(Datum));
+	bool	   *nulls = palloc0(tupdesc->natts * sizeof(bool));
+	bool	   *replace = palloc0(tupdesc->natts * sizeof(bool));
+
+	syncstate_state_to_datums(row, values, nulls);
+	memset(replace, true, Natts_sync_state * sizeof(bool));
+	return heap_modify_tuple(tuple, tupdesc, values, nulls, replace);
+}

@@ -1,0 +1,896 @@
+/*-------------------------------------------------------------------------
+ *
+ * lifecycle.c
+ *		The state machine: one table of transitions, and the SQL functions
+ *		that apply them
+ *
+ * Each call locks its row, lets the transition change the copy in memory, and
+ * writes the copy.  A transition sees the row, the arguments, the effective
+ * policy and the time, runs no SQL and raises no error, so that a batch of
+ * reports can apply the very same ones to many rows.
+ *
+ * The start of a sync is not here but in claim.c: a claim starts many rows in
+ * one statement, and mark_sync_started() starts its row by the same one.
+ *
+ * src/lifecycle.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "commands/async.h"
+#include "common/pg_prng.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "syncstate.h"
+
+#define RATE_LIMIT_MESSAGE	"API rate limit exceeded"
+#define CUT_MARK			" [cut]"
+
+/* From this many cursor losses in a row on, the row waits; then it is parked. */
+#define LOSSES_TO_WAIT		3
+#define LOSSES_TO_PARK		10
+
+typedef enum FailureKind
+{
+	FAILURE_TRANSIENT,
+	FAILURE_PERMANENT,
+	FAILURE_AUTH,
+} FailureKind;
+
+static const char *const failure_kinds[] = {
+	[FAILURE_TRANSIENT] = "transient",
+	[FAILURE_PERMANENT] = "permanent",
+	[FAILURE_AUTH] = "auth",
+};
+
+typedef enum LimitScope
+{
+	SCOPE_USER,
+	SCOPE_SOURCE,
+} LimitScope;
+
+static const char *const limit_scopes[] = {
+	[SCOPE_USER] = "user",
+	[SCOPE_SOURCE] = "source",
+};
+
+/* The arguments of a call; each transition looks at its own. */
+typedef struct Report
+{
+	SyncKey		key;
+	bool		has_lease;
+	int64		lease;
+	int64		items_synced;	/* completed */
+	text	   *sync_token;		/* completed; NULL keeps */
+	text	   *history_id;		/* completed; NULL keeps */
+	TimestampTz updated_min;	/* completed; NO_TIME keeps */
+	text	   *error_message;	/* failed */
+	FailureKind kind;			/* failed */
+	int64		retry_after;	/* rate limited; 0 = the policy's wait */
+	LimitScope	scope;			/* rate limited */
+	int64		lease_time;		/* renew; 0 = the policy's */
+	text	   *page_token;		/* checkpoint; NULL keeps */
+	int64		progress_done;	/* checkpoint; NO_COUNT keeps */
+	int64		progress_total; /* checkpoint; NO_COUNT keeps */
+} Report;
+
+typedef void (*TransitionFunction) (SyncState *row, const Report *report,
+									const SyncPolicy *policy, TimestampTz now);
+
+typedef struct Transition
+{
+	TransitionFunction apply;
+	bool		needs_lease;	/* the row must be running under the lease */
+	bool		makes_row;		/* a missing row is made, unless a lease is given */
+	bool		wakes_workers;	/* the row may be due now: NOTIFY */
+} Transition;
+
+static void complete(SyncState *row, const Report *report,
+					 const SyncPolicy *policy, TimestampTz now);
+static void fail(SyncState *row, const Report *report,
+				 const SyncPolicy *policy, TimestampTz now);
+static void rate_limit(SyncState *row, const Report *report,
+					   const SyncPolicy *policy, TimestampTz now);
+static void clear_token(SyncState *row, const Report *report,
+						const SyncPolicy *policy, TimestampTz now);
+static void renew(SyncState *row, const Report *report,
+				  const SyncPolicy *policy, TimestampTz now);
+static void checkpoint(SyncState *row, const Report *report,
+					   const SyncPolicy *policy, TimestampTz now);
+static void release(SyncState *row, const Report *report,
+					const SyncPolicy *policy, TimestampTz now);
+static void connect_again(SyncState *row, const Report *report,
+						  const SyncPolicy *policy, TimestampTz now);
+static void pause_row(SyncState *row, const Report *report,
+				  const SyncPolicy *policy, TimestampTz now);
+static void resume_row(SyncState *row, const Report *report,
+				   const SyncPolicy *policy, TimestampTz now);
+
+/* The table of transitions; see README, "States". */
+typedef enum TransitionId
+{
+	COMPLETE,
+	FAIL,
+	RATE_LIMIT,
+	CLEAR_TOKEN,
+	RENEW,
+	CHECKPOINT,
+	RELEASE,
+	CONNECT,
+	PAUSE,
+	RESUME,
+} TransitionId;
+
+static const Transition transitions[] = {
+	[COMPLETE] = {complete, .makes_row = true},
+	[FAIL] = {fail, .makes_row = true},
+	[RATE_LIMIT] = {rate_limit, .makes_row = true},
+	[CLEAR_TOKEN] = {clear_token, .makes_row = true},
+	[RENEW] = {renew, .needs_lease = true},
+	[CHECKPOINT] = {checkpoint, .needs_lease = true},
+	[RELEASE] = {release, .needs_lease = true},
+	[CONNECT] = {connect_again, .makes_row = true, .wakes_workers = true},
+	[PAUSE] = {pause_row},
+	[RESUME] = {resume_row, .wakes_workers = true},
+};
+
+static void report_lease(FunctionCallInfo fcinfo, int arg, Report *report);
+static Datum apply(TransitionId id, const Report *report);
+static int64 limit_wait(const Report *report, const SyncPolicy *policy);
+static void check_row(SyncState *row);
+static void drop_cursor(SyncState *row);
+static void park(SyncState *row, const char *reason);
+static void check_lease(const SyncState *row, int64 lease);
+static void wake_workers(const SyncPolicy *policy);
+static int	compare_history_ids(const text *a, const text *b);
+static void end_run(SyncState *row, SyncStatus status, text *error_message);
+static void wait_after_failure(SyncState *row, const SyncPolicy *policy,
+							   int32 n, TimestampTz now);
+static text *cut_message(text *message);
+
+PG_FUNCTION_INFO_V1(syncstate_mark_sync_completed);
+PG_FUNCTION_INFO_V1(syncstate_mark_sync_failed);
+PG_FUNCTION_INFO_V1(syncstate_mark_rate_limited);
+PG_FUNCTION_INFO_V1(syncstate_clear_sync_token);
+PG_FUNCTION_INFO_V1(syncstate_renew_sync_lease);
+PG_FUNCTION_INFO_V1(syncstate_checkpoint_sync);
+PG_FUNCTION_INFO_V1(syncstate_release_sync);
+PG_FUNCTION_INFO_V1(syncstate_update_sync_state);
+PG_FUNCTION_INFO_V1(syncstate_connect_sync);
+PG_FUNCTION_INFO_V1(syncstate_disconnect_sync);
+PG_FUNCTION_INFO_V1(syncstate_pause_sync);
+PG_FUNCTION_INFO_V1(syncstate_resume_sync);
+PG_FUNCTION_INFO_V1(syncstate_request_sync);
+
+/*
+ * syncstate_mark_sync_completed(user_id uuid, source sync_source,
+ *		items_synced int8, sync_token text, history_id text,
+ *		updated_min timestamptz, lease int8, resource text) -> sync_state
+ *
+ * Reports that a sync completed, with its new cursor.
+ *
+ *	items_synced	items that the sync found; 0 or more
+ *	sync_token		new cursor, at most 64 kB; null or '' keeps the old one
+ *	history_id		new cursor, 0 to 2^64 - 1; null or '' keeps; never moves back
+ *	updated_min		new cursor, finite; null keeps; never moves back
+ *	lease			the claim's number; null: whoever holds the row
+ *
+ * Errors: 22023 for a bad argument; PT409 if the lease is lost; PT404 if a
+ *		   lease is given and there is no such row.
+ * Formula: due_at = greatest(last_sync_at + interval, now + interval / 10), the
+ *		   interval shortened by jitter; see syncstate_next_due().
+ */
+Datum
+syncstate_mark_sync_completed(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 7)};
+
+	report.items_synced = syncstate_arg_count(fcinfo, 2, "items_synced", false);
+	report.sync_token = syncstate_arg_text(fcinfo, 3, "sync_token", MAX_TOKEN_BYTES);
+	report.history_id = syncstate_arg_text(fcinfo, 4, "history_id", MAX_TOKEN_BYTES);
+	if (report.history_id != NULL)
+		report.history_id = syncstate_tidy_history_id(report.history_id);
+	if (report.history_id != NULL)
+		syncstate_check_history_id("history_id", report.history_id);
+	report.updated_min = syncstate_arg_time(fcinfo, 5, "updated_min");
+	report_lease(fcinfo, 6, &report);
+	return apply(COMPLETE, &report);
+}
+
+/*
+ * syncstate_mark_sync_failed(user_id uuid, source sync_source,
+ *		error_message text, kind text, lease int8, resource text) -> sync_state
+ *
+ * Reports that a sync failed, and waits, or parks the row where waiting is no
+ * use.
+ *
+ *	error_message	kept for people to read; cut at 8 kB
+ *	kind			'transient': try again by backoff; 'permanent': try again
+ *					after retry_cap; 'auth': park until reconnected
+ *	lease			the claim's number; null: whoever holds the row
+ *
+ * Errors: 22023 for a bad argument; PT409 if the lease is lost; PT404 if a
+ *		   lease is given and there is no such row.
+ * Formula: see syncstate_backoff().
+ */
+Datum
+syncstate_mark_sync_failed(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 5)};
+
+	if (PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("error_message must not be null")));
+	report.error_message = cut_message(PG_GETARG_TEXT_PP(2));
+	report.kind = syncstate_arg_word(fcinfo, 3, "kind", failure_kinds,
+									 lengthof(failure_kinds));
+	report_lease(fcinfo, 4, &report);
+	return apply(FAIL, &report);
+}
+
+/*
+ * syncstate_mark_rate_limited(user_id uuid, source sync_source,
+ *		retry_after interval, scope text, lease int8, resource text)
+ *		-> sync_state
+ *
+ * Reports that the provider's rate limit was hit, and waits it out.
+ *
+ *	retry_after	how long the provider said to wait; clamped to 1 second to 30
+ *				days; null: the policy's rate_limit_wait
+ *	scope		'user': the limit is this row's; 'source': it holds for every
+ *				row of the source
+ *	lease		the claim's number; null: whoever holds the row
+ *
+ * Errors: 22023 for a bad argument; PT409 if the lease is lost; PT404 if a
+ *		   lease is given and there is no such row.
+ */
+Datum
+syncstate_mark_rate_limited(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 5)};
+
+	if (!PG_ARGISNULL(2))
+		report.retry_after =
+			Min(Max(syncstate_interval_usecs(PG_GETARG_INTERVAL_P(2)),
+					MIN_DURATION), MAX_RETRY_AFTER);
+	report.scope = syncstate_arg_word(fcinfo, 3, "scope", limit_scopes,
+									  lengthof(limit_scopes));
+	report_lease(fcinfo, 4, &report);
+	return apply(RATE_LIMIT, &report);
+}
+
+/*
+ * syncstate_clear_sync_token(user_id uuid, source sync_source, lease int8,
+ *		resource text) -> sync_state
+ *
+ * Reports that the provider has forgotten the cursor: a full sync is next.
+ *
+ *	lease	the claim's number: the run goes on, as a full sync; null: a run in
+ *			flight is revoked, and the row is due at once
+ *
+ * After the 3rd loss in a row the run ends and the row waits by backoff, after
+ * the 10th it is parked.
+ *
+ * Errors: 22023 for a bad argument; PT409 if the lease is lost; PT404 if a
+ *		   lease is given and there is no such row.
+ */
+Datum
+syncstate_clear_sync_token(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 3)};
+
+	report_lease(fcinfo, 2, &report);
+	return apply(CLEAR_TOKEN, &report);
+}
+
+/*
+ * syncstate_renew_sync_lease(user_id uuid, source sync_source, lease int8,
+ *		lease_time interval, resource text) -> sync_state
+ *
+ * Renews the lease of a sync in flight.
+ *
+ *	lease		the claim's number
+ *	lease_time	1 second to 1 day from now; null: the policy's
+ *
+ * Errors: 22023 for a bad argument; PT409 if the lease is lost; PT404 if there
+ *		   is no such row.
+ */
+Datum
+syncstate_renew_sync_lease(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 4)};
+
+	report.lease = syncstate_arg_lease(fcinfo, 2);
+	report.has_lease = true;
+	report.lease_time = syncstate_arg_duration(fcinfo, 3, "lease_time",
+											   MIN_DURATION, MAX_LEASE_TIME);
+	return apply(RENEW, &report);
+}
+
+/*
+ * syncstate_checkpoint_sync(user_id uuid, source sync_source, lease int8,
+ *		page_token text, progress_done int8, progress_total int8,
+ *		resource text) -> sync_state
+ *
+ * Remembers where a long sync stands, and renews its lease.
+ *
+ *	lease			the claim's number
+ *	page_token		where to go on, at most 64 kB; null keeps
+ *	progress_done	items done; 0 or more; null keeps
+ *	progress_total	items expected; 0 or more; null keeps
+ *
+ * Errors: 22023 for a bad argument; PT409 if the lease is lost; PT404 if there
+ *		   is no such row.
+ */
+Datum
+syncstate_checkpoint_sync(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 6)};
+
+	report.lease = syncstate_arg_lease(fcinfo, 2);
+	report.has_lease = true;
+	report.page_token = syncstate_arg_text(fcinfo, 3, "page_token",
+										   MAX_TOKEN_BYTES);
+	report.progress_done = syncstate_arg_count(fcinfo, 4, "progress_done", true);
+	report.progress_total = syncstate_arg_count(fcinfo, 5, "progress_total", true);
+	return apply(CHECKPOINT, &report);
+}
+
+/*
+ * syncstate_release_sync(user_id uuid, source sync_source, lease int8,
+ *		resource text) -> sync_state
+ *
+ * Gives a claimed row back undone; nothing is counted.
+ *
+ *	lease	the claim's number
+ *
+ * Errors: 22023 for a bad argument; PT409 if the lease is lost; PT404 if there
+ *		   is no such row.
+ */
+Datum
+syncstate_release_sync(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 3)};
+
+	report.lease = syncstate_arg_lease(fcinfo, 2);
+	report.has_lease = true;
+	return apply(RELEASE, &report);
+}
+
+/*
+ * syncstate_connect_sync(user_id uuid, source sync_source, resource text)
+ *		-> sync_state
+ *
+ * Starts or takes up again the syncing of an account: makes the row if it is
+ * missing, un-parks it, forgets failures, and requests a sync.
+ *
+ * Errors: 22023 for a bad argument.
+ */
+Datum
+syncstate_connect_sync(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 2)};
+
+	return apply(CONNECT, &report);
+}
+
+/*
+ * syncstate_disconnect_sync(user_id uuid, source sync_source, resource text)
+ *		-> boolean
+ *
+ * Ends the syncing of an account: deletes the row; false if there was none.
+ *
+ * Errors: 22023 for a bad argument.
+ */
+Datum
+syncstate_disconnect_sync(PG_FUNCTION_ARGS)
+{
+	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 2);
+	bool		deleted;
+
+	SPI_connect();
+	deleted = syncstate_store_delete(&key);
+	SPI_finish();
+	PG_RETURN_BOOL(deleted);
+}
+
+/*
+ * syncstate_pause_sync(user_id uuid, source sync_source, resource text)
+ *		-> sync_state
+ *
+ * Parks a row until it is resumed; a sync in flight may finish.
+ *
+ * Errors: 22023 for a bad argument; PT404 if there is no such row.
+ */
+Datum
+syncstate_pause_sync(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 2)};
+
+	return apply(PAUSE, &report);
+}
+
+/*
+ * syncstate_resume_sync(user_id uuid, source sync_source, resource text)
+ *		-> sync_state
+ *
+ * Un-parks a row, which is due at once, and forgets failures.
+ *
+ * Errors: 22023 for a bad argument; PT404 if there is no such row.
+ */
+Datum
+syncstate_resume_sync(PG_FUNCTION_ARGS)
+{
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 2)};
+
+	return apply(RESUME, &report);
+}
+
+/*
+ * syncstate_request_sync(user_id uuid, source sync_source, resource text)
+ *		-> boolean
+ *
+ * Asks for a sync now; tells whether one will come, which it will not for a
+ * parked row.
+ *
+ * Errors: 22023 for a bad argument; PT404 if there is no such row, or it is not
+ *		   the caller's.
+ */
+Datum
+syncstate_request_sync(PG_FUNCTION_ARGS)
+{
+	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 2);
+	SyncPolicy	policy = *syncstate_policy(key.source);
+	bool		comes;
+
+	SPI_connect();
+	if (syncstate_store_request(&key, syncstate_now(), &comes))
+		wake_workers(&policy);
+	SPI_finish();
+	PG_RETURN_BOOL(comes);
+}
+
+/*
+ * syncstate_update_sync_state(user_id uuid, source sync_source, changes jsonb,
+ *		resource text) -> sync_state
+ *
+ * Changes columns of a row as a client that keeps its state by hand would:
+ * keys present change, null clears, keys absent stay.
+ *
+ *	changes	a JSON object; its keys are columns, but not those of the key, nor
+ *			lease, failing_since, created_at or updated_at
+ *
+ * A missing row is made.  What follows from a change (a lease with status
+ * 'syncing', a due time at its end) follows as for a direct write: guard.c.
+ *
+ * Errors: 22023 for a bad argument; 22P02, 22007 or 22008 for a malformed value.
+ */
+Datum
+syncstate_update_sync_state(PG_FUNCTION_ARGS)
+{
+	static const char *const keys[] = {
+		"status", "sync_token", "history_id", "updated_min",
+		"token_issued_at", "last_full_sync_at", "due_at", "requested_at",
+		"parked_reason", "sync_interval", "lease_expires_at", "last_sync_at",
+		"last_successful_sync_at", "items_synced", "page_token",
+		"progress_done", "progress_total", "failures", "token_losses",
+		"error_message",
+	};
+	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 3);
+	Jsonb	   *changes = syncstate_arg_object(fcinfo, 2, "changes");
+	SyncState	old;
+	SyncState	row;
+	Datum		result;
+
+	syncstate_check_keys("changes", changes, keys, lengthof(keys));
+
+	SPI_connect();
+	syncstate_lock_row(&key, true, &old);
+	syncstate_store_change(&old, JsonbPGetDatum(changes), &row);
+	check_row(&row);
+	syncstate_guard_update(&old, &row, syncstate_now());
+	result = syncstate_store_write(&row);
+	SPI_finish();
+	return result;
+}
+
+/* -------------------------------------------------------------- mechanics */
+
+/* Reads the argument "lease", which may be null. */
+static void
+report_lease(FunctionCallInfo fcinfo, int arg, Report *report)
+{
+	report->has_lease = !PG_ARGISNULL(arg);
+	if (report->has_lease)
+		report->lease = PG_GETARG_INT64(arg);
+}
+
+/* Applies a transition to the row of a report; returns the row. */
+static Datum
+apply(TransitionId id, const Report *report)
+{
+	const Transition *transition = &transitions[id];
+	SyncPolicy	policy = *syncstate_policy(report->key.source);
+	SyncState	row;
+	TimestampTz now;
+	Datum		result;
+
+	SPI_connect();
+	syncstate_lock_row(&report->key, transition->makes_row && !report->has_lease, &row);
+	if (report->has_lease)
+		check_lease(&row, report->lease);
+
+	/* the time after the wait for the lock, not before it */
+	now = syncstate_now();
+	transition->apply(&row, report, &policy, now);
+	row.updated_at = now;
+	result = syncstate_store_write(&row);
+	if (id == RATE_LIMIT && report->scope == SCOPE_SOURCE)
+		syncstate_pause_source(report->key.source,
+							   now + limit_wait(report, &policy), now);
+	SPI_finish();
+	if (transition->wakes_workers)
+		wake_workers(&policy);
+	return result;
+}
+
+/* Locks and reads the row of a key, and makes it where that is asked for. */
+void
+syncstate_lock_row(const SyncKey *key, bool make, SyncState *row)
+{
+	if (syncstate_store_lock(key, row))
+		return;
+	if (make)
+	{
+		syncstate_store_make(key);
+		if (syncstate_store_lock(key, row))
+			return;
+	}
+	syncstate_no_such_row();
+}
+
+/* The same words for a row that is not there and one that is not shown. */
+void
+syncstate_no_such_row(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NO_SUCH_ROW),
+			 errmsg("sync state does not exist or is not visible")));
+}
+
+/* Whoever lost its lease changes nothing. */
+static void
+check_lease(const SyncState *row, int64 lease)
+{
+	if (row->status == SYNC_SYNCING && row->lease == lease)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_LEASE_LOST),
+			 errmsg("lease on sync state is no longer held"),
+			 row->status == SYNC_SYNCING ?
+			 errdetail("The call gave lease %lld; the row is held under lease %lld.",
+					   (long long) lease, (long long) row->lease) :
+			 errdetail("The call gave lease %lld; the row is not held, its last lease was %lld.",
+					   (long long) lease, (long long) row->lease),
+			 errhint("Drop the work and claim again.")));
+}
+
+/* Tells listening workers of work that became available; once per transaction. */
+static void
+wake_workers(const SyncPolicy *policy)
+{
+	Async_Notify("syncstate", NameStr(policy->label));
+}
+
+/* ------------------------------------------------------------ transitions */
+
+static void
+complete(SyncState *row, const Report *report, const SyncPolicy *policy,
+		 TimestampTz now)
+{
+	bool		was_full = !syncstate_has_cursor(row);
+	bool		given = false;
+
+	if (report->sync_token != NULL && VARSIZE_ANY_EXHDR(report->sync_token) > 0)
+	{
+		row->sync_token = report->sync_token;
+		given = true;
+	}
+	if (report->history_id != NULL &&
+		(row->history_id == NULL ||
+		 compare_history_ids(report->history_id, row->history_id) >= 0))
+	{
+		row->history_id = report->history_id;
+		given = true;
+	}
+	if (report->updated_min != NO_TIME &&
+		(row->updated_min == NO_TIME || report->updated_min >= row->updated_min))
+	{
+		row->updated_min = report->updated_min;
+		given = true;
+	}
+
+	/* a cursor given again was confirmed by the provider: it is as good as new */
+	if (given)
+		row->token_issued_at = now;
+	if (was_full)
+		row->last_full_sync_at = now;
+
+	end_run(row, SYNC_IDLE, NULL);
+	row->page_token = NULL;
+	row->progress_done = NO_COUNT;
+	row->progress_total = NO_COUNT;
+	row->last_successful_sync_at = now;
+	row->items_synced = report->items_synced;
+	row->failures = 0;
+	row->failing_since = NO_TIME;
+	row->token_losses = 0;
+	syncstate_set_due(row, syncstate_next_due(policy, row, now));
+}
+
+static void
+fail(SyncState *row, const Report *report, const SyncPolicy *policy,
+	 TimestampTz now)
+{
+	if (row->failures < PG_INT32_MAX)
+		row->failures++;
+	if (row->failing_since == NO_TIME)
+		row->failing_since = now;
+
+	end_run(row, SYNC_ERROR, report->error_message);
+	if (report->kind == FAILURE_AUTH)
+		park(row, "auth");
+	else if (syncstate_is_hopeless(policy, row->failures, row->failing_since, now))
+		park(row, "failures");
+	else if (report->kind == FAILURE_PERMANENT)
+		syncstate_set_due(row, now + policy->retry_cap);
+	else
+		wait_after_failure(row, policy, row->failures, now);
+}
+
+static void
+rate_limit(SyncState *row, const Report *report, const SyncPolicy *policy,
+		   TimestampTz now)
+{
+	TimestampTz end = syncstate_limit_end(policy, &row->key,
+										  limit_wait(report, policy), now);
+
+	/* a limit that is running already is not cut short */
+	if (row->status == SYNC_RATE_LIMITED)
+		end = Max(end, row->due_at);
+	end_run(row, SYNC_RATE_LIMITED, cstring_to_text(RATE_LIMIT_MESSAGE));
+	syncstate_set_due(row, end);
+}
+
+static void
+clear_token(SyncState *row, const Report *report, const SyncPolicy *policy,
+			TimestampTz now)
+{
+	drop_cursor(row);
+	if (row->token_losses < PG_INT32_MAX)
+		row->token_losses++;
+
+	if (row->token_losses >= LOSSES_TO_WAIT)
+	{
+		/* the provider takes no cursor that it gave: full syncs are costly */
+		end_run(row, SYNC_ERROR,
+				cstring_to_text(psprintf("cursor lost %d times in a row",
+										 row->token_losses)));
+		if (row->token_losses >= LOSSES_TO_PARK)
+			park(row, "token_loop");
+		else
+			wait_after_failure(row, policy, row->token_losses, now);
+	}
+	else if (!report->has_lease)
+	{
+		if (row->status == SYNC_SYNCING)
+			end_run(row, SYNC_IDLE, row->error_message);
+		syncstate_set_due(row, now);
+	}
+}
+
+static void
+renew(SyncState *row, const Report *report, const SyncPolicy *policy,
+	  TimestampTz now)
+{
+	row->lease_expires_at = now + (report->lease_time != 0 ?
+								   report->lease_time : policy->lease_time);
+}
+
+static void
+checkpoint(SyncState *row, const Report *report, const SyncPolicy *policy,
+		   TimestampTz now)
+{
+	if (report->page_token != NULL)
+		row->page_token = report->page_token;
+	if (report->progress_done != NO_COUNT)
+		row->progress_done = report->progress_done;
+	if (report->progress_total != NO_COUNT)
+		row->progress_total = report->progress_total;
+	row->lease_expires_at = now + policy->lease_time;
+}
+
+static void
+release(SyncState *row, const Report *report, const SyncPolicy *policy,
+		TimestampTz now)
+{
+	/* the claim left it due: due_at is not moved */
+	end_run(row, SYNC_IDLE, NULL);
+}
+
+static void
+connect_again(SyncState *row, const Report *report, const SyncPolicy *policy,
+			  TimestampTz now)
+{
+	resume_row(row, report, policy, now);
+	if (row->requested_at == NO_TIME)
+		row->requested_at = now;
+}
+
+static void
+pause_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+	  TimestampTz now)
+{
+	park(row, "paused");
+}
+
+static void
+resume_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+	   TimestampTz now)
+{
+	if (row->due_at == NO_TIME)
+	{
+		row->parked_reason = NULL;
+		row->due_at = now;
+	}
+	row->failures = 0;
+	row->failing_since = NO_TIME;
+	row->token_losses = 0;
+	if (row->status == SYNC_ERROR)
+		end_run(row, SYNC_IDLE, NULL);
+}
+
+/* ------------------------------------------------------ what they share */
+
+bool
+syncstate_has_cursor(const SyncState *row)
+{
+	return row->sync_token != NULL || row->history_id != NULL ||
+		row->updated_min != NO_TIME;
+}
+
+/* What a full sync begins with: no cursor, and from the first page. */
+static void
+drop_cursor(SyncState *row)
+{
+	row->sync_token = NULL;
+	row->history_id = NULL;
+	row->updated_min = NO_TIME;
+	row->token_issued_at = NO_TIME;
+	row->page_token = NULL;
+	row->progress_done = NO_COUNT;
+	row->progress_total = NO_COUNT;
+}
+
+/* Makes a row due at a time, unless it is parked. */
+void
+syncstate_set_due(SyncState *row, TimestampTz due_at)
+{
+	if (row->parked_reason == NULL)
+		row->due_at = due_at;
+}
+
+/* Takes a row out of the lanes, until it is resumed or connected. */
+static void
+park(SyncState *row, const char *reason)
+{
+	row->due_at = NO_TIME;
+	row->parked_reason = cstring_to_text(reason);
+}
+
+/* Nobody holds the row any more. */
+static void
+end_run(SyncState *row, SyncStatus status, text *error_message)
+{
+	row->status = status;
+	row->lease_expires_at = NO_TIME;
+	row->error_message = error_message;
+}
+
+static void
+wait_after_failure(SyncState *row, const SyncPolicy *policy, int32 n,
+				   TimestampTz now)
+{
+	syncstate_set_due(row, now +
+					  syncstate_backoff(policy, n,
+										pg_prng_double(&pg_global_prng_state)));
+}
+
+/* How long a rate limit lasts. */
+static int64
+limit_wait(const Report *report, const SyncPolicy *policy)
+{
+	return report->retry_after != 0 ? report->retry_after :
+		policy->rate_limit_wait;
+}
+
+/* Compares tidy history ids as numbers. */
+static int
+compare_history_ids(const text *a, const text *b)
+{
+	Size		a_len = VARSIZE_ANY_EXHDR(a);
+	Size		b_len = VARSIZE_ANY_EXHDR(b);
+
+	if (a_len != b_len)
+		return a_len < b_len ? -1 : 1;
+	return memcmp(VARDATA_ANY(a), VARDATA_ANY(b), a_len);
+}
+
+/* A message of at most MAX_ERROR_BYTES, marked where it was cut. */
+static text *
+cut_message(text *message)
+{
+	StringInfoData cut;
+	int			len;
+
+	if (VARSIZE_ANY_EXHDR(message) <= MAX_ERROR_BYTES)
+		return message;
+	len = pg_mbcliplen(VARDATA_ANY(message), VARSIZE_ANY_EXHDR(message),
+					   MAX_ERROR_BYTES - strlen(CUT_MARK));
+	initStringInfo(&cut);
+	appendBinaryStringInfo(&cut, VARDATA_ANY(message), len);
+	appendStringInfoString(&cut, CUT_MARK);
+	return cstring_to_text_with_len(cut.data, cut.len);
+}
+
+/* Checks a row that a client made up, so that it is told what is wrong. */
+static void
+check_row(SyncState *row)
+{
+	static const char *const reasons[] = {"paused", "auth", "failures", "token_loop"};
+
+#define CHECK_TEXT(column, max) \
+	if (row->column != NULL) \
+		syncstate_check_size(#column, \
+							 toast_raw_datum_size(PointerGetDatum(row->column)) - VARHDRSZ, \
+							 max)
+#define CHECK_TIME(column) \
+	if (row->column != NO_TIME) \
+		syncstate_check_time(#column, row->column)
+
+	CHECK_TEXT(sync_token, MAX_TOKEN_BYTES);
+	CHECK_TEXT(page_token, MAX_TOKEN_BYTES);
+	CHECK_TEXT(history_id, MAX_TOKEN_BYTES);
+	if (row->history_id != NULL)
+		row->history_id = syncstate_tidy_history_id(row->history_id);
+	if (row->history_id != NULL)
+		syncstate_check_history_id("history_id", row->history_id);
+	CHECK_TIME(updated_min);
+	CHECK_TIME(token_issued_at);
+	CHECK_TIME(last_full_sync_at);
+	CHECK_TIME(due_at);
+	CHECK_TIME(requested_at);
+	CHECK_TIME(lease_expires_at);
+	CHECK_TIME(last_sync_at);
+	CHECK_TIME(last_successful_sync_at);
+	if (row->parked_reason != NULL)
+		syncstate_check_word("parked_reason", text_to_cstring(row->parked_reason),
+							 reasons, lengthof(reasons));
+	if (row->sync_interval != NULL)
+		syncstate_check_duration("sync_interval", row->sync_interval,
+								 MIN_DURATION, MAX_DURATION);
+	syncstate_check_count("items_synced", row->items_synced);
+	syncstate_check_count("failures", row->failures);
+	syncstate_check_count("token_losses", row->token_losses);
+	if (row->error_message != NULL)
+		row->error_message = cut_message(row->error_message);
+#undef CHECK_TEXT
+#undef CHECK_TIME
+}
