@@ -366,6 +366,13 @@ CREATE FUNCTION syncstate.release_sync(user_id uuid,
 COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) IS 'Gives a claimed row back undone; nothing is counted';
 REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) FROM PUBLIC;
 
+CREATE FUNCTION syncstate.report_syncs(results jsonb)
+	RETURNS SETOF syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_report_syncs'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.report_syncs(jsonb) IS 'Reports what became of many syncs in one call';
+REVOKE ALL ON FUNCTION syncstate.report_syncs(jsonb) FROM PUBLIC;
+
 CREATE FUNCTION syncstate.update_sync_state(user_id uuid,
 											source syncstate.sync_source,
 											changes jsonb,
@@ -463,6 +470,143 @@ CREATE FUNCTION syncstate.set_sync_policy(source syncstate.sync_source, changes 
 COMMENT ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) IS 'Overrides settings of a source: keys present change, null goes back to the built-in default, keys absent stay; tells the effective settings';
 REVOKE ALL ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) FROM PUBLIC;
 
+CREATE FUNCTION syncstate.pause_sync_source(source syncstate.sync_source,
+											until timestamptz DEFAULT 'infinity')
+	RETURNS syncstate.sync_policy
+	AS 'MODULE_PATHNAME', 'syncstate_pause_sync_source'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) IS 'Hands out no row of a source until a time; syncs in flight may finish';
+REVOKE ALL ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
+	RETURNS syncstate.sync_policy
+	AS 'MODULE_PATHNAME', 'syncstate_resume_sync_source'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) IS 'Ends the pause of a source; its due rows can be claimed at once';
+REVOKE ALL ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) FROM PUBLIC;
+
+/* ---------------------------------------------------------- custom sources */
+
+/*
+ * The labels that were added to sync_source.  pg_dump does not dump labels of
+ * an extension's enum, but it dumps this table, and the trigger adds the label
+ * again when the row arrives.  The name sorts before sync_policy and
+ * sync_state, so that a restore fills this table first.
+ */
+CREATE TABLE syncstate.custom_source (
+	label text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT custom_source_pkey PRIMARY KEY (label),
+	CONSTRAINT custom_source_label_identifier
+		CHECK (label OPERATOR(pg_catalog.~) '^[a-z0-9_]{1,63}$')
+);
+REVOKE ALL ON TABLE syncstate.custom_source FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.custom_source', '');
+COMMENT ON TABLE syncstate.custom_source IS 'Labels that register_sync_source() added to sync_source';
+COMMENT ON COLUMN syncstate.custom_source.label IS 'Label of the source: 1 to 63 characters of a-z, 0-9 and _';
+
+/*
+ * Acts above its caller, who need not own the type.  Fires after the CHECK has
+ * passed the label.
+ */
+CREATE FUNCTION syncstate.add_source_label() RETURNS trigger
+	LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	EXECUTE pg_catalog.format('ALTER TYPE syncstate.sync_source ADD VALUE IF NOT EXISTS %L', NEW.label);
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION syncstate.add_source_label() IS 'Adds a label to sync_source when its row arrives in custom_source';
+REVOKE ALL ON FUNCTION syncstate.add_source_label() FROM PUBLIC;
+
+CREATE TRIGGER custom_source_add_label AFTER INSERT ON syncstate.custom_source
+	FOR EACH ROW EXECUTE FUNCTION syncstate.add_source_label();
+COMMENT ON TRIGGER custom_source_add_label ON syncstate.custom_source IS 'Adds the label to sync_source';
+
+CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF label IS NULL OR label OPERATOR(pg_catalog.!~) '^[a-z0-9_]{1,63}$' THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'label must be 1 to 63 characters of a-z, 0-9 and _',
+			DETAIL = pg_catalog.format('Got %s.', COALESCE(pg_catalog.quote_ident(pg_catalog.left(label, 100)), 'null'));
+	END IF;
+
+	/* the built-in labels, and those registered before */
+	IF EXISTS (SELECT FROM pg_catalog.pg_enum AS e
+			   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+				   AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name) THEN
+		RETURN;
+	END IF;
+	INSERT INTO syncstate.custom_source AS c (label)
+		VALUES (register_sync_source.label)
+		ON CONFLICT ON CONSTRAINT custom_source_pkey DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION syncstate.register_sync_source(text) IS 'Adds a label to sync_source, usable once the transaction has committed';
+REVOKE ALL ON FUNCTION syncstate.register_sync_source(text) FROM PUBLIC;
+
+/* ----------------------------------------------------------- deleted users */
+
+/*
+ * Acts above its caller: who deletes users need not be able to touch
+ * sync_state.  It is a trigger of the application's table, whose owner may
+ * change the column's type under it: only a plain uuid is compared, so that no
+ * operator or cast of theirs runs as the owner of this function.
+ */
+CREATE FUNCTION syncstate.forget_users() RETURNS trigger
+	LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF TG_NARGS OPERATOR(pg_catalog.<>) 1 OR TG_OP OPERATOR(pg_catalog.<>) 'DELETE'
+		OR TG_LEVEL OPERATOR(pg_catalog.<>) 'STATEMENT' THEN
+		RAISE trigger_protocol_violated USING
+			MESSAGE = 'function "forget_users" must be fired AFTER DELETE STATEMENT with the name of a column',
+			HINT = 'Use watch_users() to make the trigger.';
+	END IF;
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
+				   WHERE a.attrelid OPERATOR(pg_catalog.=) TG_RELID
+					   AND a.attname OPERATOR(pg_catalog.=) TG_ARGV[0]::pg_catalog.name
+					   AND NOT a.attisdropped
+					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+		RAISE undefined_column USING
+			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no uuid', TG_ARGV[0], TG_TABLE_NAME);
+	END IF;
+	EXECUTE pg_catalog.format('DELETE FROM syncstate.sync_state AS s USING deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) d.%I', TG_ARGV[0]);
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION syncstate.forget_users() IS 'Deletes the rows of deleted users; a trigger made by watch_users()';
+REVOKE ALL ON FUNCTION syncstate.forget_users() FROM PUBLIC;
+
+CREATE FUNCTION syncstate.watch_users(users regclass, id_column name DEFAULT 'id') RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF users IS NULL OR id_column IS NULL THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = CASE WHEN users IS NULL THEN 'users' ELSE 'id_column' END OPERATOR(pg_catalog.||) ' must not be null';
+	END IF;
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
+				   WHERE a.attrelid OPERATOR(pg_catalog.=) users
+					   AND a.attname OPERATOR(pg_catalog.=) id_column
+					   AND NOT a.attisdropped
+					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'id_column must name a column of type uuid',
+			DETAIL = pg_catalog.format('Got "%s" of %s.', id_column, users);
+	END IF;
+	EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER syncstate_forget_users AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users(%L)', users, id_column);
+END
+$$;
+COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Makes the rows of deleted users go with them: puts forget_users() on the application''s table of users';
+REVOKE ALL ON FUNCTION syncstate.watch_users(regclass, name) FROM PUBLIC;
+
 /* ----------------------------------------------------------- row security */
 
 /*
@@ -513,6 +657,64 @@ CREATE VIEW syncstate.my_syncs
 REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
 COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
 
+/*
+ * Reads the whole table once.  "due" says what claimable_at() in claim.c says,
+ * but for the pause of a source, which has a column of its own: keep in sync.
+ */
+CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
+	WITH clock AS MATERIALIZED (SELECT syncstate.sync_clock() AS now),
+	state AS (
+		SELECT s.*,
+			CASE WHEN s.requested_at IS NOT NULL
+					AND s.status OPERATOR(pg_catalog.<>) 'rate_limited'::syncstate.sync_status
+				THEN LEAST(s.due_at, s.requested_at) ELSE s.due_at END AS wanted_at,
+			s.lease_expires_at OPERATOR(pg_catalog.>) c.now AS is_held,
+			c.now AS now
+		FROM syncstate.sync_state AS s, clock AS c
+	),
+	counted AS (
+		SELECT s.source,
+			pg_catalog.count(*) AS rows,
+			pg_catalog.count(*) FILTER (WHERE s.status OPERATOR(pg_catalog.=) 'idle'::syncstate.sync_status) AS idle,
+			pg_catalog.count(*) FILTER (WHERE s.status OPERATOR(pg_catalog.=) 'syncing'::syncstate.sync_status) AS syncing,
+			pg_catalog.count(*) FILTER (WHERE s.status OPERATOR(pg_catalog.=) 'error'::syncstate.sync_status) AS error,
+			pg_catalog.count(*) FILTER (WHERE s.status OPERATOR(pg_catalog.=) 'rate_limited'::syncstate.sync_status) AS rate_limited,
+			pg_catalog.count(*) FILTER (WHERE s.due_at IS NOT NULL AND s.wanted_at OPERATOR(pg_catalog.<=) s.now AND s.is_held IS NOT TRUE) AS due,
+			pg_catalog.max(s.now OPERATOR(pg_catalog.-) s.wanted_at)
+				FILTER (WHERE s.due_at IS NOT NULL AND s.wanted_at OPERATOR(pg_catalog.<=) s.now AND s.is_held IS NOT TRUE) AS oldest_due_age,
+			pg_catalog.count(s.requested_at) AS requested,
+			pg_catalog.count(*) FILTER (WHERE s.is_held) AS live_leases,
+			pg_catalog.count(*) FILTER (WHERE NOT s.is_held) AS expired_leases,
+			pg_catalog.count(*) FILTER (WHERE s.failures OPERATOR(pg_catalog.>) 0) AS failing,
+			pg_catalog.count(*) FILTER (WHERE s.parked_reason OPERATOR(pg_catalog.=) 'paused') AS parked_paused,
+			pg_catalog.count(*) FILTER (WHERE s.parked_reason OPERATOR(pg_catalog.=) 'auth') AS parked_auth,
+			pg_catalog.count(*) FILTER (WHERE s.parked_reason OPERATOR(pg_catalog.=) 'failures') AS parked_failures,
+			pg_catalog.count(*) FILTER (WHERE s.parked_reason OPERATOR(pg_catalog.=) 'token_loop') AS parked_token_loop,
+			pg_catalog.count(*) FILTER (WHERE s.last_successful_sync_at OPERATOR(pg_catalog.=) s.last_full_sync_at
+				AND s.sync_token IS NULL AND s.history_id IS NULL AND s.updated_min IS NULL
+				AND s.token_losses OPERATOR(pg_catalog.=) 0) AS without_cursor
+		FROM state AS s
+		GROUP BY s.source
+	)
+	SELECT l.source, COALESCE(c.rows, 0) AS rows, COALESCE(c.idle, 0) AS idle,
+		COALESCE(c.syncing, 0) AS syncing, COALESCE(c.error, 0) AS error,
+		COALESCE(c.rate_limited, 0) AS rate_limited, COALESCE(c.due, 0) AS due,
+		c.oldest_due_age, COALESCE(c.requested, 0) AS requested,
+		COALESCE(c.live_leases, 0) AS live_leases,
+		COALESCE(c.expired_leases, 0) AS expired_leases,
+		COALESCE(c.failing, 0) AS failing,
+		COALESCE(c.parked_paused, 0) AS parked_paused,
+		COALESCE(c.parked_auth, 0) AS parked_auth,
+		COALESCE(c.parked_failures, 0) AS parked_failures,
+		COALESCE(c.parked_token_loop, 0) AS parked_token_loop,
+		COALESCE(c.without_cursor, 0) AS without_cursor, p.paused_until
+	FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::syncstate.sync_source)) AS l (source)
+		LEFT JOIN counted AS c ON c.source OPERATOR(pg_catalog.=) l.source
+		LEFT JOIN syncstate.sync_policy AS p ON p.source OPERATOR(pg_catalog.=) l.source
+	ORDER BY l.source;
+REVOKE ALL ON TABLE syncstate.sync_overview FROM PUBLIC;
+COMMENT ON VIEW syncstate.sync_overview IS 'Per source: how many rows are in which state, due, held, failing and parked, and how late the oldest due one is';
+
 /* ----------------------------------------------------------------- grants */
 
 /*
@@ -531,7 +733,7 @@ BEGIN
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
 	FOREACH fn IN ARRAY ARRAY[
 		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)',
 		'syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text)',
@@ -542,11 +744,14 @@ BEGIN
 		'syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text)',
 		'syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text)',
 		'syncstate.release_sync(uuid, syncstate.sync_source, bigint, text)',
+		'syncstate.report_syncs(jsonb)',
 		'syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text)',
 		'syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer)',
 		'syncstate.next_sync_due(syncstate.sync_source)',
 		'syncstate.get_sync_policy(syncstate.sync_source)',
 		'syncstate.set_sync_policy(syncstate.sync_source, jsonb)',
+		'syncstate.pause_sync_source(syncstate.sync_source, timestamptz)',
+		'syncstate.resume_sync_source(syncstate.sync_source)',
 		'syncstate.get_sync_state(uuid, syncstate.sync_source, text)',
 		'syncstate.get_sync_states(uuid)',
 		'syncstate.connect_sync(uuid, syncstate.sync_source, text)',

@@ -158,10 +158,10 @@ syncstate_arg_object(FunctionCallInfo fcinfo, int arg, const char *name)
 
 /* Checks that every key of a JSON object is one of a few. */
 void
-syncstate_check_keys(const char *name, Jsonb *object,
+syncstate_check_keys(const char *name, JsonbContainer *object,
 					 const char *const *keys, int nkeys)
 {
-	JsonbIterator *it = JsonbIteratorInit(&object->root);
+	JsonbIterator *it = JsonbIteratorInit(object);
 	JsonbValue	value;
 	JsonbIteratorToken token;
 

@@ -150,7 +150,7 @@ typedef struct Taken
 	TimestampTz expires;
 	bool		clear_cursor;
 	int			order;			/* in which it was found */
-	HeapTupleHeader result;
+	Datum		result;			/* the started row; 0 = none */
 } Taken;
 
 typedef struct Claim
@@ -286,15 +286,10 @@ syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
 		start_taken(&claim);
 		for (int i = 0; i < claim.ntaken; i++)
 		{
-			HeapTupleData tuple;
-
-			if (claim.taken[i].result == NULL)
-				continue;		/* row security kept it from us */
-			tuple.t_len = HeapTupleHeaderGetDatumLength(claim.taken[i].result);
-			ItemPointerSetInvalid(&tuple.t_self);
-			tuple.t_tableOid = InvalidOid;
-			tuple.t_data = claim.taken[i].result;
-			tuplestore_puttuple(rsinfo->setResult, &tuple);
+			/* row security may have kept it from us */
+			if (claim.taken[i].result != (Datum) 0)
+				syncstate_store_return_row(rsinfo,
+										   claim.taken[i].result);
 		}
 		SPI_finish();
 	}
@@ -915,7 +910,7 @@ try_take(Claim *claim)
 	taken->clear_cursor = syncstate_cursor_is_dead(&claim->policy, row,
 												   claim->now);
 	taken->order = claim->ntaken;
-	taken->result = NULL;
+	taken->result = (Datum) 0;
 	claim->ntaken++;
 }
 
@@ -975,8 +970,7 @@ start_taken(Claim *claim)
 				at++;
 			if (at == size)
 				elog(ERROR, "started a sync state that was not taken");
-			group[at++].result =
-				DatumGetHeapTupleHeader(SPI_getbinval(tuple, tupdesc, 4, &isnull));
+			group[at++].result = SPI_getbinval(tuple, tupdesc, 4, &isnull);
 		}
 		first += size;
 	}

@@ -19,12 +19,16 @@
 #include "postgres.h"
 
 #include "access/detoast.h"
+#include "catalog/pg_collation.h"
 #include "commands/async.h"
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/numeric.h"
 #include "utils/timestamp.h"
 
 #include "syncstate.h"
@@ -63,6 +67,8 @@ static const char *const limit_scopes[] = {
 /* The arguments of a call; each transition looks at its own. */
 typedef struct Report
 {
+	int			position;		/* in a batch */
+	int			transition;		/* in a batch: a TransitionId */
 	SyncKey		key;
 	bool		has_lease;
 	int64		lease;
@@ -79,6 +85,13 @@ typedef struct Report
 	int64		progress_done;	/* checkpoint; NO_COUNT keeps */
 	int64		progress_total; /* checkpoint; NO_COUNT keeps */
 } Report;
+
+/* A report of a batch and the row it was applied to. */
+typedef struct Applied
+{
+	const Report *report;
+	SyncState  *row;
+} Applied;
 
 typedef void (*TransitionFunction) (SyncState *row, const Report *report,
 									const SyncPolicy *policy, TimestampTz now);
@@ -140,14 +153,24 @@ static const Transition transitions[] = {
 	[RESUME] = {resume_row, .wakes_workers = true},
 };
 
+static Report *read_reports(Jsonb *results, int *nreports);
+static void read_report(JsonbContainer *object, Report *report);
+static char *json_text(JsonbContainer *object, const char *key);
+static text *json_limited_text(JsonbContainer *object, const char *key,
+							   int max_bytes);
+static void report_context(void *arg);
+static int	compare_reports(const void *a, const void *b);
+static int	compare_applied(const void *a, const void *b);
+static void limit_source(const Report *report, TimestampTz now);
+static bool lease_is_held(const SyncState *row, int64 lease);
 static void report_lease(FunctionCallInfo fcinfo, int arg, Report *report);
 static Datum apply(TransitionId id, const Report *report);
+static int64 clamped_wait(const Interval *retry_after);
 static int64 limit_wait(const Report *report, const SyncPolicy *policy);
 static void check_row(SyncState *row);
 static void drop_cursor(SyncState *row);
 static void park(SyncState *row, const char *reason);
 static void check_lease(const SyncState *row, int64 lease);
-static void wake_workers(const SyncPolicy *policy);
 static int	compare_history_ids(const text *a, const text *b);
 static void end_run(SyncState *row, SyncStatus status, text *error_message);
 static void wait_after_failure(SyncState *row, const SyncPolicy *policy,
@@ -161,6 +184,7 @@ PG_FUNCTION_INFO_V1(syncstate_clear_sync_token);
 PG_FUNCTION_INFO_V1(syncstate_renew_sync_lease);
 PG_FUNCTION_INFO_V1(syncstate_checkpoint_sync);
 PG_FUNCTION_INFO_V1(syncstate_release_sync);
+PG_FUNCTION_INFO_V1(syncstate_report_syncs);
 PG_FUNCTION_INFO_V1(syncstate_update_sync_state);
 PG_FUNCTION_INFO_V1(syncstate_connect_sync);
 PG_FUNCTION_INFO_V1(syncstate_disconnect_sync);
@@ -257,9 +281,7 @@ syncstate_mark_rate_limited(PG_FUNCTION_ARGS)
 	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, 5)};
 
 	if (!PG_ARGISNULL(2))
-		report.retry_after =
-			Min(Max(syncstate_interval_usecs(PG_GETARG_INTERVAL_P(2)),
-					MIN_DURATION), MAX_RETRY_AFTER);
+		report.retry_after = clamped_wait(PG_GETARG_INTERVAL_P(2));
 	report.scope = syncstate_arg_word(fcinfo, 3, "scope", limit_scopes,
 									  lengthof(limit_scopes));
 	report_lease(fcinfo, 4, &report);
@@ -365,6 +387,107 @@ syncstate_release_sync(PG_FUNCTION_ARGS)
 }
 
 /*
+ * syncstate_report_syncs(results jsonb) -> setof sync_state
+ *
+ * Reports what became of many syncs in one call.
+ *
+ *	results	an array of at most 10000 objects, each with user_id, source, lease,
+ *			resource (default ''), outcome ('completed', 'failed',
+ *			'rate_limited' or 'released'), and the arguments of that outcome's
+ *			function by their names
+ *
+ * Returns the rows to which a report was applied, in the order of the array.  A
+ * report whose lease is lost or whose row is gone is left out, so that the same
+ * report given twice is applied once.
+ *
+ * Errors: 22023 for a bad argument, 22P02, 22007, 22008 or 22003 for a
+ *		   malformed value: then nothing is applied.
+ */
+Datum
+syncstate_report_syncs(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Report	   *reports;
+	int			nreports;
+	SyncKey    *keys;
+	int			nkeys = 0;
+	int		   *first_report;	/* of each key */
+	SyncState  *rows;
+	int		   *key_of_row;
+	int			nrows;
+	Applied    *applied;
+	int			napplied = 0;
+	SyncState  *ended;
+	TimestampTz now;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("results must not be null")));
+	reports = read_reports(PG_GETARG_JSONB_P(0), &nreports);
+	InitMaterializedSRF(fcinfo, 0);
+	if (nreports == 0)
+		return (Datum) 0;
+
+	/* each key once, in the order in which every batch locks */
+	qsort(reports, nreports, sizeof(Report), compare_reports);
+	keys = palloc(nreports * sizeof(SyncKey));
+	first_report = palloc((nreports + 1) * sizeof(int));
+	for (int i = 0; i < nreports; i++)
+	{
+		if (i == 0 || !syncstate_same_key(&reports[i].key, &reports[i - 1].key))
+		{
+			first_report[nkeys] = i;
+			keys[nkeys++] = reports[i].key;
+		}
+	}
+	first_report[nkeys] = nreports;
+
+	SPI_connect();
+	rows = palloc(nkeys * sizeof(SyncState));
+	key_of_row = palloc(nkeys * sizeof(int));
+	applied = palloc(nkeys * sizeof(Applied));
+	nrows = syncstate_store_lock_many(keys, nkeys, rows, key_of_row);
+	now = syncstate_now();
+
+	/* at most one report applies to a row, since each one ends the run */
+	for (int i = 0; i < nrows; i++)
+	{
+		int			key = key_of_row[i];
+
+		for (int r = first_report[key]; r < first_report[key + 1]; r++)
+		{
+			const Report *report = &reports[r];
+
+			if (!lease_is_held(&rows[i], report->lease))
+				continue;
+			transitions[report->transition].apply(&rows[i], report,
+												  syncstate_policy(keys[key].source),
+												  now);
+			rows[i].updated_at = now;
+			applied[napplied].row = &rows[i];
+			applied[napplied++].report = report;
+			break;
+		}
+	}
+
+	/* the statement returns rows in the order in which it was given them */
+	qsort(applied, napplied, sizeof(Applied), compare_applied);
+	ended = palloc(Max(napplied, 1) * sizeof(SyncState));
+	for (int i = 0; i < napplied; i++)
+		ended[i] = *applied[i].row;
+	if (napplied > 0)
+	{
+		syncstate_store_write_many(ended, napplied);
+		syncstate_store_return(rsinfo, 1);
+	}
+	for (int i = 0; i < napplied; i++)
+		limit_source(applied[i].report, now);
+	SPI_finish();
+	return (Datum) 0;
+}
+
+/*
  * syncstate_connect_sync(user_id uuid, source sync_source, resource text)
  *		-> sync_state
  *
@@ -452,7 +575,7 @@ syncstate_request_sync(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	if (syncstate_store_request(&key, syncstate_now(), &comes))
-		wake_workers(&policy);
+		syncstate_wake_workers(&policy);
 	SPI_finish();
 	PG_RETURN_BOOL(comes);
 }
@@ -489,7 +612,7 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 	SyncState	row;
 	Datum		result;
 
-	syncstate_check_keys("changes", changes, keys, lengthof(keys));
+	syncstate_check_keys("changes", &changes->root, keys, lengthof(keys));
 
 	SPI_connect();
 	syncstate_lock_row(&key, true, &old);
@@ -502,6 +625,240 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 }
 
 /* -------------------------------------------------------------- mechanics */
+
+/* Reads a batch of reports; an error names the report. */
+static Report *
+read_reports(Jsonb *results, int *nreports)
+{
+	Report	   *reports;
+	int			n = 0;
+	JsonbIterator *it;
+	JsonbValue	value;
+	JsonbIteratorToken token;
+	ErrorContextCallback context;
+
+	if (!JB_ROOT_IS_ARRAY(results) || JB_ROOT_IS_SCALAR(results))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("results must be a JSON array")));
+	if (JB_ROOT_COUNT(results) > MAX_BATCH_ROWS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("results must have at most %d reports", MAX_BATCH_ROWS),
+				 errdetail("Got %d.", JB_ROOT_COUNT(results))));
+	reports = palloc0(Max(JB_ROOT_COUNT(results), 1) * sizeof(Report));
+
+	context.callback = report_context;
+	context.arg = &n;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+
+	it = JsonbIteratorInit(&results->root);
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token != WJB_ELEM)
+			continue;
+		if (value.type != jbvBinary ||
+			!JsonContainerIsObject(value.val.binary.data))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a report must be a JSON object")));
+		read_report(value.val.binary.data, &reports[n]);
+		reports[n].position = n;
+		n++;
+	}
+
+	error_context_stack = context.previous;
+	*nreports = n;
+	return reports;
+}
+
+/* Reads one report, with the checks of the single calls. */
+static void
+read_report(JsonbContainer *object, Report *report)
+{
+	enum
+	{
+		COMPLETED, FAILED, RATE_LIMITED, RELEASED,
+	};
+	static const char *const outcomes[] = {
+		[COMPLETED] = "completed",
+		[FAILED] = "failed",
+		[RATE_LIMITED] = "rate_limited",
+		[RELEASED] = "released",
+	};
+	static const TransitionId outcome_transitions[] = {
+		[COMPLETED] = COMPLETE,
+		[FAILED] = FAIL,
+		[RATE_LIMITED] = RATE_LIMIT,
+		[RELEASED] = RELEASE,
+	};
+
+	/* the first five belong to all, the others to an outcome each */
+	static const char *const keys[][9] = {
+		[COMPLETED] = {"user_id", "source", "resource", "lease", "outcome",
+		"items_synced", "sync_token", "history_id", "updated_min"},
+		[FAILED] = {"user_id", "source", "resource", "lease", "outcome",
+		"error_message", "kind"},
+		[RATE_LIMITED] = {"user_id", "source", "resource", "lease", "outcome",
+		"retry_after", "scope"},
+		[RELEASED] = {"user_id", "source", "resource", "lease", "outcome"},
+	};
+	static const int nkeys[] = {
+		[COMPLETED] = 9,
+		[FAILED] = 7,
+		[RATE_LIMITED] = 7,
+		[RELEASED] = 5,
+	};
+	static const char *const required[] = {
+		"user_id", "source", "lease", "outcome",
+	};
+	int			outcome;
+	char	   *word;
+
+	for (int i = 0; i < lengthof(required); i++)
+	{
+		if (json_text(object, required[i]) == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must not be null", required[i])));
+	}
+	outcome = syncstate_check_word("outcome", json_text(object, "outcome"),
+								   outcomes, lengthof(outcomes));
+	syncstate_check_keys("report", object, keys[outcome], nkeys[outcome]);
+
+	report->transition = outcome_transitions[outcome];
+	report->key.user_id =
+		*DatumGetUUIDP(DirectFunctionCall1(uuid_in,
+										   CStringGetDatum(json_text(object, "user_id"))));
+	report->key.source =
+		DatumGetObjectId(DirectFunctionCall2(enum_in,
+											 CStringGetDatum(json_text(object, "source")),
+											 ObjectIdGetDatum(syncstate_store_ids()->source_type)));
+	report->key.resource = json_limited_text(object, "resource",
+											 MAX_RESOURCE_BYTES);
+	if (report->key.resource == NULL)
+		report->key.resource = cstring_to_text("");
+	report->has_lease = true;
+	report->lease =
+		DatumGetInt64(DirectFunctionCall1(int8in,
+										  CStringGetDatum(json_text(object, "lease"))));
+
+	switch (outcome)
+	{
+		case COMPLETED:
+			if ((word = json_text(object, "items_synced")) != NULL)
+				report->items_synced =
+					DatumGetInt64(DirectFunctionCall1(int8in,
+													  CStringGetDatum(word)));
+			syncstate_check_count("items_synced", report->items_synced);
+			report->sync_token = json_limited_text(object, "sync_token",
+												   MAX_TOKEN_BYTES);
+			report->history_id = json_limited_text(object, "history_id",
+												   MAX_TOKEN_BYTES);
+			if (report->history_id != NULL)
+				report->history_id = syncstate_tidy_history_id(report->history_id);
+			if (report->history_id != NULL)
+				syncstate_check_history_id("history_id", report->history_id);
+			report->updated_min = NO_TIME;
+			if ((word = json_text(object, "updated_min")) != NULL)
+			{
+				report->updated_min =
+					DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+															CStringGetDatum(word),
+															ObjectIdGetDatum(InvalidOid),
+															Int32GetDatum(-1)));
+				syncstate_check_time("updated_min", report->updated_min);
+			}
+			break;
+		case FAILED:
+			word = json_text(object, "error_message");
+			if (word == NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("error_message must not be null")));
+			report->error_message = cut_message(cstring_to_text(word));
+			if ((word = json_text(object, "kind")) != NULL)
+				report->kind = syncstate_check_word("kind", word, failure_kinds,
+													lengthof(failure_kinds));
+			break;
+		case RATE_LIMITED:
+			if ((word = json_text(object, "retry_after")) != NULL)
+				report->retry_after =
+					clamped_wait(DatumGetIntervalP(DirectFunctionCall3(interval_in,
+																	   CStringGetDatum(word),
+																	   ObjectIdGetDatum(InvalidOid),
+																	   Int32GetDatum(-1))));
+			if ((word = json_text(object, "scope")) != NULL)
+				report->scope = syncstate_check_word("scope", word, limit_scopes,
+													 lengthof(limit_scopes));
+			break;
+	}
+}
+
+/* The text of a string or number in a JSON object; NULL if null or absent. */
+static char *
+json_text(JsonbContainer *object, const char *key)
+{
+	JsonbValue *value = getKeyJsonValueFromContainer(object, key, strlen(key),
+													 NULL);
+
+	if (value == NULL || value->type == jbvNull)
+		return NULL;
+	if (value->type == jbvString)
+		return pnstrdup(value->val.string.val, value->val.string.len);
+	if (value->type != jbvNumeric)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a JSON string or number", key)));
+	return DatumGetCString(DirectFunctionCall1(numeric_out,
+											   NumericGetDatum(value->val.numeric)));
+}
+
+static text *
+json_limited_text(JsonbContainer *object, const char *key, int max_bytes)
+{
+	char	   *string = json_text(object, key);
+
+	if (string == NULL)
+		return NULL;
+	syncstate_check_size(key, strlen(string), max_bytes);
+	return cstring_to_text(string);
+}
+
+/* Error context: which report of a batch is being read. */
+static void
+report_context(void *arg)
+{
+	errcontext("report %d of results", *(int *) arg + 1);
+}
+
+/* qsort comparator: the order in which all batches lock, then as given. */
+static int
+compare_reports(const void *a, const void *b)
+{
+	const Report *x = a;
+	const Report *y = b;
+	int			cmp = memcmp(&x->key.user_id, &y->key.user_id, UUID_LEN);
+
+	if (cmp == 0 && x->key.source != y->key.source)
+		cmp = x->key.source < y->key.source ? -1 : 1;
+	if (cmp == 0)
+		cmp = DatumGetInt32(DirectFunctionCall2Coll(bttextcmp, C_COLLATION_OID,
+													PointerGetDatum(x->key.resource),
+													PointerGetDatum(y->key.resource)));
+	if (cmp == 0)
+		cmp = x->position - y->position;
+	return cmp;
+}
+
+/* qsort comparator: as given. */
+static int
+compare_applied(const void *a, const void *b)
+{
+	return ((const Applied *) a)->report->position -
+		((const Applied *) b)->report->position;
+}
 
 /* Reads the argument "lease", which may be null. */
 static void
@@ -532,12 +889,11 @@ apply(TransitionId id, const Report *report)
 	transition->apply(&row, report, &policy, now);
 	row.updated_at = now;
 	result = syncstate_store_write(&row);
-	if (id == RATE_LIMIT && report->scope == SCOPE_SOURCE)
-		syncstate_pause_source(report->key.source,
-							   now + limit_wait(report, &policy), now);
+	if (id == RATE_LIMIT)
+		limit_source(report, now);
 	SPI_finish();
 	if (transition->wakes_workers)
-		wake_workers(&policy);
+		syncstate_wake_workers(&policy);
 	return result;
 }
 
@@ -565,11 +921,29 @@ syncstate_no_such_row(void)
 			 errmsg("sync state does not exist or is not visible")));
 }
 
+/* A rate limit of the whole source pauses it. */
+static void
+limit_source(const Report *report, TimestampTz now)
+{
+	if (report->scope == SCOPE_SOURCE)
+		syncstate_pause_source(report->key.source,
+							   now + limit_wait(report,
+												syncstate_policy(report->key.source)),
+							   now);
+}
+
+/* An expired lease that nobody took over is still good. */
+static bool
+lease_is_held(const SyncState *row, int64 lease)
+{
+	return row->status == SYNC_SYNCING && row->lease == lease;
+}
+
 /* Whoever lost its lease changes nothing. */
 static void
 check_lease(const SyncState *row, int64 lease)
 {
-	if (row->status == SYNC_SYNCING && row->lease == lease)
+	if (lease_is_held(row, lease))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_LEASE_LOST),
@@ -583,8 +957,8 @@ check_lease(const SyncState *row, int64 lease)
 }
 
 /* Tells listening workers of work that became available; once per transaction. */
-static void
-wake_workers(const SyncPolicy *policy)
+void
+syncstate_wake_workers(const SyncPolicy *policy)
 {
 	Async_Notify("syncstate", NameStr(policy->label));
 }
@@ -811,6 +1185,14 @@ wait_after_failure(SyncState *row, const SyncPolicy *policy, int32 n,
 	syncstate_set_due(row, now +
 					  syncstate_backoff(policy, n,
 										pg_prng_double(&pg_global_prng_state)));
+}
+
+/* What a provider says to wait, taken with a grain of salt. */
+static int64
+clamped_wait(const Interval *retry_after)
+{
+	return Min(Max(syncstate_interval_usecs(retry_after), MIN_DURATION),
+			   MAX_RETRY_AFTER);
 }
 
 /* How long a rate limit lasts. */

@@ -110,6 +110,8 @@ static Interval *usecs_interval(int64 usecs);
 PG_FUNCTION_INFO_V1(syncstate_policy_changed);
 PG_FUNCTION_INFO_V1(syncstate_get_sync_policy);
 PG_FUNCTION_INFO_V1(syncstate_set_sync_policy);
+PG_FUNCTION_INFO_V1(syncstate_pause_sync_source);
+PG_FUNCTION_INFO_V1(syncstate_resume_sync_source);
 
 /*
  * syncstate_policy_changed() -> trigger
@@ -168,12 +170,64 @@ syncstate_set_sync_policy(PG_FUNCTION_ARGS)
 	Jsonb	   *changes = syncstate_arg_object(fcinfo, 1, "changes");
 	Datum		overrides;
 
-	syncstate_check_keys("changes", changes, keys, lengthof(keys));
+	syncstate_check_keys("changes", &changes->root, keys, lengthof(keys));
 	SPI_connect();
 	overrides = syncstate_store_policy_changes(source, JsonbPGetDatum(changes));
 	check_overrides(source, DatumGetHeapTupleHeader(overrides));
 	syncstate_store_policy_write(source, overrides);
 	SPI_finish();
+	return policy_row(syncstate_policy(source));
+}
+
+/*
+ * syncstate_pause_sync_source(source sync_source, until timestamptz)
+ *		-> sync_policy
+ *
+ * Hands out no row of a source until a time; syncs in flight may finish.
+ *
+ *	until	'infinity': until resumed
+ *
+ * Replaces an earlier pause, also a longer one.
+ *
+ * Errors: 22023 for a bad argument.
+ */
+Datum
+syncstate_pause_sync_source(PG_FUNCTION_ARGS)
+{
+	Oid			source = syncstate_arg_source(fcinfo, 0);
+	TimestampTz until;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("until must not be null"),
+				 errhint("Use resume_sync_source() to end a pause.")));
+	until = PG_GETARG_TIMESTAMPTZ(1);
+	if (until == NO_TIME)
+		syncstate_check_time("until", until);
+
+	SPI_connect();
+	syncstate_store_pause(source, until, false);
+	SPI_finish();
+	return policy_row(syncstate_policy(source));
+}
+
+/*
+ * syncstate_resume_sync_source(source sync_source) -> sync_policy
+ *
+ * Ends the pause of a source; its due rows can be claimed at once.
+ *
+ * Errors: 22023 if source is null.
+ */
+Datum
+syncstate_resume_sync_source(PG_FUNCTION_ARGS)
+{
+	Oid			source = syncstate_arg_source(fcinfo, 0);
+
+	SPI_connect();
+	syncstate_store_pause(source, NO_TIME, false);
+	SPI_finish();
+	syncstate_wake_workers(syncstate_policy(source));
 	return policy_row(syncstate_policy(source));
 }
 
@@ -574,7 +628,7 @@ syncstate_pause_source(Oid source, TimestampTz until, TimestampTz now)
 	table_close(rel, AccessShareLock);
 
 	if (!covered)
-		syncstate_store_pause(source, until);
+		syncstate_store_pause(source, until, true);
 }
 
 /* Checks what somebody wants to override, together with what stays built in. */

@@ -37,6 +37,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "syncstate.h"
 
@@ -62,7 +63,9 @@ typedef enum PlanId
 {
 	PLAN_LOCK,
 	PLAN_MAKE,
+	PLAN_LOCK_MANY,
 	PLAN_WRITE,
+	PLAN_WRITE_MANY,
 	PLAN_START,
 	PLAN_PARK_EXPIRED,
 	PLAN_DELETE,
@@ -81,6 +84,8 @@ typedef enum PlanId
 #define ARG_SOURCE		((Oid) 1)
 #define ARG_STATUS		((Oid) 2)
 #define ARG_POLICY		((Oid) 3)
+#define ARG_SOURCE_ARRAY	((Oid) 4)
+#define ARG_STATUS_ARRAY	((Oid) 5)
 
 #define MAX_PLAN_ARGS	30
 
@@ -96,6 +101,19 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"SELECT " COLUMNS("s") ", s.ctid FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
 		3, {UUIDOID, ARG_SOURCE, TEXTOID}
+	},
+
+	/* locks in the order of the keys, so that two batches never deadlock */
+	[PLAN_LOCK_MANY] = {
+		"SELECT " COLUMNS("s") ", s.ctid, k.ord "
+		"FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), "
+		"pg_catalog.unnest($3)) WITH ORDINALITY "
+		"AS k (user_id, source, resource, ord), syncstate.sync_state AS s "
+		"WHERE s.user_id OPERATOR(pg_catalog.=) k.user_id "
+		"AND s.source OPERATOR(pg_catalog.=) k.source "
+		"AND s.resource OPERATOR(pg_catalog.=) k.resource "
+		"ORDER BY k.ord FOR NO KEY UPDATE OF s",
+		3, {UUIDARRAYOID, ARG_SOURCE_ARRAY, TEXTARRAYOID}
 	},
 	[PLAN_MAKE] = {
 		"INSERT INTO syncstate.sync_state (user_id, source, resource) "
@@ -121,6 +139,51 @@ static const PlanText plan_texts[NUM_PLANS] = {
 			TEXTOID, INTERVALOID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 			TIMESTAMPTZOID, INT8OID, TEXTOID, INT8OID, INT8OID, INT4OID,
 		INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	},
+
+	/* the same for many rows; each array has a column of them */
+	[PLAN_WRITE_MANY] = {
+		"UPDATE syncstate.sync_state AS s SET status = w.status, "
+		"sync_token = w.sync_token, history_id = w.history_id, "
+		"updated_min = w.updated_min, token_issued_at = w.token_issued_at, "
+		"last_full_sync_at = w.last_full_sync_at, due_at = w.due_at, "
+		"requested_at = w.requested_at, parked_reason = w.parked_reason, "
+		"sync_interval = w.sync_interval, lease = w.lease, "
+		"lease_expires_at = w.lease_expires_at, "
+		"last_sync_at = w.last_sync_at, "
+		"last_successful_sync_at = w.last_successful_sync_at, "
+		"items_synced = w.items_synced, page_token = w.page_token, "
+		"progress_done = w.progress_done, "
+		"progress_total = w.progress_total, failures = w.failures, "
+		"token_losses = w.token_losses, error_message = w.error_message, "
+		"updated_at = w.updated_at, failing_since = w.failing_since "
+		"FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), "
+		"pg_catalog.unnest($3), pg_catalog.unnest($4), "
+		"pg_catalog.unnest($5), pg_catalog.unnest($6), "
+		"pg_catalog.unnest($7), pg_catalog.unnest($8), "
+		"pg_catalog.unnest($9), pg_catalog.unnest($10), "
+		"pg_catalog.unnest($11), pg_catalog.unnest($12), "
+		"pg_catalog.unnest($13), pg_catalog.unnest($14), "
+		"pg_catalog.unnest($15), pg_catalog.unnest($16), "
+		"pg_catalog.unnest($17), pg_catalog.unnest($18), "
+		"pg_catalog.unnest($19), pg_catalog.unnest($20), "
+		"pg_catalog.unnest($21), pg_catalog.unnest($22), "
+		"pg_catalog.unnest($23), pg_catalog.unnest($24)) "
+		"AS w (ctid, status, sync_token, history_id, updated_min, "
+		"token_issued_at, last_full_sync_at, due_at, requested_at, "
+		"parked_reason, sync_interval, lease, lease_expires_at, "
+		"last_sync_at, last_successful_sync_at, items_synced, page_token, "
+		"progress_done, progress_total, failures, token_losses, "
+		"error_message, updated_at, failing_since) "
+		"WHERE s.ctid OPERATOR(pg_catalog.=) w.ctid RETURNING s",
+		24, {TIDARRAYOID, ARG_STATUS_ARRAY, TEXTARRAYOID, TEXTARRAYOID,
+			TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
+			TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID,
+			INTERVALARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
+			TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID,
+			TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID,
+			INT4ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
+		TIMESTAMPTZARRAYOID}
 	},
 
 	/*
@@ -224,9 +287,9 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"INSERT INTO syncstate.sync_policy AS p (source, paused_until) "
 		"VALUES ($1, $2) ON CONFLICT (source) DO UPDATE "
 		"SET paused_until = EXCLUDED.paused_until "
-		"WHERE p.paused_until IS NULL "
+		"WHERE NOT $3 OR p.paused_until IS NULL "
 		"OR p.paused_until OPERATOR(pg_catalog.<) EXCLUDED.paused_until",
-		2, {ARG_SOURCE, TIMESTAMPTZOID}
+		3, {ARG_SOURCE, TIMESTAMPTZOID, BOOLOID}
 	},
 	[PLAN_POLICY_TIDY] = {
 		"DELETE FROM syncstate.sync_policy AS p "
@@ -265,6 +328,8 @@ static Oid	relation_oid(const char *name, Oid namespace);
 static SPIPlanPtr plan(PlanId id);
 static uint64 run(PlanId id, Datum *values, const char *nulls, bool own_write);
 static void key_args(const SyncKey *key, Datum *values);
+static Datum column_array(Datum *values, bool *nulls, int nvalues, Oid type);
+static int	write_args(const SyncState *row, Datum *values, char *nulls);
 static Datum tid_array(const ItemPointerData *tids, int ntids);
 static SyncStatus status_of(Oid label);
 static TimestampTz time_of(Datum value, const char *column);
@@ -412,6 +477,10 @@ plan(PlanId id)
 				args[i] = current->status_type;
 			else if (args[i] == ARG_POLICY)
 				args[i] = current->policy_rowtype;
+			else if (args[i] == ARG_SOURCE_ARRAY)
+				args[i] = get_array_type(current->source_type);
+			else if (args[i] == ARG_STATUS_ARRAY)
+				args[i] = get_array_type(current->status_type);
 		}
 		prepared = SPI_prepare_cursor(text->sql, text->nargs, args,
 									  CURSOR_OPT_GENERIC_PLAN);
@@ -476,16 +545,29 @@ key_args(const SyncKey *key, Datum *values)
 	values[2] = PointerGetDatum(key->resource);
 }
 
+/* Values of one type as an array; nulls may be NULL: none is. */
+static Datum
+column_array(Datum *values, bool *nulls, int nvalues, Oid type)
+{
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+	int			lbound = 1;
+
+	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
+	return PointerGetDatum(construct_md_array(values, nulls, 1, &nvalues,
+											  &lbound, type, typlen, typbyval,
+											  typalign));
+}
+
 static Datum
 tid_array(const ItemPointerData *tids, int ntids)
 {
-	Datum	   *elems = palloc(ntids * sizeof(Datum));
+	Datum	   *values = palloc(ntids * sizeof(Datum));
 
 	for (int i = 0; i < ntids; i++)
-		elems[i] = PointerGetDatum(&tids[i]);
-	return PointerGetDatum(construct_array(elems, ntids, TIDOID,
-										   sizeof(ItemPointerData), false,
-										   TYPALIGN_SHORT));
+		values[i] = PointerGetDatum(&tids[i]);
+	return column_array(values, NULL, ntids, TIDOID);
 }
 
 /* ------------------------------------------------------------------- rows */
@@ -627,14 +709,14 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 #undef SET_COUNT
 }
 
-/* Reads a row of all columns, and ctid behind them. */
+/* Reads a row of all columns, ctid behind them, and perhaps one more. */
 static void
 read_row(HeapTuple tuple, TupleDesc tupdesc, SyncState *row)
 {
-	Datum		values[Natts_sync_state + 1];
-	bool		nulls[Natts_sync_state + 1];
+	Datum		values[Natts_sync_state + 2];
+	bool		nulls[Natts_sync_state + 2];
 
-	Assert(tupdesc->natts == Natts_sync_state + 1);
+	Assert(tupdesc->natts <= Natts_sync_state + 2);
 	heap_deform_tuple(tuple, tupdesc, values, nulls);
 	syncstate_state_from_datums(values, nulls, row);
 	row->ctid = *(ItemPointer) DatumGetPointer(values[Natts_sync_state]);
@@ -664,21 +746,16 @@ syncstate_store_make(const SyncKey *key)
 }
 
 /*
- * Writes a row that was locked in this transaction; the result is the row as
- * it is now, in the caller's outer context.  Row security may hide the row
- * from UPDATE: then there is no such row.
+ * What a row is written with: its ctid, and its columns in their order but for
+ * the key and created_at.  Returns the number of values.
  */
-Datum
-syncstate_store_write(const SyncState *row)
+static int
+write_args(const SyncState *row, Datum *values, char *nulls)
 {
 	Datum		columns[Natts_sync_state];
 	bool		column_nulls[Natts_sync_state];
-	Datum		values[MAX_PLAN_ARGS];
-	char		nulls[MAX_PLAN_ARGS];
 	int			nargs = 0;
-	bool		isnull;
 
-	/* the columns in their order, but for the key and created_at */
 	syncstate_state_to_datums(row, columns, column_nulls);
 	values[nargs] = PointerGetDatum(&row->ctid);
 	nulls[nargs++] = ' ';
@@ -690,12 +767,107 @@ syncstate_store_write(const SyncState *row)
 		nulls[nargs++] = column_nulls[i] ? 'n' : ' ';
 	}
 	Assert(nargs == plan_texts[PLAN_WRITE].nargs);
+	return nargs;
+}
 
+/*
+ * Writes a row that was locked in this transaction; the result is the row as
+ * it is now, in the caller's outer context.  Row security may hide the row
+ * from UPDATE: then there is no such row.
+ */
+Datum
+syncstate_store_write(const SyncState *row)
+{
+	Datum		values[MAX_PLAN_ARGS];
+	char		nulls[MAX_PLAN_ARGS];
+	bool		isnull;
+
+	(void) write_args(row, values, nulls);
 	if (run(PLAN_WRITE, values, nulls, true) != 1)
 		syncstate_no_such_row();
 	return SPI_datumTransfer(SPI_getbinval(SPI_tuptable->vals[0],
 										   SPI_tuptable->tupdesc, 1, &isnull),
 							 false, -1);
+}
+
+/*
+ * Locks and reads the rows of keys, which must be distinct and in the order of
+ * all batches.  Returns the number of rows found; key_of_row tells whose each
+ * is.
+ */
+int
+syncstate_store_lock_many(const SyncKey *keys, int nkeys, SyncState *rows,
+						  int *key_of_row)
+{
+	Datum	   *columns[3];
+	Datum		values[3];
+	int			nrows;
+
+	for (int i = 0; i < 3; i++)
+		columns[i] = palloc(nkeys * sizeof(Datum));
+	for (int k = 0; k < nkeys; k++)
+	{
+		Datum		key[3];
+
+		key_args(&keys[k], key);
+		for (int i = 0; i < 3; i++)
+			columns[i][k] = key[i];
+	}
+	values[0] = column_array(columns[0], NULL, nkeys, UUIDOID);
+	values[1] = column_array(columns[1], NULL, nkeys,
+							 syncstate_store_ids()->source_type);
+	values[2] = column_array(columns[2], NULL, nkeys, TEXTOID);
+
+	nrows = (int) run(PLAN_LOCK_MANY, values, NULL, false);
+	for (int i = 0; i < nrows; i++)
+	{
+		bool		isnull;
+
+		read_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &rows[i]);
+		key_of_row[i] = (int) DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+														  SPI_tuptable->tupdesc,
+														  Natts_sync_state + 2,
+														  &isnull)) - 1;
+	}
+	return nrows;
+}
+
+/*
+ * Writes rows that were locked in this transaction, by one statement, and
+ * leaves the rows as they are now in SPI_tuptable, in their order.
+ */
+void
+syncstate_store_write_many(const SyncState *rows, int nrows)
+{
+	int			nargs = plan_texts[PLAN_WRITE].nargs;
+	Datum	   *columns[MAX_PLAN_ARGS];
+	bool	   *column_nulls[MAX_PLAN_ARGS];
+	Datum		values[MAX_PLAN_ARGS];
+	char		nulls[MAX_PLAN_ARGS];
+
+	for (int i = 0; i < nargs; i++)
+	{
+		columns[i] = palloc(nrows * sizeof(Datum));
+		column_nulls[i] = palloc(nrows * sizeof(bool));
+	}
+	for (int r = 0; r < nrows; r++)
+	{
+		(void) write_args(&rows[r], values, nulls);
+		for (int i = 0; i < nargs; i++)
+		{
+			columns[i][r] = values[i];
+			column_nulls[i][r] = nulls[i] == 'n';
+		}
+	}
+	for (int i = 0; i < nargs; i++)
+	{
+		Oid			type = plan_texts[PLAN_WRITE].args[i];
+
+		if (type == ARG_STATUS)
+			type = syncstate_store_ids()->status_type;
+		values[i] = column_array(columns[i], column_nulls[i], nrows, type);
+	}
+	run(PLAN_WRITE_MANY, values, NULL, true);
 }
 
 /*
@@ -713,6 +885,35 @@ syncstate_store_start(const ItemPointerData *tids, int ntids,
 	values[2] = TimestampTzGetDatum(now);
 	values[3] = BoolGetDatum(clear_cursor);
 	run(PLAN_START, values, NULL, true);
+}
+
+/* Returns a row, given as a composite value, from a set-returning function. */
+void
+syncstate_store_return_row(ReturnSetInfo *rsinfo, Datum row)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(row);
+	HeapTupleData tuple;
+
+	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = header;
+	tuplestore_puttuple(rsinfo->setResult, &tuple);
+}
+
+/* Returns all rows of SPI_tuptable, which are composite values in a column. */
+void
+syncstate_store_return(ReturnSetInfo *rsinfo, int column)
+{
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+
+		syncstate_store_return_row(rsinfo,
+								   SPI_getbinval(SPI_tuptable->vals[i],
+												 SPI_tuptable->tupdesc,
+												 column, &isnull));
+	}
 }
 
 /* Parks locked rows whose lease ran out once too often. */
@@ -799,15 +1000,21 @@ syncstate_store_policy_changes(Oid source, Datum changes)
 						 &isnull);
 }
 
-/* Pauses a source until a time, unless it is paused for longer already. */
+/*
+ * Pauses a source until a time; NO_TIME ends the pause.  "extend" leaves a
+ * longer pause as it is.
+ */
 void
-syncstate_store_pause(Oid source, TimestampTz until)
+syncstate_store_pause(Oid source, TimestampTz until, bool extend)
 {
-	Datum		values[2];
+	Datum		values[3];
 
 	values[0] = ObjectIdGetDatum(source);
 	values[1] = TimestampTzGetDatum(until);
-	run(PLAN_POLICY_PAUSE, values, NULL, false);
+	values[2] = BoolGetDatum(extend);
+	run(PLAN_POLICY_PAUSE, values, until == NO_TIME ? " n " : NULL, false);
+	if (until == NO_TIME)
+		run(PLAN_POLICY_TIDY, values, NULL, false);
 }
 
 /* Writes the overrides of a source; none left, no row. */

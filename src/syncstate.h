@@ -15,6 +15,7 @@
 #include "datatype/timestamp.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
+#include "nodes/execnodes.h"
 #include "nodes/pg_list.h"
 #include "storage/itemptr.h"
 #include "utils/jsonb.h"
@@ -203,6 +204,8 @@ extern Datum syncstate_store_write(const SyncState *row);
 extern void syncstate_store_start(const ItemPointerData *tids, int ntids,
 								  TimestampTz expires, TimestampTz now,
 								  bool clear_cursor);
+extern void syncstate_store_return_row(ReturnSetInfo *rsinfo, Datum row);
+extern void syncstate_store_return(ReturnSetInfo *rsinfo, int column);
 extern void syncstate_store_park_expired(const ItemPointerData *tids, int ntids,
 										 const char *message, TimestampTz now);
 extern bool syncstate_store_delete(const SyncKey *key);
@@ -212,7 +215,10 @@ extern void syncstate_store_change(const SyncState *row, Datum changes,
 								   SyncState *changed);
 extern Datum syncstate_store_policy_changes(Oid source, Datum changes);
 extern void syncstate_store_policy_write(Oid source, Datum policy);
-extern void syncstate_store_pause(Oid source, TimestampTz until);
+extern void syncstate_store_pause(Oid source, TimestampTz until, bool extend);
+extern int	syncstate_store_lock_many(const SyncKey *keys, int nkeys,
+									  SyncState *rows, int *key_of_row);
+extern void syncstate_store_write_many(const SyncState *rows, int nrows);
 
 /* policy.c */
 extern const SyncPolicy *syncstate_policy(Oid source);
@@ -239,6 +245,7 @@ extern void syncstate_pause_source(Oid source, TimestampTz until,
 
 /* lifecycle.c */
 extern void syncstate_lock_row(const SyncKey *key, bool make, SyncState *row);
+extern void syncstate_wake_workers(const SyncPolicy *policy);
 extern bool syncstate_has_cursor(const SyncState *row);
 extern void syncstate_set_due(SyncState *row, TimestampTz due_at);
 extern void syncstate_no_such_row(void) pg_attribute_noreturn();
@@ -269,7 +276,7 @@ extern int64 syncstate_arg_duration(FunctionCallInfo fcinfo, int arg,
 									const char *name, int64 min, int64 max);
 extern Jsonb *syncstate_arg_object(FunctionCallInfo fcinfo, int arg,
 								   const char *name);
-extern void syncstate_check_keys(const char *name, Jsonb *object,
+extern void syncstate_check_keys(const char *name, JsonbContainer *object,
 								 const char *const *keys, int nkeys);
 extern void syncstate_check_size(const char *name, Size bytes, int max_bytes);
 extern void syncstate_check_count(const char *name, int64 count);
