@@ -554,8 +554,9 @@ REVOKE ALL ON FUNCTION syncstate.register_sync_source(text) FROM PUBLIC;
 /*
  * Acts above its caller: who deletes users need not be able to touch
  * sync_state.  It is a trigger of the application's table, whose owner may
- * change the column's type under it: only a plain uuid is compared, so that no
- * operator or cast of theirs runs as the owner of this function.
+ * change the column's type under it, or attach it by hand: only a plain uuid of
+ * a real transition table is compared, so that no operator, cast or view of
+ * theirs runs as the owner of this function.
  */
 CREATE FUNCTION syncstate.forget_users() RETURNS trigger
 	LANGUAGE plpgsql SECURITY DEFINER
@@ -563,9 +564,12 @@ CREATE FUNCTION syncstate.forget_users() RETURNS trigger
 	AS $$
 BEGIN
 	IF TG_NARGS OPERATOR(pg_catalog.<>) 1 OR TG_OP OPERATOR(pg_catalog.<>) 'DELETE'
-		OR TG_LEVEL OPERATOR(pg_catalog.<>) 'STATEMENT' THEN
+		OR NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS t
+					   WHERE t.tgrelid OPERATOR(pg_catalog.=) TG_RELID
+						   AND t.tgname OPERATOR(pg_catalog.=) TG_NAME
+						   AND t.tgoldtable OPERATOR(pg_catalog.=) 'deleted'::pg_catalog.name) THEN
 		RAISE trigger_protocol_violated USING
-			MESSAGE = 'function "forget_users" must be fired AFTER DELETE STATEMENT with the name of a column',
+			MESSAGE = 'function "forget_users" must be fired AFTER DELETE STATEMENT with the old table as "deleted" and the name of a column',
 			HINT = 'Use watch_users() to make the trigger.';
 	END IF;
 	IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
@@ -791,10 +795,15 @@ REVOKE ALL ON FUNCTION syncstate.grant_user(regrole) FROM PUBLIC;
 /*
  * The owner of the database may install this, and then needs to be able to use
  * it and to pass it on; the objects stay the bootstrap superuser's.
+ *
+ * Never TRIGGER: a trigger of theirs on our tables would run with the rights of
+ * whoever fires it, forget_users() included.  Nor may they attach our internal
+ * trigger functions elsewhere; a trigger fires without that.
  */
 GRANT USAGE ON SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
-GRANT ALL ON ALL TABLES IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
+REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(), syncstate.add_source_label() FROM @extowner@;
 
 DO $$
 BEGIN

@@ -712,7 +712,7 @@ static bool
 would_park(const SyncState *row, const SyncPolicy *policy, TimestampTz now)
 {
 	return row->status == SYNC_SYNCING &&
-		syncstate_is_hopeless(policy, row->failures + 1,
+		syncstate_is_hopeless(policy, (int64) row->failures + 1,
 							  row->failing_since, now);
 }
 
@@ -1008,12 +1008,7 @@ static void
 check_privileges(AclMode mode)
 {
 	Oid			rel = syncstate_store_ids()->state_rel;
-	AclResult	result = pg_class_aclcheck(rel, GetUserId(), mode);
 
-	/* pg_class_aclcheck() is content with any of the privileges */
-	if (result == ACLCHECK_OK &&
-		pg_class_aclmask(rel, GetUserId(), mode, ACLMASK_ALL) != mode)
-		result = ACLCHECK_NO_PRIV;
-	if (result != ACLCHECK_OK)
-		aclcheck_error(result, OBJECT_TABLE, "sync_state");
+	if (pg_class_aclmask(rel, GetUserId(), mode, ACLMASK_ALL) != mode)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, "sync_state");
 }

@@ -19,10 +19,12 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "catalog/pg_collation.h"
 #include "commands/trigger.h"
 #include "common/pg_prng.h"
 #include "fmgr.h"
+#include "nodes/bitmapset.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -30,6 +32,7 @@
 #include "syncstate.h"
 
 static void guard_insert(SyncState *row, TimestampTz now);
+static void check_lease_number(const SyncState *row);
 static void tidy_cursor(SyncState *row);
 static bool same_cursor(const SyncState *a, const SyncState *b);
 static HeapTuple changed_tuple(HeapTuple tuple, TupleDesc tupdesc,
@@ -79,7 +82,11 @@ syncstate_guard(PG_FUNCTION_ARGS)
 			return PointerGetDatum(tuple);
 		read_tuple(trigdata->tg_trigtuple, tupdesc, &old);
 		read_tuple(tuple, tupdesc, &row);
-		syncstate_guard_update(&old, &row, syncstate_now());
+		syncstate_guard_update(&old, &row,
+							   bms_is_member(Anum_sync_state_status -
+											 FirstLowInvalidHeapAttributeNumber,
+											 trigdata->tg_updatedcols),
+							   syncstate_now());
 	}
 	return PointerGetDatum(changed_tuple(tuple, tupdesc, &row));
 }
@@ -90,6 +97,7 @@ guard_insert(SyncState *row, TimestampTz now)
 {
 	const SyncPolicy *policy = syncstate_policy(row->key.source);
 
+	check_lease_number(row);
 	tidy_cursor(row);
 	if (syncstate_has_cursor(row) && row->token_issued_at == NO_TIME)
 		row->token_issued_at = now;
@@ -114,9 +122,13 @@ guard_insert(SyncState *row, TimestampTz now)
  * Whatever the client left alone follows from what it changed: "status =
  * 'syncing'" alone is a start, "status = 'idle'" alone is the end of a sync,
  * "due_at = null" alone parks.
+ *
+ * status_written: the client wrote the status, if only to what it was; so a
+ * row whose lease ran out starts again by 'syncing', but not by a request.
  */
 void
-syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
+syncstate_guard_update(const SyncState *old, SyncState *row,
+					   bool status_written, TimestampTz now)
 {
 	const SyncPolicy *policy = syncstate_policy(row->key.source);
 	bool		was_running = old->status == SYNC_SYNCING;
@@ -124,6 +136,7 @@ syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
 	bool		reason_changed = !syncstate_same_text(row->parked_reason, old->parked_reason);
 	bool		lease_changed = row->lease != old->lease;
 	bool		expiry_changed = row->lease_expires_at != old->lease_expires_at;
+	bool		cursor_cleared;
 
 	if (!syncstate_same_key(&row->key, &old->key))
 		ereport(ERROR,
@@ -134,6 +147,8 @@ syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
 
 	row->updated_at = now;
 	row->lease = Max(row->lease, old->lease);
+	if (lease_changed)
+		check_lease_number(row);
 
 	/* one of due_at and parked_reason is set, and not both */
 	if (row->due_at == NO_TIME && row->parked_reason == NULL)
@@ -158,8 +173,13 @@ syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
 			 row->token_issued_at == old->token_issued_at)
 		row->token_issued_at = now;
 
-	if (row->status == SYNC_SYNCING && was_running && !lease_changed &&
-		syncstate_has_cursor(old) && !syncstate_has_cursor(row))
+	/* users may write this column: nobody gets ahead by an early time */
+	if (row->requested_at != old->requested_at && row->requested_at != NO_TIME)
+		row->requested_at = now;
+
+	cursor_cleared = syncstate_has_cursor(old) && !syncstate_has_cursor(row);
+	if (row->status == SYNC_SYNCING && was_running && cursor_cleared &&
+		!lease_changed && !status_written)
 	{
 		/* the run in flight would bring the old cursor back: revoke it */
 		row->status = SYNC_IDLE;
@@ -169,7 +189,9 @@ syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
 	}
 	else if (row->status == SYNC_SYNCING &&
 			 (!was_running || lease_changed ||
-			  (!expiry_changed && old->lease_expires_at <= now)))
+			  (status_written &&
+			   (cursor_cleared ||
+				(!expiry_changed && old->lease_expires_at <= now)))))
 	{
 		/* a start */
 		if (!lease_changed)
@@ -178,8 +200,7 @@ syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
 			row->lease_expires_at = now + policy->lease_time;
 		if (row->last_sync_at == old->last_sync_at)
 			row->last_sync_at = now;
-		if (row->requested_at == old->requested_at)
-			row->requested_at = NO_TIME;
+		row->requested_at = NO_TIME;
 		if (!due_changed && row->due_at > now)
 			row->due_at = now;
 	}
@@ -192,7 +213,7 @@ syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
 	{
 		/* the end of a sync */
 		if (row->status == SYNC_ERROR && row->failures == old->failures)
-			row->failures = old->failures < PG_INT32_MAX ? old->failures + 1 : PG_INT32_MAX;
+			row->failures += old->failures < PG_INT32_MAX ? 1 : 0;
 		if (!due_changed && row->due_at != NO_TIME)
 		{
 			if (row->status == SYNC_ERROR)
@@ -215,6 +236,16 @@ syncstate_guard_update(const SyncState *old, SyncState *row, TimestampTz now)
 	else if (row->failing_since == NO_TIME)
 		row->failing_since = row->last_successful_sync_at != NO_TIME ?
 			row->last_successful_sync_at : row->created_at;
+}
+
+static void
+check_lease_number(const SyncState *row)
+{
+	if (row->lease > MAX_LEASE)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("lease must be at most %lld", (long long) MAX_LEASE),
+				 errdetail("Got %lld.", (long long) row->lease)));
 }
 
 /*

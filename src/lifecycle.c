@@ -618,7 +618,10 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 	syncstate_lock_row(&key, true, &old);
 	syncstate_store_change(&old, JsonbPGetDatum(changes), &row);
 	check_row(&row);
-	syncstate_guard_update(&old, &row, syncstate_now());
+	syncstate_guard_update(&old, &row,
+						   getKeyJsonValueFromContainer(&changes->root, "status",
+														strlen("status"), NULL) != NULL,
+						   syncstate_now());
 	result = syncstate_store_write(&row);
 	SPI_finish();
 	return result;
@@ -1088,7 +1091,9 @@ checkpoint(SyncState *row, const Report *report, const SyncPolicy *policy,
 		row->progress_done = report->progress_done;
 	if (report->progress_total != NO_COUNT)
 		row->progress_total = report->progress_total;
-	row->lease_expires_at = now + policy->lease_time;
+
+	/* a lease that was claimed for longer is not cut short */
+	row->lease_expires_at = Max(row->lease_expires_at, now + policy->lease_time);
 }
 
 static void

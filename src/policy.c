@@ -560,7 +560,7 @@ ttl_anchor(const SyncPolicy *policy, const SyncState *row)
 
 /* Whether a run of failures has reached both limits: parking is called for. */
 bool
-syncstate_is_hopeless(const SyncPolicy *policy, int32 failures,
+syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
 					  TimestampTz failing_since, TimestampTz now)
 {
 	return failures >= policy->max_failures &&

@@ -36,6 +36,12 @@
 #define MAX_RETRY_AFTER			(30 * USECS_PER_DAY)
 
 /*
+ * The largest fencing number that somebody may write: what JSON clients can
+ * read, and out of reach by counting.  Counting on from it must not overflow.
+ */
+#define MAX_LEASE				(INT64CONST(1) << 53)
+
+/*
  * "No time" in a TimestampTz, "no number" in a count.  Neither can be
  * mistaken for a value: the table's CHECKs keep infinite times and negative
  * numbers out.
@@ -235,7 +241,7 @@ extern TimestampTz syncstate_limit_end(const SyncPolicy *policy,
 									   TimestampTz now);
 extern bool syncstate_cursor_is_dead(const SyncPolicy *policy,
 									 const SyncState *row, TimestampTz now);
-extern bool syncstate_is_hopeless(const SyncPolicy *policy, int32 failures,
+extern bool syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
 								  TimestampTz failing_since, TimestampTz now);
 extern TimestampTz syncstate_source_opens(const SyncPolicy *policy,
 										  const SyncKey *key);
@@ -254,7 +260,7 @@ extern void syncstate_no_such_row(void) pg_attribute_noreturn();
 extern bool syncstate_same_text(const text *a, const text *b);
 extern bool syncstate_same_key(const SyncKey *a, const SyncKey *b);
 extern void syncstate_guard_update(const SyncState *old, SyncState *row,
-								   TimestampTz now);
+								   bool status_written, TimestampTz now);
 
 /* args.c: each names the argument in its error */
 extern SyncKey syncstate_arg_key(FunctionCallInfo fcinfo, int user_id,
