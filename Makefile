@@ -1,0 +1,47 @@
+EXTENSION   = syncstate
+MODULE_big  = syncstate
+OBJS        = src/syncstate.o src/lifecycle.o src/claim.o src/policy.o \
+              src/identity.o src/store.o src/guard.o src/args.o
+DATA        = $(wildcard sql/syncstate--*.sql)
+PGFILEDESC  = "syncstate - per-user state of incremental syncs"
+
+# Tests, in this order.  `make installcheck` runs all three kinds against a
+# running server, like that of any other extension.
+REGRESS     = install
+ISOLATION   = claim
+PROVE_TESTS = test/t/*.pl
+TAP_TESTS   = 1
+
+ISOLATION_OPTS = --inputdir=test
+
+# No bitcode: our functions run queries, so inlining them gains nothing, and
+# building it would take the very clang that the server was built with.
+override with_llvm = no
+
+PG_CONFIG ?= pg_config
+PGXS := $(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null))
+
+ifdef PGXS
+include $(PGXS)
+$(OBJS): src/syncstate.h
+else
+all install installcheck clean:
+	@echo "$(PG_CONFIG) knows no server headers: install postgresql-server-dev," \
+		"or say PG_CONFIG=/path/to/pg_config" >&2; exit 1
+endif
+
+# Everything from nothing: install what is missing, build, and run against a
+# throw-away server.  See test/setup for the choice of the server's version.
+.PHONY: test demo
+test:
+	@rm -rf results output_iso tmp_check regression.diffs regression.out
+	@$(ready) && test/with-server test/run
+demo:
+	@$(ready) && test/with-server test/demo/run
+
+define ready
+PG_CONFIG=$$(test/setup) && export PG_CONFIG && \
+	$(MAKE) -s all && \
+	$$(test -w "$$($$PG_CONFIG --pkglibdir)" || echo sudo) \
+		$(MAKE) -s PG_CONFIG="$$PG_CONFIG" install
+endef
