@@ -172,7 +172,7 @@ syncstate_check_keys(const char *name, JsonbContainer *object,
 		if (token != WJB_KEY)
 			continue;
 		for (int i = 0; i < nkeys && !known; i++)
-			known = strlen(keys[i]) == value.val.string.len &&
+			known = strlen(keys[i]) == (size_t) value.val.string.len &&
 				memcmp(keys[i], value.val.string.val, value.val.string.len) == 0;
 		if (!known)
 		{
@@ -193,12 +193,12 @@ syncstate_check_keys(const char *name, JsonbContainer *object,
 }
 
 void
-syncstate_check_size(const char *name, Size bytes, int max_bytes)
+syncstate_check_size(const char *name, Size bytes, Size max_bytes)
 {
 	if (bytes > max_bytes)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be at most %d bytes long", name, max_bytes),
+				 errmsg("%s must be at most %zu bytes long", name, max_bytes),
 				 errdetail("Got %zu bytes.", bytes)));
 }
 
@@ -298,7 +298,7 @@ syncstate_check_history_id(const char *name, const text *history_id)
 	static const char max[] = "18446744073709551615";
 
 	if (len > 20 ||
-		strspn(pnstrdup(digits, len), "0123456789") != len ||
+		strspn(pnstrdup(digits, len), "0123456789") != (size_t) len ||
 		(len == 20 && memcmp(digits, max, 20) > 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

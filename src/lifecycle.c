@@ -99,7 +99,6 @@ typedef void (*TransitionFunction) (SyncState *row, const Report *report,
 typedef struct Transition
 {
 	TransitionFunction apply;
-	bool		needs_lease;	/* the row must be running under the lease */
 	bool		makes_row;		/* a missing row is made, unless a lease is given */
 	bool		wakes_workers;	/* the row may be due now: NOTIFY */
 } Transition;
@@ -141,16 +140,16 @@ typedef enum TransitionId
 } TransitionId;
 
 static const Transition transitions[] = {
-	[COMPLETE] = {complete, .makes_row = true},
-	[FAIL] = {fail, .makes_row = true},
-	[RATE_LIMIT] = {rate_limit, .makes_row = true},
-	[CLEAR_TOKEN] = {clear_token, .makes_row = true},
-	[RENEW] = {renew, .needs_lease = true},
-	[CHECKPOINT] = {checkpoint, .needs_lease = true},
-	[RELEASE] = {release, .needs_lease = true},
-	[CONNECT] = {connect_again, .makes_row = true, .wakes_workers = true},
-	[PAUSE] = {pause_row},
-	[RESUME] = {resume_row, .wakes_workers = true},
+	[COMPLETE] = {.apply = complete, .makes_row = true},
+	[FAIL] = {.apply = fail, .makes_row = true},
+	[RATE_LIMIT] = {.apply = rate_limit, .makes_row = true},
+	[CLEAR_TOKEN] = {.apply = clear_token, .makes_row = true},
+	[RENEW] = {.apply = renew},
+	[CHECKPOINT] = {.apply = checkpoint},
+	[RELEASE] = {.apply = release},
+	[CONNECT] = {.apply = connect_again, .makes_row = true, .wakes_workers = true},
+	[PAUSE] = {.apply = pause_row},
+	[RESUME] = {.apply = resume_row, .wakes_workers = true},
 };
 
 static Report *read_reports(Jsonb *results, int *nreports);
@@ -719,7 +718,7 @@ read_report(JsonbContainer *object, Report *report)
 	int			outcome;
 	char	   *word;
 
-	for (int i = 0; i < lengthof(required); i++)
+	for (size_t i = 0; i < lengthof(required); i++)
 	{
 		if (json_text(object, required[i]) == NULL)
 			ereport(ERROR,

@@ -317,7 +317,7 @@ load_policies(void)
 			loaded[i].label_hash =
 				hash_bytes_extended((const unsigned char *) name,
 									strlen(name), 0);
-			for (int j = 0; j < lengthof(builtin_ttls); j++)
+			for (size_t j = 0; j < lengthof(builtin_ttls); j++)
 			{
 				if (strcmp(name, builtin_ttls[j].label) == 0)
 				{

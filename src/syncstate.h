@@ -284,7 +284,7 @@ extern Jsonb *syncstate_arg_object(FunctionCallInfo fcinfo, int arg,
 								   const char *name);
 extern void syncstate_check_keys(const char *name, JsonbContainer *object,
 								 const char *const *keys, int nkeys);
-extern void syncstate_check_size(const char *name, Size bytes, int max_bytes);
+extern void syncstate_check_size(const char *name, Size bytes, Size max_bytes);
 extern void syncstate_check_count(const char *name, int64 count);
 extern void syncstate_check_time(const char *name, TimestampTz time);
 extern int64 syncstate_check_duration(const char *name,
