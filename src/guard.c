@@ -34,7 +34,7 @@
 static void guard_insert(SyncState *row, TimestampTz now);
 static void check_lease_number(const SyncState *row);
 static void tidy_cursor(SyncState *row);
-static bool same_cursor(const SyncState *a, const SyncState *b);
+static bool cursor_was_set(const SyncState *old, const SyncState *row);
 static HeapTuple changed_tuple(HeapTuple tuple, TupleDesc tupdesc,
 							   const SyncState *row);
 static void read_tuple(HeapTuple tuple, TupleDesc tupdesc, SyncState *row);
@@ -134,7 +134,7 @@ syncstate_guard_update(const SyncState *old, SyncState *row,
 	bool		was_running = old->status == SYNC_SYNCING;
 	bool		due_changed = row->due_at != old->due_at;
 	bool		reason_changed = !syncstate_same_text(row->parked_reason, old->parked_reason);
-	bool		lease_changed = row->lease != old->lease;
+	bool		lease_changed = row->lease > old->lease;
 	bool		expiry_changed = row->lease_expires_at != old->lease_expires_at;
 	bool		cursor_cleared;
 
@@ -167,23 +167,25 @@ syncstate_guard_update(const SyncState *old, SyncState *row,
 	}
 
 	tidy_cursor(row);
-	if (!syncstate_has_cursor(row))
+	cursor_cleared = syncstate_has_cursor(old) && !syncstate_has_cursor(row);
+	if (cursor_cleared)
+		syncstate_drop_cursor(row);
+	else if (!syncstate_has_cursor(row))
 		row->token_issued_at = NO_TIME;
-	else if (!same_cursor(row, old) &&
-			 row->token_issued_at == old->token_issued_at)
+	else if (row->token_issued_at == NO_TIME ||
+			 (row->token_issued_at == old->token_issued_at &&
+			  cursor_was_set(old, row)))
 		row->token_issued_at = now;
 
 	/* users may write this column: nobody gets ahead by an early time */
 	if (row->requested_at != old->requested_at && row->requested_at != NO_TIME)
 		row->requested_at = now;
 
-	cursor_cleared = syncstate_has_cursor(old) && !syncstate_has_cursor(row);
 	if (row->status == SYNC_SYNCING && was_running && cursor_cleared &&
 		!lease_changed && !status_written)
 	{
 		/* the run in flight would bring the old cursor back: revoke it */
 		row->status = SYNC_IDLE;
-		row->page_token = NULL;
 		syncstate_set_due(row, now);
 		due_changed = true;
 	}
@@ -193,7 +195,10 @@ syncstate_guard_update(const SyncState *old, SyncState *row,
 			   (cursor_cleared ||
 				(!expiry_changed && old->lease_expires_at <= now)))))
 	{
-		/* a start */
+		/* a start; an earlier run that never reported has failed */
+		if (was_running && old->lease_expires_at <= now &&
+			row->failures == old->failures)
+			row->failures += old->failures < PG_INT32_MAX ? 1 : 0;
 		if (!lease_changed)
 			row->lease = old->lease + 1;
 		if (row->lease_expires_at == NO_TIME || !expiry_changed)
@@ -280,12 +285,15 @@ syncstate_same_key(const SyncKey *a, const SyncKey *b)
 		syncstate_same_text(a->resource, b->resource);
 }
 
+/* Whether a part of the cursor got another value, and not only lost one. */
 static bool
-same_cursor(const SyncState *a, const SyncState *b)
+cursor_was_set(const SyncState *old, const SyncState *row)
 {
-	return syncstate_same_text(a->sync_token, b->sync_token) &&
-		syncstate_same_text(a->history_id, b->history_id) &&
-		a->updated_min == b->updated_min;
+	return (row->sync_token != NULL &&
+			!syncstate_same_text(row->sync_token, old->sync_token)) ||
+		(row->history_id != NULL &&
+		 !syncstate_same_text(row->history_id, old->history_id)) ||
+		(row->updated_min != NO_TIME && row->updated_min != old->updated_min);
 }
 
 static void

@@ -167,7 +167,6 @@ static Datum apply(TransitionId id, const Report *report);
 static int64 clamped_wait(const Interval *retry_after);
 static int64 limit_wait(const Report *report, const SyncPolicy *policy);
 static void check_row(SyncState *row);
-static void drop_cursor(SyncState *row);
 static void park(SyncState *row, const char *reason);
 static void check_lease(const SyncState *row, int64 lease);
 static int	compare_history_ids(const text *a, const text *b);
@@ -1049,7 +1048,7 @@ static void
 clear_token(SyncState *row, const Report *report, const SyncPolicy *policy,
 			TimestampTz now)
 {
-	drop_cursor(row);
+	syncstate_drop_cursor(row);
 	if (row->token_losses < PG_INT32_MAX)
 		row->token_losses++;
 
@@ -1145,8 +1144,8 @@ syncstate_has_cursor(const SyncState *row)
 }
 
 /* What a full sync begins with: no cursor, and from the first page. */
-static void
-drop_cursor(SyncState *row)
+void
+syncstate_drop_cursor(SyncState *row)
 {
 	row->sync_token = NULL;
 	row->history_id = NULL;

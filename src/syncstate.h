@@ -253,6 +253,7 @@ extern void syncstate_pause_source(Oid source, TimestampTz until,
 extern void syncstate_lock_row(const SyncKey *key, bool make, SyncState *row);
 extern void syncstate_wake_workers(const SyncPolicy *policy);
 extern bool syncstate_has_cursor(const SyncState *row);
+extern void syncstate_drop_cursor(SyncState *row);
 extern void syncstate_set_due(SyncState *row, TimestampTz due_at);
 extern void syncstate_no_such_row(void) pg_attribute_noreturn();
 
