@@ -627,7 +627,9 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 	row->key.resource = DatumGetTextPP(VALUE(resource));
 	row->status = status_of(DatumGetObjectId(VALUE(status)));
 	row->sync_token = TEXT(sync_token);
-	row->history_id = TEXT(history_id);
+	/* looked into; the longer texts are only passed on, as they are stored */
+	row->history_id = IS_NULL(history_id) ? NULL :
+		DatumGetTextPP(VALUE(history_id));
 	row->updated_min = TIME(updated_min);
 	row->token_issued_at = TIME(token_issued_at);
 	row->last_full_sync_at = TIME(last_full_sync_at);
