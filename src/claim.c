@@ -164,7 +164,7 @@ typedef struct Claim
 	int			ntaken;
 	Taken	   *taken;			/* room for max_rows */
 	List	   *hopeless;		/* ItemPointers of rows to be parked */
-	HTAB	   *seen;			/* tids of requested rows already taken */
+	HTAB	   *seen;			/* tids of rows taken that may be met again */
 } Claim;
 
 /* How a walk over a part of a lane ended. */
@@ -836,8 +836,13 @@ try_take(Claim *claim)
 	TM_FailureData tmfd;
 	Taken	   *taken;
 
-	/* a requested row stands in both lanes */
-	if (row->requested_at != NO_TIME && claim->seen != NULL &&
+	/*
+	 * A claim may meet a row twice: a requested one stands in both lanes, and
+	 * without hints every walk begins at the beginning.
+	 */
+	bool		again = row->requested_at != NO_TIME || syncstate_clock_is_set();
+
+	if (again && claim->seen != NULL &&
 		hash_search(claim->seen, &tid, HASH_FIND, NULL) != NULL)
 		return;
 
@@ -872,7 +877,7 @@ try_take(Claim *claim)
 			return;
 	}
 
-	if (row->requested_at != NO_TIME)
+	if (again || row->requested_at != NO_TIME)
 	{
 		bool		found;
 
