@@ -222,14 +222,21 @@ syncstate_check_time(const char *name, TimestampTz time)
 				 errdetail("Got %s.", timestamptz_to_str(time))));
 }
 
+/* Whether an interval is within limits, and of a length that has no months. */
+bool
+syncstate_is_duration(const Interval *interval, int64 min, int64 max)
+{
+	int64		usecs = syncstate_interval_usecs(interval);
+
+	return interval->month == 0 && usecs >= min && usecs <= max;
+}
+
 /* Returns the microseconds. */
 int64
 syncstate_check_duration(const char *name, const Interval *interval,
 						 int64 min, int64 max)
 {
-	int64		usecs = syncstate_interval_usecs(interval);
-
-	if (interval->month != 0 || usecs < min || usecs > max)
+	if (!syncstate_is_duration(interval, min, max))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be between %lld seconds and %lld days, without months",
@@ -238,7 +245,7 @@ syncstate_check_duration(const char *name, const Interval *interval,
 				 errdetail("Got %s.",
 						   DatumGetCString(DirectFunctionCall1(interval_out,
 															   IntervalPGetDatum(interval))))));
-	return usecs;
+	return syncstate_interval_usecs(interval);
 }
 
 /* Returns the number of the word. */
@@ -289,20 +296,34 @@ syncstate_tidy_history_id(text *history_id)
 	return cstring_to_text_with_len(digits, len);
 }
 
-/* Checks a tidy history id: an unsigned 64-bit decimal. */
-void
-syncstate_check_history_id(const char *name, const text *history_id)
+/* Whether a history id is tidy: an unsigned 64-bit decimal. */
+bool
+syncstate_is_history_id(const text *history_id)
 {
 	const char *digits = VARDATA_ANY(history_id);
 	int			len = VARSIZE_ANY_EXHDR(history_id);
-	static const char max[] = "18446744073709551615";
 
-	if (len > 20 ||
-		strspn(pnstrdup(digits, len), "0123456789") != (size_t) len ||
-		(len == 20 && memcmp(digits, max, 20) > 0))
+	if (len < 1 || len > 20 || (len > 1 && digits[0] == '0') ||
+		(len == 20 && memcmp(digits, MAX_HISTORY_ID, 20) > 0))
+		return false;
+	for (int i = 0; i < len; i++)
+	{
+		if (digits[i] < '0' || digits[i] > '9')
+			return false;
+	}
+	return true;
+}
+
+void
+syncstate_check_history_id(const char *name, const text *history_id)
+{
+	if (!syncstate_is_history_id(history_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a decimal number from 0 to %s", name, max),
+				 errmsg("%s must be a decimal number from 0 to %s", name,
+						MAX_HISTORY_ID),
 				 errdetail("Got \"%.*s\".",
-						   pg_mbcliplen(digits, len, 100), digits)));
+						   pg_mbcliplen(VARDATA_ANY(history_id),
+										VARSIZE_ANY_EXHDR(history_id), 100),
+						   VARDATA_ANY(history_id))));
 }

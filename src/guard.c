@@ -5,8 +5,8 @@
  *
  * Clients that keep their sync state by hand write it like
  * upsert({status: 'syncing', ...}).  They get a lease, a due time and a legal
- * row too.  What a client says wins over what would follow from it; the CHECKs
- * refuse what cannot be made sense of.
+ * row too.  What a client says wins over what would follow from it; the CHECK
+ * refuses what cannot be made sense of.
  *
  * On INSERT only what is missing is filled in, so that a restored row stays as
  * it was dumped.  What the lifecycle functions write is legal as it is, and
@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "catalog/pg_collation.h"
@@ -28,9 +29,12 @@
 #include "utils/builtins.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
+#include "utils/typcache.h"
 
 #include "syncstate.h"
 
+static void breaks(const char *invariant) pg_attribute_noreturn();
+static Size text_bytes(const text *value);
 static void guard_insert(SyncState *row, TimestampTz now);
 static void check_lease_number(const SyncState *row);
 static void tidy_cursor(SyncState *row);
@@ -39,7 +43,104 @@ static HeapTuple changed_tuple(HeapTuple tuple, TupleDesc tupdesc,
 							   const SyncState *row);
 static void read_tuple(HeapTuple tuple, TupleDesc tupdesc, SyncState *row);
 
+PG_FUNCTION_INFO_V1(syncstate_is_legal);
 PG_FUNCTION_INFO_V1(syncstate_guard);
+
+/*
+ * syncstate_is_legal(sync_state sync_state) -> boolean
+ *
+ * Whether a row of sync_state keeps its invariants; an error says which one it
+ * breaks.
+ *
+ * The CHECK of the table.  It holds whoever writes, and where triggers do not
+ * fire too.
+ *
+ * Errors: 23514 if it does not.
+ */
+Datum
+syncstate_is_legal(PG_FUNCTION_ARGS)
+{
+	static const int times[] = {
+		Anum_sync_state_updated_min, Anum_sync_state_token_issued_at,
+		Anum_sync_state_last_full_sync_at, Anum_sync_state_due_at,
+		Anum_sync_state_requested_at, Anum_sync_state_lease_expires_at,
+		Anum_sync_state_last_sync_at, Anum_sync_state_last_successful_sync_at,
+		Anum_sync_state_failing_since,
+	};
+	HeapTupleHeader header;
+	HeapTupleData tuple;
+	TupleDesc	tupdesc;
+	Datum	   *values;
+	bool	   *nulls;
+	SyncState	row;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(true);
+	header = PG_GETARG_HEAPTUPLEHEADER(0);
+	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = header;
+	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
+									 HeapTupleHeaderGetTypMod(header));
+	values = palloc(tupdesc->natts * sizeof(Datum));
+	nulls = palloc(tupdesc->natts * sizeof(bool));
+	heap_deform_tuple(&tuple, tupdesc, values, nulls);
+	ReleaseTupleDesc(tupdesc);
+
+	for (size_t i = 0; i < lengthof(times); i++)
+	{
+		if (!nulls[times[i] - 1] &&
+			TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(values[times[i] - 1])))
+			breaks("Times are finite.");
+	}
+	syncstate_state_from_datums(values, nulls, &row);
+
+	if ((row.due_at == NO_TIME) != (row.parked_reason != NULL))
+		breaks("Either due_at is set or parked_reason.");
+	if (row.parked_reason != NULL && !syncstate_is_parked_reason(row.parked_reason))
+		breaks("parked_reason is \"paused\", \"auth\", \"failures\" or \"token_loop\".");
+	if ((row.status == SYNC_SYNCING) != (row.lease_expires_at != NO_TIME))
+		breaks("lease_expires_at is set exactly while status is \"syncing\".");
+	if ((row.failures > 0) != (row.failing_since != NO_TIME))
+		breaks("failing_since is set exactly while failures is not 0.");
+	if (VARSIZE_ANY_EXHDR(row.key.resource) > MAX_RESOURCE_BYTES)
+		breaks("resource is at most 1024 bytes long.");
+	if (text_bytes(row.sync_token) > MAX_TOKEN_BYTES)
+		breaks("sync_token is at most 65536 bytes long.");
+	if (text_bytes(row.page_token) > MAX_TOKEN_BYTES)
+		breaks("page_token is at most 65536 bytes long.");
+	if (text_bytes(row.error_message) > MAX_ERROR_BYTES)
+		breaks("error_message is at most 8192 bytes long.");
+	if (row.history_id != NULL && !syncstate_is_history_id(row.history_id))
+		breaks("history_id is a decimal number from 0 to 18446744073709551615, without leading zeros.");
+	if (row.sync_interval != NULL &&
+		!syncstate_is_duration(row.sync_interval, MIN_DURATION, MAX_DURATION))
+		breaks("sync_interval is from 1 second to 36500 days, without months.");
+	if (row.lease < 0 || row.items_synced < 0 || row.failures < 0 ||
+		row.token_losses < 0)
+		breaks("lease, items_synced, failures and token_losses are 0 or more.");
+	PG_RETURN_BOOL(true);
+}
+
+/* Says which invariant a row breaks, as a CHECK would with a name. */
+static void
+breaks(const char *invariant)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CHECK_VIOLATION),
+			 errmsg("new row for relation \"%s\" violates check constraint \"%s\"",
+					"sync_state", "sync_state_is_legal"),
+			 errdetail_internal("%s", invariant)));
+}
+
+/* The size of a text, which may be stored out of line. */
+static Size
+text_bytes(const text *value)
+{
+	return value == NULL ? 0 :
+		toast_raw_datum_size(PointerGetDatum(value)) - VARHDRSZ;
+}
 
 /*
  * syncstate_guard() -> trigger

@@ -64,6 +64,21 @@ static const char *const limit_scopes[] = {
 	[SCOPE_SOURCE] = "source",
 };
 
+typedef enum ParkedReason
+{
+	PARKED_PAUSED,
+	PARKED_AUTH,
+	PARKED_FAILURES,
+	PARKED_TOKEN_LOOP,
+} ParkedReason;
+
+static const char *const parked_reasons[] = {
+	[PARKED_PAUSED] = "paused",
+	[PARKED_AUTH] = "auth",
+	[PARKED_FAILURES] = "failures",
+	[PARKED_TOKEN_LOOP] = "token_loop",
+};
+
 /* The arguments of a call; each transition looks at its own. */
 typedef struct Report
 {
@@ -167,7 +182,7 @@ static Datum apply(TransitionId id, const Report *report);
 static int64 clamped_wait(const Interval *retry_after);
 static int64 limit_wait(const Report *report, const SyncPolicy *policy);
 static void check_row(SyncState *row);
-static void park(SyncState *row, const char *reason);
+static void park(SyncState *row, ParkedReason reason);
 static void check_lease(const SyncState *row, int64 lease);
 static int	compare_history_ids(const text *a, const text *b);
 static void end_run(SyncState *row, SyncStatus status, text *error_message);
@@ -1021,9 +1036,9 @@ fail(SyncState *row, const Report *report, const SyncPolicy *policy,
 
 	end_run(row, SYNC_ERROR, report->error_message);
 	if (report->kind == FAILURE_AUTH)
-		park(row, "auth");
+		park(row, PARKED_AUTH);
 	else if (syncstate_is_hopeless(policy, row->failures, row->failing_since, now))
-		park(row, "failures");
+		park(row, PARKED_FAILURES);
 	else if (report->kind == FAILURE_PERMANENT)
 		syncstate_set_due(row, now + policy->retry_cap);
 	else
@@ -1059,7 +1074,7 @@ clear_token(SyncState *row, const Report *report, const SyncPolicy *policy,
 				cstring_to_text(psprintf("cursor lost %d times in a row",
 										 row->token_losses)));
 		if (row->token_losses >= LOSSES_TO_PARK)
-			park(row, "token_loop");
+			park(row, PARKED_TOKEN_LOOP);
 		else
 			wait_after_failure(row, policy, row->token_losses, now);
 	}
@@ -1115,7 +1130,7 @@ static void
 pause_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 	  TimestampTz now)
 {
-	park(row, "paused");
+	park(row, PARKED_PAUSED);
 }
 
 static void
@@ -1166,10 +1181,23 @@ syncstate_set_due(SyncState *row, TimestampTz due_at)
 
 /* Takes a row out of the lanes, until it is resumed or connected. */
 static void
-park(SyncState *row, const char *reason)
+park(SyncState *row, ParkedReason reason)
 {
 	row->due_at = NO_TIME;
-	row->parked_reason = cstring_to_text(reason);
+	row->parked_reason = cstring_to_text(parked_reasons[reason]);
+}
+
+bool
+syncstate_is_parked_reason(const text *reason)
+{
+	for (size_t i = 0; i < lengthof(parked_reasons); i++)
+	{
+		if (strlen(parked_reasons[i]) == VARSIZE_ANY_EXHDR(reason) &&
+			memcmp(parked_reasons[i], VARDATA_ANY(reason),
+				   VARSIZE_ANY_EXHDR(reason)) == 0)
+			return true;
+	}
+	return false;
 }
 
 /* Nobody holds the row any more. */
@@ -1239,8 +1267,6 @@ cut_message(text *message)
 static void
 check_row(SyncState *row)
 {
-	static const char *const reasons[] = {"paused", "auth", "failures", "token_loop"};
-
 #define CHECK_TEXT(column, max) \
 	if (row->column != NULL) \
 		syncstate_check_size(#column, \
@@ -1267,7 +1293,7 @@ check_row(SyncState *row)
 	CHECK_TIME(last_successful_sync_at);
 	if (row->parked_reason != NULL)
 		syncstate_check_word("parked_reason", text_to_cstring(row->parked_reason),
-							 reasons, lengthof(reasons));
+							 parked_reasons, lengthof(parked_reasons));
 	if (row->sync_interval != NULL)
 		syncstate_check_duration("sync_interval", row->sync_interval,
 								 MIN_DURATION, MAX_DURATION);

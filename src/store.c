@@ -499,7 +499,7 @@ plan(PlanId id)
  *
  * own_write: the rows written are legal as they are, and the trigger lets them
  * pass.  A write of somebody else's, made by a trigger of theirs during ours,
- * passes too, and is held by the CHECKs alone.
+ * passes too, and is held by the CHECK alone.
  */
 static uint64
 run(PlanId id, Datum *values, const char *nulls, bool own_write)
@@ -591,7 +591,7 @@ status_of(Oid label)
 
 /*
  * The values that stand for null are refused where somebody writes them as
- * values: none of ours has them, the CHECKs see to that.
+ * values: none of ours has them, the CHECK sees to that.
  */
 static TimestampTz
 time_of(Datum value, const char *column)
@@ -627,7 +627,7 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 	row->key.resource = DatumGetTextPP(VALUE(resource));
 	row->status = status_of(DatumGetObjectId(VALUE(status)));
 	row->sync_token = TEXT(sync_token);
-	/* looked into; the longer texts are only passed on, as they are stored */
+	/* looked into; the long texts are only passed on, as they are stored */
 	row->history_id = IS_NULL(history_id) ? NULL :
 		DatumGetTextPP(VALUE(history_id));
 	row->updated_min = TIME(updated_min);
@@ -635,7 +635,8 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 	row->last_full_sync_at = TIME(last_full_sync_at);
 	row->due_at = TIME(due_at);
 	row->requested_at = TIME(requested_at);
-	row->parked_reason = TEXT(parked_reason);
+	row->parked_reason = IS_NULL(parked_reason) ? NULL :
+		DatumGetTextPP(VALUE(parked_reason));
 	row->sync_interval = IS_NULL(sync_interval) ? NULL :
 		DatumGetIntervalP(VALUE(sync_interval));
 	row->lease = DatumGetInt64(VALUE(lease));

@@ -25,7 +25,7 @@
 #define ERRCODE_NO_SUCH_ROW		MAKE_SQLSTATE('P','T','4','0','4')
 #define ERRCODE_LEASE_LOST		MAKE_SQLSTATE('P','T','4','0','9')
 
-/* Limits.  Those of columns are CHECKs too: keep in sync with the script. */
+/* Limits */
 #define MAX_RESOURCE_BYTES		1024
 #define MAX_TOKEN_BYTES			65536
 #define MAX_ERROR_BYTES			8192
@@ -33,6 +33,7 @@
 #define MIN_DURATION			USECS_PER_SEC
 #define MAX_DURATION			(INT64CONST(36500) * USECS_PER_DAY)
 #define MAX_LEASE_TIME			USECS_PER_DAY
+#define MAX_HISTORY_ID			"18446744073709551615"
 #define MAX_RETRY_AFTER			(30 * USECS_PER_DAY)
 
 /*
@@ -43,7 +44,7 @@
 
 /*
  * "No time" in a TimestampTz, "no number" in a count.  Neither can be
- * mistaken for a value: the table's CHECKs keep infinite times and negative
+ * mistaken for a value: the table's CHECK keeps infinite times and negative
  * numbers out.
  */
 #define NO_TIME					DT_NOBEGIN
@@ -250,6 +251,7 @@ extern void syncstate_pause_source(Oid source, TimestampTz until,
 								   TimestampTz now);
 
 /* lifecycle.c */
+extern bool syncstate_is_parked_reason(const text *reason);
 extern void syncstate_lock_row(const SyncKey *key, bool make, SyncState *row);
 extern void syncstate_wake_workers(const SyncPolicy *policy);
 extern bool syncstate_has_cursor(const SyncState *row);
@@ -288,12 +290,14 @@ extern void syncstate_check_keys(const char *name, JsonbContainer *object,
 extern void syncstate_check_size(const char *name, Size bytes, Size max_bytes);
 extern void syncstate_check_count(const char *name, int64 count);
 extern void syncstate_check_time(const char *name, TimestampTz time);
+extern bool syncstate_is_duration(const Interval *interval, int64 min, int64 max);
 extern int64 syncstate_check_duration(const char *name,
 									  const Interval *interval,
 									  int64 min, int64 max);
 extern int	syncstate_check_word(const char *name, const char *word,
 								 const char *const *words, int nwords);
 extern text *syncstate_tidy_history_id(text *history_id);
+extern bool syncstate_is_history_id(const text *history_id);
 extern void syncstate_check_history_id(const char *name,
 									   const text *history_id);
 
