@@ -155,6 +155,24 @@ CREATE TABLE syncstate.sync_policy (
 			   AND park_after OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
 			   AND token_ttl OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
 			   AND token_ttl OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
+	CONSTRAINT sync_policy_intervals_without_months
+		CHECK (pg_catalog.date_part('year', sync_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', sync_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', retry_base) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', retry_base) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', retry_cap) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', retry_cap) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', rate_limit_wait) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', park_after) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', park_after) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', token_ttl) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', token_ttl) OPERATOR(pg_catalog.=) 0),
+	CONSTRAINT sync_policy_retry_base_below_cap
+		CHECK (retry_base OPERATOR(pg_catalog.<=) retry_cap),
+	CONSTRAINT sync_policy_paused_until_range
+		CHECK (paused_until OPERATOR(pg_catalog.=) 'infinity'::pg_catalog.timestamptz
+			   OR (paused_until OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+				   AND paused_until OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz)),
 	CONSTRAINT sync_policy_max_failures_range
 		CHECK (max_failures OPERATOR(pg_catalog.>=) 1),
 	CONSTRAINT sync_policy_token_ttl_from_known
@@ -702,8 +720,9 @@ CREATE FUNCTION syncstate.grant_worker(role regrole) RETURNS void
 DECLARE
 	fn pg_catalog.regprocedure;
 BEGIN
-	IF role IS NULL THEN
-		RAISE invalid_parameter_value USING MESSAGE = 'role must not be null';
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) role) OR role IS NULL THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'role must be an existing role',
+			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy TO %s', role);
@@ -749,8 +768,9 @@ CREATE FUNCTION syncstate.grant_user(role regrole) RETURNS void
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 BEGIN
-	IF role IS NULL THEN
-		RAISE invalid_parameter_value USING MESSAGE = 'role must not be null';
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) role) OR role IS NULL THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'role must be an existing role',
+			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 

@@ -215,10 +215,10 @@ syncstate_check_count(const char *name, int64 count)
 void
 syncstate_check_time(const char *name, TimestampTz time)
 {
-	if (TIMESTAMP_NOT_FINITE(time))
+	if (!IS_LEGAL_TIME(time))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a finite time", name),
+				 errmsg("%s must be a time of the years 1 to 9999", name),
 				 errdetail("Got %s.", timestamptz_to_str(time))));
 }
 

@@ -36,7 +36,7 @@
 static void breaks(const char *invariant) pg_attribute_noreturn();
 static Size text_bytes(const text *value);
 static void guard_insert(SyncState *row, TimestampTz now);
-static void check_lease_number(const SyncState *row);
+static void check_lease_number(const SyncState *row, int64 max);
 static void tidy_cursor(SyncState *row);
 static bool cursor_was_set(const SyncState *old, const SyncState *row);
 static HeapTuple changed_tuple(HeapTuple tuple, TupleDesc tupdesc,
@@ -60,6 +60,12 @@ PG_FUNCTION_INFO_V1(syncstate_guard);
 Datum
 syncstate_is_legal(PG_FUNCTION_ARGS)
 {
+	static const int not_null[] = {
+		Anum_sync_state_user_id, Anum_sync_state_source,
+		Anum_sync_state_resource, Anum_sync_state_status,
+		Anum_sync_state_lease, Anum_sync_state_items_synced,
+		Anum_sync_state_failures, Anum_sync_state_token_losses,
+	};
 	static const int times[] = {
 		Anum_sync_state_updated_min, Anum_sync_state_token_issued_at,
 		Anum_sync_state_last_full_sync_at, Anum_sync_state_due_at,
@@ -88,11 +94,18 @@ syncstate_is_legal(PG_FUNCTION_ARGS)
 	heap_deform_tuple(&tuple, tupdesc, values, nulls);
 	ReleaseTupleDesc(tupdesc);
 
+	/* the server has checked this for the table, but not for other callers */
+	for (size_t i = 0; i < lengthof(not_null); i++)
+	{
+		if (nulls[not_null[i] - 1])
+			breaks("A column that is NOT NULL is null.");
+	}
+
 	for (size_t i = 0; i < lengthof(times); i++)
 	{
 		if (!nulls[times[i] - 1] &&
-			TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(values[times[i] - 1])))
-			breaks("Times are finite.");
+			!IS_LEGAL_TIME(DatumGetTimestampTz(values[times[i] - 1])))
+			breaks("Times are of the years 1 to 9999.");
 	}
 	syncstate_state_from_datums(values, nulls, &row);
 
@@ -198,7 +211,7 @@ guard_insert(SyncState *row, TimestampTz now)
 {
 	const SyncPolicy *policy = syncstate_policy(row->key.source);
 
-	check_lease_number(row);
+	check_lease_number(row, MAX_INSERTED_LEASE);
 	tidy_cursor(row);
 	if (syncstate_has_cursor(row) && row->token_issued_at == NO_TIME)
 		row->token_issued_at = now;
@@ -249,7 +262,7 @@ syncstate_guard_update(const SyncState *old, SyncState *row,
 	row->updated_at = now;
 	row->lease = Max(row->lease, old->lease);
 	if (lease_changed)
-		check_lease_number(row);
+		check_lease_number(row, MAX_UPDATED_LEASE);
 
 	/* one of due_at and parked_reason is set, and not both */
 	if (row->due_at == NO_TIME && row->parked_reason == NULL)
@@ -345,12 +358,12 @@ syncstate_guard_update(const SyncState *old, SyncState *row,
 }
 
 static void
-check_lease_number(const SyncState *row)
+check_lease_number(const SyncState *row, int64 max)
 {
-	if (row->lease > MAX_LEASE)
+	if (row->lease > max)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("lease must be at most %lld", (long long) MAX_LEASE),
+				 errmsg("lease must be at most %lld", (long long) max),
 				 errdetail("Got %lld.", (long long) row->lease)));
 }
 

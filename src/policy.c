@@ -103,6 +103,7 @@ static int	compare_labels(const void *a, const void *b);
 static void policy_rel_changed(Datum arg, Oid relid);
 static void enum_changed(Datum arg, int cacheid, uint32 hashvalue);
 static TimestampTz ttl_anchor(const SyncPolicy *policy, const SyncState *row);
+static TimestampTz cursor_dies_at(const SyncPolicy *policy, const SyncState *row);
 static void check_overrides(Oid source, HeapTupleHeader overrides);
 static Datum policy_row(const SyncPolicy *policy);
 static Interval *usecs_interval(int64 usecs);
@@ -203,7 +204,7 @@ syncstate_pause_sync_source(PG_FUNCTION_ARGS)
 				 errmsg("until must not be null"),
 				 errhint("Use resume_sync_source() to end a pause.")));
 	until = PG_GETARG_TIMESTAMPTZ(1);
-	if (until == NO_TIME)
+	if (!TIMESTAMP_IS_NOEND(until))
 		syncstate_check_time("until", until);
 
 	SPI_connect();
@@ -493,7 +494,8 @@ syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
 	int64		interval = row->sync_interval != NULL ?
 		syncstate_interval_usecs(row->sync_interval) : policy->sync_interval;
 	TimestampTz earliest = now + interval / 10;
-	TimestampTz start = row->last_sync_at != NO_TIME ? row->last_sync_at : now;
+	TimestampTz start = row->last_sync_at != NO_TIME ?
+		Min(row->last_sync_at, now) : now;
 	TimestampTz due = start + interval -
 		(int64) (interval * policy->jitter * (0.5 + 0.5 * part));
 	TimestampTz anchor = ttl_anchor(policy, row);
@@ -501,16 +503,20 @@ syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
 	if (anchor != NO_TIME)
 	{
 		TimestampTz visit = anchor + (int64) (policy->token_ttl * TTL_LAST_VISIT);
-		TimestampTz full = anchor + (int64) (policy->token_ttl * TTL_FULL_SYNC);
+		TimestampTz death = cursor_dies_at(policy, row);
 
 		/*
-		 * Past the last visit, the planned full sync is next.  Past that too,
-		 * the cursor is not renewed by what this row does: no use in hurrying.
+		 * Past the last visit, the row's own planned full sync is next.  Past
+		 * that too, the cursor is not renewed by what this row does: no use in
+		 * hurrying.
 		 */
+		if (visit <= now)
+			visit = death + 1;
 		if (visit > now)
+		{
 			due = Min(due, visit);
-		else if (full > now)
-			due = Min(due, full);
+			earliest = Min(earliest, visit);
+		}
 	}
 	return Max(due, earliest);
 }
@@ -535,15 +541,22 @@ bool
 syncstate_cursor_is_dead(const SyncPolicy *policy, const SyncState *row,
 						 TimestampTz now)
 {
+	return now > cursor_dies_at(policy, row);
+}
+
+/* The last moment of the life of the row's cursor; DT_NOEND: it lives for ever. */
+static TimestampTz
+cursor_dies_at(const SyncPolicy *policy, const SyncState *row)
+{
 	TimestampTz anchor = ttl_anchor(policy, row);
 	double		part = 1.0;
 
 	if (anchor == NO_TIME)
-		return false;
+		return DT_NOEND;
 	if (policy->token_ttl_from == TTL_FROM_FULL)
 		part = TTL_FULL_SYNC - (TTL_FULL_SYNC - TTL_LAST_VISIT) *
 			syncstate_row_part(policy, &row->key);
-	return now - anchor > (int64) (policy->token_ttl * part);
+	return anchor + (int64) (policy->token_ttl * part);
 }
 
 /* What the life of the row's cursor is counted from, or NO_TIME. */
@@ -688,8 +701,8 @@ check_overrides(Oid source, HeapTupleHeader overrides)
 						   (long long) (effective.retry_base / USECS_PER_SEC),
 						   (long long) (effective.retry_cap / USECS_PER_SEC))));
 	if (!nulls[Anum_sync_policy_paused_until - 1] &&
-		effective.paused_until == NO_TIME)
-		syncstate_check_time("paused_until", NO_TIME);
+		!TIMESTAMP_IS_NOEND(effective.paused_until))
+		syncstate_check_time("paused_until", effective.paused_until);
 }
 
 /* An effective policy as a row of sync_policy. */

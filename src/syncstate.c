@@ -114,9 +114,11 @@ check_clock(char **newval, void **extra, GucSource source)
 						  field, ftype, MAXDATEFIELDS, &nf) != 0 ||
 			DecodeDateTime(field, ftype, nf, &dtype, &tt, &fsec, &tz) != 0 ||
 			dtype != DTK_DATE ||
-			tm2timestamp(&tt, fsec, &tz, &time) != 0)
+			tm2timestamp(&tt, fsec, &tz, &time) != 0 ||
+			!IS_LEGAL_TIME(time))
 		{
-			GUC_check_errdetail("\"%s\" is not a finite timestamp.", *newval);
+			GUC_check_errdetail("\"%s\" is not a time of the years 1 to 9999.",
+								*newval);
 			return false;
 		}
 	}

@@ -37,10 +37,20 @@
 #define MAX_RETRY_AFTER			(30 * USECS_PER_DAY)
 
 /*
- * The largest fencing number that somebody may write: what JSON clients can
- * read, and out of reach by counting.  Counting on from it must not overflow.
+ * Times of the years 1 to 9999: sums of them and our durations are timestamps
+ * that every client and every dump can read.
  */
-#define MAX_LEASE				(INT64CONST(1) << 53)
+#define MIN_TIME				(-INT64CONST(63082281600) * USECS_PER_SEC)
+#define MAX_TIME				(INT64CONST(252455616000) * USECS_PER_SEC)
+#define IS_LEGAL_TIME(t)		((t) >= MIN_TIME && (t) < MAX_TIME)
+
+/*
+ * The largest fencing number that an UPDATE may write is what JSON clients can
+ * read.  An INSERT may be of a restore: whatever counting on from there reaches
+ * must be welcome.  Neither comes near an overflow by counting.
+ */
+#define MAX_UPDATED_LEASE		(INT64CONST(1) << 53)
+#define MAX_INSERTED_LEASE		(INT64CONST(1) << 62)
 
 /*
  * "No time" in a TimestampTz, "no number" in a count.  Neither can be
