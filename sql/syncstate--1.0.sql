@@ -435,7 +435,7 @@ CREATE FUNCTION syncstate.get_sync_states(user_id uuid)
 	RETURNS SETOF syncstate.sync_state
 	LANGUAGE sql STABLE PARALLEL SAFE
 	BEGIN ATOMIC
-		SELECT s.* FROM syncstate.sync_state AS s
+		SELECT s FROM syncstate.sync_state AS s
 		WHERE s.user_id OPERATOR(pg_catalog.=) get_sync_states.user_id
 		ORDER BY s.source, s.resource;
 	END;
@@ -507,6 +507,29 @@ END
 $$;
 COMMENT ON FUNCTION syncstate.add_source_label() IS 'Adds a label to sync_source when its row arrives in custom_source';
 REVOKE ALL ON FUNCTION syncstate.add_source_label() FROM PUBLIC;
+
+/*
+ * A restore may be into a database where the labels were registered before,
+ * which is what a parallel restore or one in a single transaction needs.
+ */
+CREATE FUNCTION syncstate.skip_known_label() RETURNS trigger
+	LANGUAGE plpgsql
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF EXISTS (SELECT FROM syncstate.custom_source AS c
+			   WHERE c.label OPERATOR(pg_catalog.=) NEW.label) THEN
+		RETURN NULL;
+	END IF;
+	RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION syncstate.skip_known_label() IS 'Passes over a label that custom_source has';
+REVOKE ALL ON FUNCTION syncstate.skip_known_label() FROM PUBLIC;
+
+CREATE TRIGGER custom_source_skip_known BEFORE INSERT ON syncstate.custom_source
+	FOR EACH ROW EXECUTE FUNCTION syncstate.skip_known_label();
+COMMENT ON TRIGGER custom_source_skip_known ON syncstate.custom_source IS 'Passes over a label that is there';
 
 CREATE TRIGGER custom_source_add_label AFTER INSERT ON syncstate.custom_source
 	FOR EACH ROW EXECUTE FUNCTION syncstate.add_source_label();
@@ -794,7 +817,7 @@ REVOKE ALL ON FUNCTION syncstate.grant_user(regrole) FROM PUBLIC;
 GRANT USAGE ON SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
-REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(), syncstate.add_source_label() FROM @extowner@;
+REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(), syncstate.add_source_label(), syncstate.skip_known_label() FROM @extowner@;
 
 DO $$
 BEGIN

@@ -226,7 +226,8 @@ syncstate_check_time(const char *name, TimestampTz time)
 bool
 syncstate_is_duration(const Interval *interval, int64 min, int64 max)
 {
-	int64		usecs = syncstate_interval_usecs(interval);
+	double		usecs = (double) interval->time +
+		(double) interval->day * USECS_PER_DAY;
 
 	return interval->month == 0 && usecs >= min && usecs <= max;
 }
@@ -239,9 +240,11 @@ syncstate_check_duration(const char *name, const Interval *interval,
 	if (!syncstate_is_duration(interval, min, max))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between %lld seconds and %lld days, without months",
+				 errmsg("%s must be between %lld second%s and %lld day%s, without months",
 						name, (long long) (min / USECS_PER_SEC),
-						(long long) (max / USECS_PER_DAY)),
+						min == USECS_PER_SEC ? "" : "s",
+						(long long) (max / USECS_PER_DAY),
+						max == USECS_PER_DAY ? "" : "s"),
 				 errdetail("Got %s.",
 						   DatumGetCString(DirectFunctionCall1(interval_out,
 															   IntervalPGetDatum(interval))))));

@@ -175,7 +175,8 @@ static text *json_limited_text(JsonbContainer *object, const char *key,
 static void report_context(void *arg);
 static int	compare_reports(const void *a, const void *b);
 static int	compare_applied(const void *a, const void *b);
-static void limit_source(const Report *report, TimestampTz now);
+static void limit_sources(const Applied *applied, int napplied,
+						  TimestampTz now);
 static bool lease_is_held(const SyncState *row, int64 lease);
 static void report_lease(FunctionCallInfo fcinfo, int arg, Report *report);
 static Datum apply(TransitionId id, const Report *report);
@@ -494,8 +495,7 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 		syncstate_store_write_many(ended, napplied);
 		syncstate_store_return(rsinfo, 1);
 	}
-	for (int i = 0; i < napplied; i++)
-		limit_source(applied[i].report, now);
+	limit_sources(applied, napplied, now);
 	SPI_finish();
 	return (Datum) 0;
 }
@@ -906,7 +906,11 @@ apply(TransitionId id, const Report *report)
 	row.updated_at = now;
 	result = syncstate_store_write(&row);
 	if (id == RATE_LIMIT)
-		limit_source(report, now);
+	{
+		Applied		applied = {.report = report, .row = &row};
+
+		limit_sources(&applied, 1, now);
+	}
 	SPI_finish();
 	if (transition->wakes_workers)
 		syncstate_wake_workers(&policy);
@@ -937,15 +941,35 @@ syncstate_no_such_row(void)
 			 errmsg("sync state does not exist or is not visible")));
 }
 
-/* A rate limit of the whole source pauses it. */
+/*
+ * Pauses sources whose limit was hit as a whole: each once, for the longest
+ * wait of all reports, in the order of the enum, so that no two batches wait
+ * for each other.
+ */
 static void
-limit_source(const Report *report, TimestampTz now)
+limit_sources(const Applied *applied, int napplied, TimestampTz now)
 {
-	if (report->scope == SCOPE_SOURCE)
-		syncstate_pause_source(report->key.source,
-							   now + limit_wait(report,
-												syncstate_policy(report->key.source)),
-							   now);
+	int			nsources;
+	const SyncPolicy *policies = syncstate_policies(&nsources);
+	Oid		   *sources = palloc(Max(nsources, 1) * sizeof(Oid));
+	int64	   *waits = palloc0(Max(nsources, 1) * sizeof(int64));
+
+	for (int i = 0; i < nsources; i++)
+	{
+		sources[i] = policies[i].source;
+		for (int a = 0; a < napplied; a++)
+		{
+			if (applied[a].report->scope == SCOPE_SOURCE &&
+				applied[a].report->key.source == sources[i])
+				waits[i] = Max(waits[i],
+							   limit_wait(applied[a].report, &policies[i]));
+		}
+	}
+	for (int i = 0; i < nsources; i++)
+	{
+		if (waits[i] > 0)
+			syncstate_pause_source(sources[i], now + waits[i], now);
+	}
 }
 
 /* An expired lease that nobody took over is still good. */

@@ -248,10 +248,17 @@ syncstate_policy(Oid source)
 	return NULL;				/* keep compiler quiet */
 }
 
-/* All effective policies; valid until the next SQL is run. */
+/*
+ * All effective policies; valid until the next SQL is run.
+ *
+ * Asks for invalidations itself: in the middle of a transaction that holds its
+ * locks already nobody else would, and a source that was paused meanwhile would
+ * go on being handed out.
+ */
 const SyncPolicy *
 syncstate_policies(int *n)
 {
+	AcceptInvalidationMessages();
 	if (!policies_valid || policies_rel != syncstate_store_ids()->policy_rel)
 		load_policies();
 	*n = npolicies;
