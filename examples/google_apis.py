@@ -1,0 +1,167 @@
+"""Four Google APIs, a page at a time, for worker.py: HTTP and JSON, no SQL.
+
+Copy it and write access_token(). A source of your own needs a page function of its own, in PAGES.
+
+    API_URL      another host for all APIs, for tests
+    PAGE_SIZE    items to ask for per page
+"""
+import json
+import os
+import re
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.parse import quote, urlencode
+from urllib.request import Request, urlopen
+
+API_URL = os.environ.get("API_URL")
+PAGE_SIZE = os.environ.get("PAGE_SIZE", "100")
+NAME = os.environ.get("WORKER_NAME", f"worker-{os.getpid()}")
+OVERLAP = timedelta(seconds=60)     # how far a cursor that is a time goes back
+
+
+def access_token(row):
+    """Yours to write: the user's OAuth access token, from where you keep it.
+
+    If refreshing it is refused with invalid_grant, raise ApiError with that answer.
+    """
+    return str(row.user_id)
+
+
+# ---- One page of each source
+#
+# A page function gets the row and the place. The place is a small dictionary of what must survive
+# if the worker dies between two pages; the worker keeps it in page_token. Of its keys, the page
+# functions use
+#     page     the provider's token of the page to fetch; none = the first one
+#     start    what only the first page could tell: the cursor to store after the last one
+# They return {id: item, or None if deleted}, the next page's token, and the cursor, which holds
+# after the last page only. All pages of a listing must have the same query, so it is made of
+# the row alone.
+
+def calendar_page(row, place):
+    path = f"/calendar/v3/calendars/{quote(row.resource or 'primary', safe='')}/events"
+    body, _ = get(row, "www", path, maxResults=PAGE_SIZE, syncToken=row.sync_token,
+                  pageToken=place.get("page"))
+    items = {e["id"]: None if e["status"] == "cancelled" else e for e in body.get("items", [])}
+    return items, body.get("nextPageToken"), {"sync_token": body.get("nextSyncToken")}
+
+
+def contacts_page(row, place):
+    body, _ = get(row, "people", "/v1/people/me/connections", personFields="names,emailAddresses",
+                  requestSyncToken="true", pageSize=PAGE_SIZE, syncToken=row.sync_token,
+                  pageToken=place.get("page"))
+    items = {p["resourceName"]: None if p.get("metadata", {}).get("deleted") else p
+             for p in body.get("connections", [])}
+    return items, body.get("nextPageToken"), {"sync_token": body.get("nextSyncToken")}
+
+
+def tasks_page(row, place):
+    path = f"/tasks/v1/lists/{quote(row.resource or '@default', safe='')}/tasks"
+    since = row.updated_min and row.updated_min.astimezone(timezone.utc).isoformat()
+    body, headers = get(row, "tasks", path, maxResults=PAGE_SIZE, updatedMin=since,
+                        pageToken=place.get("page"), showDeleted="true", showHidden="true",
+                        showCompleted="true")
+    # The cursor is a time: by the server's clock, never ours, and of the first page, because
+    # what changes while we turn pages must come again next time.
+    place.setdefault("start", headers["Date"])
+    items = {t["id"]: None if t.get("deleted") else t for t in body.get("items", [])}
+    cursor = {"updated_min": parsedate_to_datetime(place["start"]) - OVERLAP}
+    return items, body.get("nextPageToken"), cursor
+
+
+def gmail_page(row, place):
+    mailbox = "/gmail/v1/users/me"
+    if row.history_id:
+        body, _ = get(row, "gmail", f"{mailbox}/history", startHistoryId=row.history_id,
+                      maxResults=PAGE_SIZE, pageToken=place.get("page"))
+        place.setdefault("start", body["historyId"])
+        ids = {m["id"] for record in body.get("history", []) for m in record["messages"]}
+    else:
+        if "start" not in place:    # before the listing: what arrives meanwhile is history then
+            place["start"] = get(row, "gmail", f"{mailbox}/profile")[0]["historyId"]
+        body, _ = get(row, "gmail", f"{mailbox}/messages", maxResults=PAGE_SIZE,
+                      pageToken=place.get("page"))
+        ids = {m["id"] for m in body.get("messages", [])}
+    items = {name: message(row, f"{mailbox}/messages/{name}") for name in sorted(ids)}
+    return items, body.get("nextPageToken"), {"history_id": place["start"]}
+
+
+def message(row, path):
+    try:
+        return get(row, "gmail", path, format="minimal")[0]
+    except ApiError as error:
+        if error.status == 404:
+            return None             # deleted since it was listed
+        raise
+
+
+PAGES = {"google_calendar": calendar_page, "google_tasks": tasks_page,
+         "google_gmail": gmail_page, "google_contacts": contacts_page}
+
+
+# ---- HTTP
+
+class ApiError(Exception):
+    """An answer that is an error, sorted by what is to be done about it."""
+
+    def __init__(self, path, status, text, headers):
+        reasons, message = read_error(text)
+        super().__init__(f"HTTP {status} {' '.join(sorted(reasons))}: {message}")
+        self.status = status
+        self.retry_after = retry_after(headers, message)
+        self.cursor_is_dead = (status == 410 and "deleted" not in reasons
+                               or status == 404 and path.endswith("/history")
+                               or status == 400 and "EXPIRED_SYNC_TOKEN" in reasons)
+        # "Slow down" comes with two numbers. Any other 403 is a no.
+        self.is_rate_limit = status == 429 or status == 403 and bool(reasons & {
+            "rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "RATE_LIMIT_EXCEEDED"})
+        if status == 401 or reasons & {"invalid_grant", "insufficientPermissions",
+                                       "ACCESS_TOKEN_SCOPE_INSUFFICIENT"}:
+            self.kind = "auth"          # the user must sign in again: the row is parked
+        elif status in (0, 408) or status >= 500:
+            self.kind = "transient"     # the network or the server: again soon
+        else:
+            self.kind = "permanent"     # again soon will not help
+
+
+def read_error(text):
+    """The reasons and the message, from any of the forms in which Google's errors come."""
+    try:
+        error = json.loads(text)["error"]
+        if isinstance(error, str):      # the token endpoint's: {"error": "invalid_grant"}
+            return {error}, error
+        parts = error.get("errors", []) + error.get("details", [])
+        return {part["reason"] for part in parts if "reason" in part}, error.get("message", "")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return set(), text[:200]
+
+
+def retry_after(headers, message):
+    """The wait that the provider asks for, by its own clock; None if it does not say."""
+    value = headers.get("Retry-After") or ""
+    if value.isdigit():
+        return timedelta(seconds=int(value))
+    moment = re.search(r"[Rr]etry after (\S+Z)", message)
+    try:
+        until = datetime.fromisoformat(moment[1]) if moment else parsedate_to_datetime(value)
+        return until - parsedate_to_datetime(headers["Date"])
+    except (TypeError, ValueError):
+        return None
+
+
+def get(row, host, path, **query):
+    """GET as the row's user: JSON and headers. Raises ApiError, also if the network fails."""
+    url = API_URL or f"https://{host}.googleapis.com"
+    query = urlencode({name: value for name, value in query.items() if value is not None})
+    headers = {"Authorization": f"Bearer {access_token(row)}", "User-Agent": NAME}
+    try:
+        try:
+            with urlopen(Request(f"{url}{path}?{query}", headers=headers), timeout=60) as answer:
+                return json.load(answer), answer.headers
+        except HTTPError as error:
+            text = error.read().decode(errors="replace")
+            raise ApiError(path, error.code, text, error.headers) from None
+    except (OSError, HTTPException, ValueError) as error:
+        raise ApiError(path, 0, f"{type(error).__name__}: {error}", {}) from error

@@ -1,0 +1,261 @@
+#!/usr/bin/python3
+"""A worker: asks the database what is due, fetches it, writes items and cursor, reports.
+
+Copy it together with google_apis.py and change write_items(), which fills the table of items.sql.
+It needs psycopg 3 (Debian: python3-psycopg) and a login role that was given to
+syncstate.grant_worker() and may write the items. Run as many as you like, on as many machines
+as you like: the database never hands one row to two of them.
+
+    DATABASE_URL   which database; without it libpq's PGHOST, PGDATABASE and so on (a connection
+                   of our own: LISTEN does not work through a transaction pooler)
+    SYNC_SOURCE    serve this source only; without it, all
+    BATCH          how many rows to claim at once
+    WORKER_NAME    for the log
+
+Every report carries the lease. If somebody else has the row by then, because this process was
+stopped for too long, the report fails with PT409, and the items that came with it in the same
+transaction are rolled back: a late worker changes nothing.
+"""
+import json
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+import uuid
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from psycopg.types.json import Jsonb
+
+from google_apis import NAME, PAGES, ApiError
+
+DATABASE_URL = os.environ.get("DATABASE_URL", "")
+SOURCE = os.environ.get("SYNC_SOURCE") or None
+BATCH = int(os.environ.get("BATCH", "5"))
+
+
+def write_items(db, row, items, full_sync):
+    """Yours to write: puts a page into the application's tables.
+
+    Each item gets the name of the full sync that listed it, or null from an incremental sync.
+    """
+    key = (row.user_id, row.source, row.resource)
+    db.cursor().executemany(
+        """INSERT INTO items (user_id, source, resource, id, payload, seen)
+           VALUES (%s, %s, %s, %s, %s, %s)
+           ON CONFLICT (user_id, source, resource, id)
+           DO UPDATE SET payload = excluded.payload, seen = excluded.seen""",
+        [(*key, name, Jsonb(item), full_sync) for name, item in items.items() if item])
+    db.execute("""DELETE FROM items WHERE (user_id, source, resource) = (%s, %s, %s)
+                  AND id = ANY(%s)""", (*key, [name for name, item in items.items() if not item]))
+
+
+def sweep_items(db, row, full_sync):
+    """Yours to write: deletes what a full sync did not list, so what the provider has no more."""
+    key = (row.user_id, row.source, row.resource)
+    db.execute("""DELETE FROM items WHERE (user_id, source, resource) = (%s, %s, %s)
+                  AND seen IS DISTINCT FROM %s""", (*key, full_sync))
+
+
+class LeaseLost(Exception):
+    """Somebody else has the row by now, or it is gone: what was fetched is not ours to write."""
+
+
+class Worker:
+    def __init__(self, db, stop):
+        self.db, self.stop = db, stop
+        self.held = []                      # the rows we have a lease of; the first is in work
+        self.pool = ThreadPoolExecutor()    # fetches, while we renew the leases
+        self.notified = False
+        db.add_notify_handler(self.on_notify)
+        db.execute("LISTEN syncstate")
+
+    def run(self):
+        while not self.stop.asked:
+            self.notified = False
+            self.held = self.db.execute("SELECT * FROM syncstate.claim_due_syncs(%s, %s)",
+                                        (SOURCE, BATCH)).fetchall()
+            if not self.held:
+                self.sleep()
+                continue
+            leases = [row.lease_expires_at - row.last_sync_at for row in self.held]
+            self.renew_every = min(leases).total_seconds() / 3
+            self.renew_at = time.monotonic() + self.renew_every
+            while self.held:
+                row = self.held[0]
+                self.serve(row)
+                del self.held[0]
+
+    def call(self, function, row, **arguments):
+        """A lifecycle call with the row's lease; returns the row as it is then."""
+        arguments |= {"user_id": row.user_id, "source": row.source, "resource": row.resource,
+                      "lease": row.lease}
+        names = ", ".join(f"{name} => %({name})s" for name in arguments)
+        try:
+            return self.db.execute(f"SELECT * FROM syncstate.{function}({names})",
+                                   arguments).fetchone()
+        except psycopg.DatabaseError as error:
+            if error.diag.sqlstate in ("PT409", "PT404"):
+                raise LeaseLost(error.diag.message_primary) from error
+            raise
+
+    def serve(self, row):
+        """Syncs a row, and reports whatever comes of it."""
+        try:
+            if self.stop.asked:
+                self.release(row, "not begun")
+            else:
+                self.sync(row)
+        except LeaseLost as error:
+            self.log(row, f"dropped: {error}")
+
+    def sync(self, row):
+        try:
+            self.turn_pages(row)
+        except ApiError as error:
+            self.log(row, error)
+            if error.is_rate_limit:
+                self.call("mark_rate_limited", row, retry_after=error.retry_after)
+            else:
+                self.call("mark_sync_failed", row, error_message=str(error), kind=error.kind)
+        except (LeaseLost, psycopg.OperationalError):
+            raise                           # without a database, the leases end by themselves
+        except Exception as error:          # one strange item must not stop all other syncs
+            traceback.print_exc()
+            self.call("mark_sync_failed", row, error_message=repr(error), kind="permanent")
+
+    def turn_pages(self, row):
+        """Page by page: what a page holds and where it ends, in one transaction."""
+        place, is_resumed = self.place(row)
+        while True:
+            try:
+                items, next_page, cursor = self.fetch(row, place)
+            except ApiError as error:
+                if error.cursor_is_dead:
+                    self.log(row, error)
+                    row = self.call("clear_sync_token", row)
+                    if row.status != "syncing":
+                        return              # once too often: the database makes it wait
+                elif not (is_resumed and error.status == 400):
+                    raise
+                # from the beginning: the cursor is dead, or the page token too old
+                place, is_resumed = self.place(row._replace(page_token=None))
+                continue
+            is_resumed = False
+            place |= {"page": next_page, "done": place["done"] + len(items)}
+            if next_page is None:
+                break
+            with self.db.transaction():     # the report first: it fails if the lease is lost
+                self.call("checkpoint_sync", row, page_token=json.dumps(place),
+                          progress_done=place["done"])
+                write_items(self.db, row, items, place["full"])
+            if self.stop.asked:             # whoever comes next goes on at the next page
+                return self.release(row, f"after {place['done']} items")
+        with self.db.transaction():
+            self.call("mark_sync_completed", row, items_synced=place["done"], **cursor)
+            write_items(self.db, row, items, place["full"])
+            if place["full"]:
+                sweep_items(self.db, row, place["full"])
+        self.log(row, f"{'full' if place['full'] else 'incremental'} sync, {place['done']} items")
+
+    def place(self, row):
+        """Where to begin, and whether that is amid the pages of a run that did not end.
+
+        page_token is a text of ours, so it holds all that such a run must leave behind, as JSON:
+        besides what the page functions need, the name of a full sync, so that the sweep after the
+        last page spares what was listed before somebody else took over.
+        """
+        is_full = row.sync_token is None and row.history_id is None and row.updated_min is None
+        try:
+            place = json.loads(row.page_token or "")
+            if (place["full"] is not None) == is_full and place["done"] >= 0 and place["page"]:
+                return place, True
+        except (ValueError, LookupError, TypeError):
+            pass                            # none, or not ours
+        return {"full": uuid.uuid4().hex if is_full else None, "done": 0, "page": None}, False
+
+    def fetch(self, row, place):
+        """One page, in a thread, while we keep the lease alive, however long that takes."""
+        future = self.pool.submit(PAGES[row.source], row, place)
+        is_done = False
+        while not is_done:
+            is_done = wait([future], timeout=max(0, self.renew_at - time.monotonic())).done
+            if time.monotonic() >= self.renew_at:
+                self.renew_leases()
+        return future.result()
+
+    def renew_leases(self):
+        """Of the row in work. Those that wait behind it go back: another worker may be free."""
+        row, *waiting = self.held
+        self.held = [row]
+        for other in waiting:
+            with suppress(LeaseLost):
+                self.release(other, "waited too long")
+        with suppress(LeaseLost):           # the next report will say it again
+            self.call("renew_sync_lease", row)
+        self.renew_at = time.monotonic() + self.renew_every
+
+    def release(self, row, why):
+        self.call("release_sync", row)
+        self.log(row, f"released, {why}")
+
+    def sleep(self):
+        """Until work falls due or somebody notifies us, and without asking in between.
+
+        Ten minutes at most, in case somebody writes into sync_state by hand.
+        """
+        seconds, = self.db.execute(
+            """SELECT extract(epoch FROM least(syncstate.next_sync_due(%s),
+                                               clock_timestamp() + '10 minutes')
+                                         - clock_timestamp())::float8""", (SOURCE,)).fetchone()
+        if not self.notified and not self.take_notifications():
+            select.select([self.db, self.stop], [], [], max(seconds, 0.05))
+            self.take_notifications()
+
+    def take_notifications(self):
+        self.db.pgconn.consume_input()
+        while self.db.pgconn.notifies():
+            self.notified = True
+        return self.notified
+
+    def on_notify(self, _):                 # one came along with the answer to a query
+        self.notified = True
+
+    def log(self, row, text):
+        print(f"{NAME}: {row.source} of {row.user_id}: {text}", flush=True)
+
+
+class Stop:
+    """SIGTERM and SIGINT, in a form that select() can wait for."""
+
+    def __init__(self):
+        self.asked = False
+        self.reader, self.writer = socket.socketpair()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.ask)
+
+    def ask(self, *_):
+        self.asked = True
+        self.writer.send(b"!")
+
+    def fileno(self):
+        return self.reader.fileno()
+
+
+def main():
+    stop = Stop()
+    while not stop.asked:
+        try:
+            with psycopg.connect(DATABASE_URL, autocommit=True, row_factory=namedtuple_row) as db:
+                Worker(db, stop).run()
+        except psycopg.OperationalError as error:
+            print(f"{NAME}: database: {error}", flush=True)
+            select.select([stop], [], [], 5)
+
+
+if __name__ == "__main__":
+    main()

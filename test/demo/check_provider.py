@@ -1,0 +1,205 @@
+#!/usr/bin/python3
+"""Checks that provider.py keeps the rules of the real ones: the demo proves nothing otherwise."""
+import json
+import threading
+import time
+import unittest
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import ProxyHandler, Request, build_opener
+
+from provider import CALENDAR, CONTACTS, GMAIL, SOURCES, TASKS, Provider, Server
+
+EVENTS = "/calendar/v3/calendars/primary/events"
+TASK_LIST = "/tasks/v1/lists/@default/tasks"
+MAILBOX = "/gmail/v1/users/me"
+PEOPLE = "/v1/people/me/connections"
+SHOW = {"showDeleted": "true", "showHidden": "true", "showCompleted": "true"}
+LISTS = {CALENDAR: (EVENTS, "items", "id", {"maxResults": 7}),
+         TASKS: (TASK_LIST, "items", "id", {"maxResults": 7, **SHOW}),
+         GMAIL: (MAILBOX + "/messages", "messages", "id", {"maxResults": 7}),
+         CONTACTS: (PEOPLE, "connections", "resourceName",
+                    {"pageSize": 7, "personFields": "names", "requestSyncToken": "true"})}
+
+
+class ProviderTest(unittest.TestCase):
+    def setUp(self):
+        self.server = Server(Provider("check", 4))
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.users = self.server.provider.users
+        self.open = build_opener(ProxyHandler({})).open
+
+    def tearDown(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def get(self, path, user=0, headers=None, **query):
+        request = Request(f"{self.url}{path}?{urlencode(query)}",
+                          headers={"Authorization": f"Bearer {self.users[user]}"})
+        try:
+            with self.open(request, timeout=10) as answer:
+                if headers is not None:
+                    headers.update(answer.headers)
+                return 200, json.load(answer)
+        except HTTPError as error:
+            if headers is not None:
+                headers.update(error.headers)
+            return error.code, json.load(error)["error"]
+
+    def control(self, op, source=None, user=0, **arguments):
+        body = {"op": op, **arguments} | ({"user": self.users[user], "source": source}
+                                          if source else {})
+        with self.open(Request(f"{self.url}/control", json.dumps(body).encode()), timeout=10) as r:
+            return json.load(r)
+
+    def listing(self, source, between=None, **more):
+        """All pages; calls between() after the first one."""
+        path, key, name, query = LISTS[source]
+        pages, token = [], {}
+        while True:
+            status, body = self.get(path, **query, **more, **token)
+            self.assertEqual(status, 200, body)
+            pages.append(body)
+            if len(pages) == 1 and between:
+                between()
+            if "nextPageToken" not in body:
+                return pages, [item for page in pages for item in page.get(key, [])], name
+            token = {"pageToken": body["nextPageToken"]}
+
+    def test_full_listings_hold_each_item_once(self):
+        for source in SOURCES:
+            pages, items, name = self.listing(source)
+            self.assertGreater(len(pages), 2)
+            there = self.control("dump", source)
+            self.assertEqual(sorted(i[name] for i in items), sorted(there))
+            if source != GMAIL:
+                self.assertEqual({i[name]: i for i in items}, there)
+
+    def test_sync_token_only_on_the_last_page(self):
+        for source in (CALENDAR, CONTACTS):
+            pages, _, _ = self.listing(source)
+            self.assertEqual(["nextSyncToken" in p for p in pages],
+                             [False] * (len(pages) - 1) + [True])
+            self.assertTrue(all(("nextPageToken" in p) != ("nextSyncToken" in p) for p in pages))
+
+    def test_changes_while_paging_come_next_time(self):
+        for source in (CALENDAR, CONTACTS):
+            before = self.control("dump", source)
+            pages, _, name = self.listing(
+                source, lambda: self.control("mutate", source, add=9, change=9, delete=5))
+            after = self.control("dump", source)
+            changed = {n for n in before | after if before.get(n) != after.get(n)}
+            self.assertEqual(len(changed), 23)
+            _, items, _ = self.listing(source, syncToken=pages[-1]["nextSyncToken"])
+            self.assertEqual({i[name] for i in items}, changed)
+            gone = {i[name] for i in items if i.get("status") == "cancelled"
+                    or i.get("metadata", {}).get("deleted")}
+            self.assertEqual(gone, set(before) - set(after))
+
+    def test_gmail_history(self):
+        for user in range(4):
+            start = self.get(MAILBOX + "/profile", user)[1]["historyId"]
+            self.assertIsInstance(start, str)
+            self.assertLess(int(start), 2 ** 64)
+            before = self.control("dump", GMAIL, user)
+            self.control("mutate", GMAIL, user, add=3, change=2, delete=2)
+            status, body = self.get(MAILBOX + "/history", user, startHistoryId=start)
+            self.assertEqual(status, 200)
+            after = self.control("dump", GMAIL, user)
+            self.assertEqual({m["id"] for record in body["history"] for m in record["messages"]},
+                             {n for n in before | after if before.get(n) != after.get(n)})
+            status, end = self.get(MAILBOX + "/history", user, startHistoryId=body["historyId"])
+            self.assertEqual((status, "history" in end), (200, False))
+            self.control("expire", GMAIL, user)
+            self.assertEqual(self.get(MAILBOX + "/history", user,
+                                      startHistoryId=body["historyId"])[0], 404)
+        large = [int(self.get(MAILBOX + "/profile", u)[1]["historyId"]) for u in range(4)]
+        self.assertTrue(any(2 ** 53 < n < 2 ** 63 for n in large))
+        self.assertTrue(any(n >= 2 ** 63 for n in large))
+
+    def test_tasks(self):
+        headers = {}
+        self.get(TASK_LIST, headers=headers)
+        self.assertIn("Date", headers)
+        before = self.control("dump", TASKS)
+        self.control("mutate", TASKS, add=1, change=2, delete=3)
+        after = self.control("dump", TASKS)
+        since = max(t["updated"] for t in before.values())[:19] + "Z"
+        _, items, _ = self.listing(TASKS, updatedMin=since)
+        changed = {n for n in before | after if before.get(n) != after.get(n)}
+        self.assertLessEqual(changed, {t["id"] for t in items})
+        self.assertEqual(sum(t.get("deleted", False) for t in items), 3)
+        shown = self.get(TASK_LIST, maxResults=100)[1]["items"]
+        self.assertFalse(any(t.get("deleted") or t.get("hidden") for t in shown))
+
+    def test_the_query_of_a_listing_must_not_change(self):
+        for source in SOURCES:
+            path, _, _, query = LISTS[source]
+            token = self.get(path, **query)[1]["nextPageToken"]
+            self.assertEqual(self.get(path, **query, pageToken=token)[0], 200)
+            self.assertEqual(self.get(path, **query, fields="x", pageToken=token)[0], 400)
+            self.assertEqual(self.get(path, **query, pageToken="nonsense")[0], 400)
+            self.control("expire_pages", source)
+            self.assertEqual(self.get(path, **query, pageToken=token)[0], 400)
+        token = self.listing(CALENDAR)[0][-1]["nextSyncToken"]
+        self.assertEqual(self.get(EVENTS, syncToken=token)[0], 200)
+        self.assertEqual(self.get(EVENTS, syncToken=token, timeMin="x")[0], 400)
+        self.assertEqual(self.get(EVENTS, syncToken=token, singleEvents="true")[0], 400)
+        self.assertEqual(self.get(PEOPLE)[0], 400)
+
+    def test_dead_tokens(self):
+        token = self.listing(CALENDAR)[0][-1]["nextSyncToken"]
+        self.control("expire", CALENDAR)
+        status, error = self.get(EVENTS, syncToken=token)
+        self.assertEqual((status, error["errors"][0]["reason"]), (410, "fullSyncRequired"))
+        query = LISTS[CONTACTS][3]
+        token = self.listing(CONTACTS)[0][-1]["nextSyncToken"]
+        self.control("expire", CONTACTS)
+        status, error = self.get(PEOPLE, **query, syncToken=token)
+        self.assertEqual((status, error["details"][0]["reason"]), (400, "EXPIRED_SYNC_TOKEN"))
+
+    def test_refusals(self):
+        self.control("limit", CALENDAR, seconds=1.2, kind="403")
+        headers = {}
+        status, error = self.get(EVENTS, headers=headers)
+        self.assertEqual((status, error["errors"][0]["reason"], headers["Retry-After"]),
+                         (403, "rateLimitExceeded", "2"))
+        self.control("limit", GMAIL, seconds=60, kind="429 in words")
+        status, error = self.get(MAILBOX + "/profile")
+        self.assertEqual(status, 429)
+        self.assertRegex(error["message"], r"Retry after 20\d\d-\d\d-\d\dT[\d:.]+Z")
+        self.assertEqual(self.get(MAILBOX + "/profile", user=1)[0], 200)
+        self.control("fail", TASKS, times=1)
+        self.assertEqual([self.get(TASK_LIST)[0], self.get(TASK_LIST)[0]], [503, 200])
+        self.control("revoke", CONTACTS)
+        self.assertEqual(self.get(PEOPLE, personFields="names")[0], 401)
+        self.control("restore", CONTACTS)
+        self.assertEqual(self.get(PEOPLE, personFields="names")[0], 200)
+        time.sleep(1.3)
+        self.assertEqual(self.get(EVENTS)[0], 200)
+
+    def test_hold(self):
+        path, _, _, query = LISTS[CALENDAR]
+        token = self.get(path, **query)[1]["nextPageToken"]
+        self.control("hold", CALENDAR, page=2)
+        answers = []
+        thread = threading.Thread(
+            target=lambda: answers.append(self.get(path, **query, pageToken=token)[0]))
+        thread.start()
+        self.assertEqual(self.get(path, **query)[0], 200)
+        time.sleep(0.3)
+        self.assertEqual(answers, [])
+        self.control("release", CALENDAR)
+        thread.join(10)
+        self.assertEqual(answers, [200])
+
+    def test_same_seed_same_data(self):
+        def data(seed):
+            return {key: sorted(a.items) for key, a in Provider(seed, 2).accounts.items()}
+        self.assertEqual(data("a"), data("a"))
+        self.assertNotEqual(data("a"), data("b"))
+
+
+if __name__ == "__main__":
+    unittest.main()
