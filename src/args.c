@@ -279,24 +279,22 @@ syncstate_check_word(const char *name, const char *word,
 
 /*
  * A history id as Gmail sends it, without leading zeros; NULL for an empty
- * one.  Does not check.
+ * one.  What is no number stays as it is, for the check to tell.
  */
 text *
 syncstate_tidy_history_id(text *history_id)
 {
 	const char *digits = VARDATA_ANY(history_id);
 	int			len = VARSIZE_ANY_EXHDR(history_id);
+	int			zeros = 0;
 
 	if (len == 0)
 		return NULL;
-	if (*digits != '0')
+	while (zeros < len - 1 && digits[zeros] == '0')
+		zeros++;
+	if (zeros == 0 || digits[zeros] < '0' || digits[zeros] > '9')
 		return history_id;
-	while (len > 1 && *digits == '0')
-	{
-		digits++;
-		len--;
-	}
-	return cstring_to_text_with_len(digits, len);
+	return cstring_to_text_with_len(digits + zeros, len - zeros);
 }
 
 /* Whether a history id is tidy: an unsigned 64-bit decimal. */

@@ -149,6 +149,8 @@ typedef struct Taken
 	SyncKey		key;
 	TimestampTz expires;
 	bool		clear_cursor;
+	bool		requested;
+	TimestampTz since;			/* when it was requested, or fell due */
 	int			order;			/* in which it was found */
 	Datum		result;			/* the started row; 0 = none */
 } Taken;
@@ -915,6 +917,8 @@ try_take(Claim *claim)
 	taken->clear_cursor = syncstate_cursor_is_dead(&claim->policy, row,
 												   claim->now);
 	taken->order = claim->ntaken;
+	taken->requested = row->requested_at != NO_TIME;
+	taken->since = taken->requested ? row->requested_at : row->due_at;
 	taken->result = (Datum) 0;
 	claim->ntaken++;
 }
@@ -924,8 +928,8 @@ try_take(Claim *claim)
  * time and whose cursor lives, and one for each other such group.
  *
  * The statement returns rows in the order of their ctids; they are matched by
- * key, since row security may leave some out, and put back into the order in
- * which they were found.
+ * key, since row security may leave some out, and put into the order that the
+ * claim promises.
  */
 static void
 start_taken(Claim *claim)
@@ -997,11 +1001,18 @@ compare_groups(const void *a, const void *b)
 							  unconstify(ItemPointerData *, &y->tid));
 }
 
-/* qsort comparator: in the order found. */
+/* qsort comparator: requested ones first, then the oldest, of all sources. */
 static int
 compare_order(const void *a, const void *b)
 {
-	return ((const Taken *) a)->order - ((const Taken *) b)->order;
+	const Taken *x = a;
+	const Taken *y = b;
+
+	if (x->requested != y->requested)
+		return x->requested ? -1 : 1;
+	if (x->since != y->since)
+		return x->since < y->since ? -1 : 1;
+	return x->order - y->order;
 }
 
 /*

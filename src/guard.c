@@ -144,7 +144,10 @@ breaks(const char *invariant)
 			(errcode(ERRCODE_CHECK_VIOLATION),
 			 errmsg("new row for relation \"%s\" violates check constraint \"%s\"",
 					"sync_state", "sync_state_is_legal"),
-			 errdetail_internal("%s", invariant)));
+			 errdetail_internal("%s", invariant),
+			 err_generic_string(PG_DIAG_SCHEMA_NAME, "syncstate"),
+			 err_generic_string(PG_DIAG_TABLE_NAME, "sync_state"),
+			 err_generic_string(PG_DIAG_CONSTRAINT_NAME, "sync_state_is_legal")));
 }
 
 /* The size of a text, which may be stored out of line. */
@@ -160,7 +163,7 @@ text_bytes(const text *value)
  *
  * Keeps a row of sync_state legal whichever way it is written.
  *
- * Errors: 39P01 if not fired before INSERT or UPDATE for each row;
+ * Errors: 39P01 if not fired before INSERT or UPDATE for each row of it;
  *		   22023 if the key of a row is changed.
  */
 Datum
@@ -174,11 +177,12 @@ syncstate_guard(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
-		TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+		TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
+		RelationGetRelid(trigdata->tg_relation) != syncstate_store_ids()->state_rel)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" must be fired BEFORE INSERT OR UPDATE ROW",
-						"guard")));
+				 errmsg("function \"%s\" must be fired BEFORE INSERT OR UPDATE ROW of table \"%s\"",
+						"guard", "sync_state")));
 
 	tupdesc = RelationGetDescr(trigdata->tg_relation);
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
@@ -217,9 +221,10 @@ guard_insert(SyncState *row, TimestampTz now)
 		row->token_issued_at = now;
 	if (row->due_at == NO_TIME && row->parked_reason == NULL)
 		row->due_at = syncstate_first_due(policy, &row->key, now);
-	if (row->status == SYNC_SYNCING && row->lease_expires_at == NO_TIME)
+	if (row->status == SYNC_SYNCING)
 	{
-		row->lease_expires_at = now + policy->lease_time;
+		if (row->lease_expires_at == NO_TIME)
+			row->lease_expires_at = now + policy->lease_time;
 		if (row->lease == 0)
 			row->lease = 1;
 		if (row->last_sync_at == NO_TIME)
