@@ -7,8 +7,9 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 
 # Tests, in this order.  `make installcheck` runs all three kinds against a
 # running server, like that of any other extension.
-REGRESS     = install
-ISOLATION   = claim
+REGRESS     = install identity acl policy guard lifecycle errors claim \
+              steering report sources overview property uninstall
+ISOLATION   = claim lease request source_limit notify report
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
 

@@ -70,7 +70,7 @@ typedef enum PlanId
 	PLAN_PARK_EXPIRED,
 	PLAN_DELETE,
 	PLAN_REQUEST,
-	PLAN_REQUEST_LOOK,
+	PLAN_REQUEST_LOCK,
 	PLAN_CHANGE,
 	PLAN_POLICY_CHANGES,
 	PLAN_POLICY_MAKE,
@@ -236,13 +236,13 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	/* touches no column that a user role may not */
 	[PLAN_REQUEST] = {
 		"UPDATE syncstate.sync_state AS s SET requested_at = $4 "
-		"WHERE " KEY_MATCHES " AND s.requested_at IS NULL "
-		"AND s.parked_reason IS NULL",
+		"WHERE " KEY_MATCHES,
 		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}
 	},
-	[PLAN_REQUEST_LOOK] = {
-		"SELECT s.parked_reason IS NULL FROM syncstate.sync_state AS s "
-		"WHERE " KEY_MATCHES,
+	[PLAN_REQUEST_LOCK] = {
+		"SELECT s.parked_reason IS NULL, s.requested_at IS NULL "
+		"FROM syncstate.sync_state AS s "
+		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
 		3, {UUIDOID, ARG_SOURCE, TEXTOID}
 	},
 	[PLAN_CHANGE] = {
@@ -948,6 +948,9 @@ syncstate_store_delete(const SyncKey *key)
  * Puts the row of a key into the priority lane, unless it is there or parked.
  * Returns whether this wrote; *comes tells whether a sync will come.
  *
+ * The row is locked first: a request that is there may be gone as soon as the
+ * transaction of a claim commits, and then this one is needed.
+ *
  * Not one of our own writes: the caller may be a user, who may write no column
  * but requested_at, and the trigger sets updated_at.
  */
@@ -956,17 +959,18 @@ syncstate_store_request(const SyncKey *key, TimestampTz now, bool *comes)
 {
 	Datum		values[4];
 	bool		isnull;
+	bool		is_new;
 
 	key_args(key, values);
 	values[3] = TimestampTzGetDatum(now);
-	*comes = true;
-	if (run(PLAN_REQUEST, values, NULL, false) > 0)
-		return true;
-	if (run(PLAN_REQUEST_LOOK, values, NULL, false) == 0)
+	if (run(PLAN_REQUEST_LOCK, values, NULL, false) == 0)
 		syncstate_no_such_row();
 	*comes = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
 										SPI_tuptable->tupdesc, 1, &isnull));
-	return false;
+	is_new = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
+										SPI_tuptable->tupdesc, 2, &isnull));
+	return *comes && is_new &&
+		run(PLAN_REQUEST, values, NULL, false) > 0;
 }
 
 /* What a locked row would be with the changes of a JSON object. */
