@@ -10,9 +10,9 @@
  * pointers lives until SPI_finish(), but for the Datum of a result row, which
  * is made in the caller's outer context.
  *
- * Plans are generic and made with sequential scans, hash and merge joins
- * switched off: a plan made while the table was empty would otherwise scan it
- * from end to end for each report, until the next ANALYZE.
+ * Plans are generic and go by key or ctid whatever the statistics and the
+ * session's settings say: a plan made while the table was empty would otherwise
+ * scan it from end to end for each report, until the next ANALYZE.
  *
  * src/store.c
  *
@@ -27,6 +27,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
+#include "jit/jit.h"
 #include "nodes/parsenodes.h"
 #include "optimizer/cost.h"
 #include "utils/array.h"
@@ -306,6 +307,25 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 };
 
+/*
+ * What the planner is told while it may plan a statement of ours.  No JIT: a
+ * disabled kind of plan, where there is no other, counts as dear enough to be
+ * compiled at each execution.
+ */
+static const struct
+{
+	bool	   *setting;
+	bool		value;
+}			planner_settings[] = {
+	{&enable_seqscan, false},
+	{&enable_hashjoin, false},
+	{&enable_mergejoin, false},
+	{&enable_nestloop, true},
+	{&enable_indexscan, true},
+	{&enable_tidscan, true},
+	{&jit_enabled, false},
+};
+
 static SPIPlanPtr plans[NUM_PLANS];
 
 static StoreIds ids;
@@ -505,24 +525,24 @@ static uint64
 run(PlanId id, Datum *values, const char *nulls, bool own_write)
 {
 	bool		save_writing = writing;
-	bool		save_seqscan = enable_seqscan;
-	bool		save_hashjoin = enable_hashjoin;
-	bool		save_mergejoin = enable_mergejoin;
+	bool		save_settings[lengthof(planner_settings)];
 	SPIPlanPtr volatile prepared = plan(id);
-	int			result;
+	volatile int result = 0;
 
+	for (size_t i = 0; i < lengthof(planner_settings); i++)
+		save_settings[i] = *planner_settings[i].setting;
 	PG_TRY();
 	{
 		writing = own_write;
-		enable_seqscan = enable_hashjoin = enable_mergejoin = false;
+		for (size_t i = 0; i < lengthof(planner_settings); i++)
+			*planner_settings[i].setting = planner_settings[i].value;
 		result = SPI_execute_plan(prepared, values, nulls, false, 0);
 	}
 	PG_FINALLY();
 	{
 		writing = save_writing;
-		enable_seqscan = save_seqscan;
-		enable_hashjoin = save_hashjoin;
-		enable_mergejoin = save_mergejoin;
+		for (size_t i = 0; i < lengthof(planner_settings); i++)
+			*planner_settings[i].setting = save_settings[i];
 	}
 	PG_END_TRY();
 

@@ -34,7 +34,7 @@ sub fill
 	my ($from, $to) = @_;
 	$node->safe_psql('postgres', <<"EOSQL");
 INSERT INTO syncstate.sync_state (user_id, source, due_at)
-SELECT md5(n::text)::uuid, 'google_calendar', now() - interval '1 h' - hashint4(n) % 1000000 * interval '1 ms'
+SELECT lpad(to_hex(n), 32, '0')::uuid, 'google_calendar', now() - interval '1 h' - hashint4(n) % 1000000 * interval '1 ms'
 FROM generate_series($from, $to) AS n
 EOSQL
 	return;
