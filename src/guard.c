@@ -33,7 +33,7 @@
 
 #include "syncstate.h"
 
-static void breaks(const char *invariant) pg_attribute_noreturn();
+pg_noreturn static void breaks(const char *invariant);
 static Size text_bytes(const text *value);
 static void guard_insert(SyncState *row, TimestampTz now);
 static void check_lease_number(const SyncState *row, int64 max);

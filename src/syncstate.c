@@ -115,9 +115,11 @@ check_clock(char **newval, void **extra, GucSource source)
 			DecodeDateTime(field, ftype, nf, &dtype, &tt, &fsec, &tz) != 0 ||
 			dtype != DTK_DATE ||
 			tm2timestamp(&tt, fsec, &tz, &time) != 0 ||
-			!IS_LEGAL_TIME(time))
+			!IS_LEGAL_TIME(time - MAX_DURATION) ||
+			!IS_LEGAL_TIME(time + 2 * MAX_DURATION))
 		{
-			GUC_check_errdetail("\"%s\" is not a time of the years 1 to 9999.",
+			/* what is counted from it must be a legal time too */
+			GUC_check_errdetail("\"%s\" is not a time of the years 101 to 9799.",
 								*newval);
 			return false;
 		}

@@ -21,6 +21,10 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* What PostgREST turns into HTTP 404 and 409; documented in the README. */
 #define ERRCODE_NO_SUCH_ROW		MAKE_SQLSTATE('P','T','4','0','4')
 #define ERRCODE_LEASE_LOST		MAKE_SQLSTATE('P','T','4','0','9')
@@ -267,7 +271,7 @@ extern void syncstate_wake_workers(const SyncPolicy *policy);
 extern bool syncstate_has_cursor(const SyncState *row);
 extern void syncstate_drop_cursor(SyncState *row);
 extern void syncstate_set_due(SyncState *row, TimestampTz due_at);
-extern void syncstate_no_such_row(void) pg_attribute_noreturn();
+pg_noreturn extern void syncstate_no_such_row(void);
 
 /* guard.c */
 extern bool syncstate_same_text(const text *a, const text *b);
