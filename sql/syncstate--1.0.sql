@@ -591,6 +591,9 @@ BEGIN
 		RAISE undefined_column USING
 			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no uuid', TG_ARGV[0], TG_TABLE_NAME);
 	END IF;
+
+	-- in the order in which batches lock, so that neither waits for the other
+	EXECUTE pg_catalog.format('SELECT FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) d.%I ORDER BY s.user_id, s.source, s.resource FOR UPDATE OF s', TG_ARGV[0]);
 	EXECUTE pg_catalog.format('DELETE FROM syncstate.sync_state AS s USING deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) d.%I', TG_ARGV[0]);
 	RETURN NULL;
 END

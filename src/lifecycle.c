@@ -84,6 +84,7 @@ typedef struct Report
 {
 	int			position;		/* in a batch */
 	int			transition;		/* in a batch: a TransitionId */
+	int			source_rank;	/* in a batch: the label's place in the enum */
 	SyncKey		key;
 	bool		has_lease;
 	int64		lease;
@@ -729,6 +730,8 @@ read_report(JsonbContainer *object, Report *report)
 	static const char *const required[] = {
 		"user_id", "source", "lease", "outcome",
 	};
+	const SyncPolicy *policies;
+	int			npolicies;
 	int			outcome;
 	char	   *word;
 
@@ -751,6 +754,10 @@ read_report(JsonbContainer *object, Report *report)
 		DatumGetObjectId(DirectFunctionCall2(enum_in,
 											 CStringGetDatum(json_text(object, "source")),
 											 ObjectIdGetDatum(syncstate_store_ids()->source_type)));
+	policies = syncstate_policies(&npolicies);
+	while (report->source_rank < npolicies &&
+		   policies[report->source_rank].source != report->key.source)
+		report->source_rank++;
 	report->key.resource = json_limited_text(object, "resource",
 											 MAX_RESOURCE_BYTES);
 	if (report->key.resource == NULL)
@@ -849,7 +856,10 @@ report_context(void *arg)
 	errcontext("report %d of results", *(int *) arg + 1);
 }
 
-/* qsort comparator: the order in which all batches lock, then as given. */
+/*
+ * qsort comparator: the order in which all batches lock, then as given.  It is
+ * that of the primary key: forget_users() locks in it too.
+ */
 static int
 compare_reports(const void *a, const void *b)
 {
@@ -857,8 +867,8 @@ compare_reports(const void *a, const void *b)
 	const Report *y = b;
 	int			cmp = memcmp(&x->key.user_id, &y->key.user_id, UUID_LEN);
 
-	if (cmp == 0 && x->key.source != y->key.source)
-		cmp = x->key.source < y->key.source ? -1 : 1;
+	if (cmp == 0)
+		cmp = x->source_rank - y->source_rank;
 	if (cmp == 0)
 		cmp = DatumGetInt32(DirectFunctionCall2Coll(bttextcmp, C_COLLATION_OID,
 													PointerGetDatum(x->key.resource),
@@ -921,13 +931,13 @@ apply(TransitionId id, const Report *report)
 void
 syncstate_lock_row(const SyncKey *key, bool make, SyncState *row)
 {
-	if (syncstate_store_lock(key, row))
-		return;
-	if (make)
+	for (int try = 0; try < MAX_TRIES; try++)
 	{
-		syncstate_store_make(key);
 		if (syncstate_store_lock(key, row))
 			return;
+		if (!make)
+			break;
+		syncstate_store_make(key);
 	}
 	syncstate_no_such_row();
 }

@@ -1020,8 +1020,15 @@ syncstate_store_policy_changes(Oid source, Datum changes)
 
 	values[0] = ObjectIdGetDatum(source);
 	values[1] = changes;
-	run(PLAN_POLICY_MAKE, values, NULL, false);
-	if (run(PLAN_POLICY_CHANGES, values, NULL, false) != 1)
+
+	/* another session may delete the row in between, having tidied it */
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		run(PLAN_POLICY_MAKE, values, NULL, false);
+		if (run(PLAN_POLICY_CHANGES, values, NULL, false) == 1)
+			break;
+	}
+	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for table %s", "sync_policy")));

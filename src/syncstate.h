@@ -29,6 +29,12 @@
 #define ERRCODE_NO_SUCH_ROW		MAKE_SQLSTATE('P','T','4','0','4')
 #define ERRCODE_LEASE_LOST		MAKE_SQLSTATE('P','T','4','0','9')
 
+/*
+ * How often to make a row and lock it, while somebody else deletes it each time
+ * in between, before giving up.
+ */
+#define MAX_TRIES				100
+
 /* Limits */
 #define MAX_RESOURCE_BYTES		1024
 #define MAX_TOKEN_BYTES			65536
