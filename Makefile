@@ -9,7 +9,7 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 # running server, like that of any other extension.
 REGRESS     = install identity acl policy guard lifecycle errors claim \
               steering report sources overview property uninstall
-ISOLATION   = claim lease request source_limit notify report
+ISOLATION   = claim lease request source_limit notify report deadlocks
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
 

@@ -229,9 +229,17 @@ CREATE FUNCTION syncstate.policy_changed() RETURNS trigger
 COMMENT ON FUNCTION syncstate.policy_changed() IS 'Tells all sessions that policies changed';
 REVOKE ALL ON FUNCTION syncstate.policy_changed() FROM PUBLIC;
 
-CREATE TRIGGER sync_policy_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON syncstate.sync_policy
-	FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed();
+CREATE TRIGGER sync_policy_changed AFTER INSERT OR UPDATE OR DELETE ON syncstate.sync_policy
+	FOR EACH ROW EXECUTE FUNCTION syncstate.policy_changed();
 COMMENT ON TRIGGER sync_policy_changed ON syncstate.sync_policy IS 'Tells all sessions that policies changed';
+
+CREATE TRIGGER sync_policy_truncated AFTER TRUNCATE ON syncstate.sync_policy
+	FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed();
+COMMENT ON TRIGGER sync_policy_truncated ON syncstate.sync_policy IS 'Tells all sessions that policies changed';
+
+/* also where logical replication writes */
+ALTER TABLE syncstate.sync_policy ENABLE ALWAYS TRIGGER sync_policy_changed;
+ALTER TABLE syncstate.sync_policy ENABLE ALWAYS TRIGGER sync_policy_truncated;
 
 /* --------------------------------------------------------------- claiming */
 
@@ -535,6 +543,10 @@ CREATE TRIGGER custom_source_add_label AFTER INSERT ON syncstate.custom_source
 	FOR EACH ROW EXECUTE FUNCTION syncstate.add_source_label();
 COMMENT ON TRIGGER custom_source_add_label ON syncstate.custom_source IS 'Adds the label to sync_source';
 
+/* also where logical replication writes: labels then come along by themselves */
+ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_skip_known;
+ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_add_label;
+
 CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
@@ -551,6 +563,13 @@ BEGIN
 			   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
 				   AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name) THEN
 		RETURN;
+	END IF;
+
+	-- a row without its label came in while triggers did not fire
+	IF EXISTS (SELECT FROM syncstate.custom_source AS c
+			   WHERE c.label OPERATOR(pg_catalog.=) register_sync_source.label) THEN
+		DELETE FROM syncstate.custom_source AS c
+			WHERE c.label OPERATOR(pg_catalog.=) register_sync_source.label;
 	END IF;
 	INSERT INTO syncstate.custom_source AS c (label)
 		VALUES (register_sync_source.label)
@@ -573,6 +592,8 @@ CREATE FUNCTION syncstate.forget_users() RETURNS trigger
 	LANGUAGE plpgsql SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 	AS $$
+DECLARE
+	rows pg_catalog.tid[];
 BEGIN
 	IF TG_NARGS OPERATOR(pg_catalog.<>) 1 OR TG_OP OPERATOR(pg_catalog.<>) 'DELETE'
 		OR NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS t
@@ -592,9 +613,10 @@ BEGIN
 			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no uuid', TG_ARGV[0], TG_TABLE_NAME);
 	END IF;
 
-	-- in the order in which batches lock, so that neither waits for the other
-	EXECUTE pg_catalog.format('SELECT FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) d.%I ORDER BY s.user_id, s.source, s.resource FOR UPDATE OF s', TG_ARGV[0]);
-	EXECUTE pg_catalog.format('DELETE FROM syncstate.sync_state AS s USING deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) d.%I', TG_ARGV[0]);
+	-- Locks in the order in which batches lock, so that neither waits for the
+	-- other, and then deletes what is locked, and not what came since.
+	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) d.%I ORDER BY s.user_id, s.source, s.resource FOR UPDATE OF s) AS l', TG_ARGV[0]) INTO rows;
+	DELETE FROM syncstate.sync_state AS s WHERE s.ctid OPERATOR(pg_catalog.=) ANY (rows);
 	RETURN NULL;
 END
 $$;

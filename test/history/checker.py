@@ -1,0 +1,650 @@
+"""The judge: decides over a history of calls whether the promises were kept.
+
+A history is what the sessions of load.py logged (calls, transactions), what
+the triggers logged (writes, in their order for each row), and the table at the
+end.  check() returns complaints, as pairs of a rule and words about it; it
+knows the contract and nothing of the C code.
+
+The rules:
+    chain       each write of a row goes on from the write before it; the last
+                one is what the table holds
+    origin      every write was made by a call that was committed, and each
+                call made just the writes that it may
+    result      what a call returned is what it wrote
+    lease       no start while another's live lease was on the row; a started
+                row has a greater fencing number than ever before
+    holder      the same, from what the workers were told alone
+    stale       no report was accepted under a lease that was not the row's
+    refused     nobody was told that a lease was lost, or a row missing, when
+                it was not
+    claimable   a claim took only rows that were due or requested, not parked,
+                and no row of a paused source
+    cursor      a cursor was lost or moved back by explicit calls only
+    request     each request was followed by a start, which was made for a request
+    columns     a call changed only the columns that are its own
+    time        times are those of the call
+    waiting     no row waited while claims with room for it came by
+    left        in the end, nothing that was due or requested was left
+    error       no SQLSTATE but those of the contract, and 40001
+"""
+import bisect
+import collections
+import datetime
+import json
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+MICROSECOND = datetime.timedelta(microseconds=1)
+SECOND = 1_000_000
+
+TIMES = ("updated_min", "token_issued_at", "last_full_sync_at", "due_at", "requested_at", "lease_expires_at",
+         "last_sync_at", "last_successful_sync_at", "created_at", "updated_at", "failing_since")
+CURSOR = ("sync_token", "history_id", "updated_min")
+
+# A row that was deleted and made anew counts from 1 again (README, "Limits").
+NUMBERS_SURVIVE_DELETION = False
+
+# By how much the clocks of client and server may seem to differ.
+SLOP = 20_000
+
+# A claim that begins this long after a row became claimable sweeps, or its
+# session has swept since: a sweep starts no sooner than a second after the
+# last one.
+SWEEP = int(1.05 * SECOND)
+# A sweep visits 2,000 index entries per claim, dead ones too.
+SWEEP_CLAIMS = 5
+
+RUN = {"status", "lease_expires_at", "error_message", "updated_at"}
+LOSS = set(CURSOR) | {"token_issued_at", "page_token", "progress_done", "progress_total"}
+# What each call may change.
+COLUMNS = {
+    "start": RUN | LOSS | {"lease", "last_sync_at", "requested_at", "due_at", "failures", "failing_since"},
+    "complete": RUN | LOSS | {"due_at", "last_successful_sync_at", "items_synced", "failures", "failing_since",
+                              "token_losses", "last_full_sync_at"},
+    "fail": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
+    "limit": RUN | {"due_at"},
+    "clear": RUN | LOSS | {"due_at", "parked_reason", "token_losses"},
+    "renew": {"lease_expires_at", "updated_at"},
+    "checkpoint": {"lease_expires_at", "page_token", "progress_done", "progress_total", "updated_at"},
+    "release": RUN,
+    "request": {"requested_at", "updated_at"},
+    "connect": RUN | {"due_at", "parked_reason", "requested_at", "failures", "failing_since", "token_losses"},
+    "pause": {"due_at", "parked_reason", "updated_at"},
+    "resume": RUN | {"due_at", "parked_reason", "failures", "failing_since", "token_losses"},
+    "hopeless": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
+}
+OUTCOMES = {"completed": "complete", "failed": "fail", "rate_limited": "limit", "released": "release"}
+MAKES_ROW = {"start", "complete", "fail", "limit", "clear", "connect", "update"}
+
+
+def moment(text):
+    return (datetime.datetime.fromisoformat(text) - EPOCH) // MICROSECOND
+
+
+def row_of(values):
+    """A row with its times as microseconds."""
+    if values is None:
+        return None
+    row = dict(values)
+    for column in TIMES:
+        if row[column] is not None:
+            row[column] = moment(row[column])
+    return row
+
+
+def key_of(row):
+    return (row["user_id"], row["source"], row["resource"])
+
+
+class History:
+    def __init__(self, calls, transactions, writes, policy_writes, final, end):
+        self.calls = calls                  # dicts, see load.py; results are rows
+        self.transactions = transactions    # by id
+        self.writes = writes                # dicts of n, call, old, new
+        self.policy_writes = policy_writes  # dicts of n, call, source, paused_until, wait
+        self.final = final                  # rows by key
+        self.end = end                      # when the table was read
+
+    def project(self, keys):
+        """The part of the history that is about some rows."""
+        keys = set(keys)
+        calls = []
+        kinds = ("claim", "policy", "pause_source", "resume_source", "setup")
+        wrote = {w["call"] for w in self.writes if key_of(w["new"] or w["old"]) in keys}
+        limited = {w["call"] for w in self.policy_writes}
+        for call in self.calls:
+            part = dict(call)
+            part["keys"] = [k for k in call["keys"] if k in keys]
+            part["results"] = [dict(r) if isinstance(r, dict) else r for r in call["results"]
+                               if not (isinstance(r, dict) and "user_id" in r) or key_of(r) in keys]
+            # of the claims that found nothing, some are witnesses enough
+            if call["kind"] == "claim" and not part["results"] and call["session"] > 1 and call["id"] not in wrote:
+                continue
+            if not part["keys"] and call["id"] in limited:
+                part.update(kind="policy", results=[])
+            if part["keys"] or part["kind"] in kinds:
+                calls.append(part)
+        return History(calls, {k: dict(t) for k, t in self.transactions.items()},
+                       [dict(w) for w in self.writes if key_of(w["new"] or w["old"]) in keys],
+                       [dict(w) for w in self.policy_writes],
+                       {k: dict(r) for k, r in self.final.items() if k in keys}, self.end)
+
+
+class Judge:
+    def __init__(self, history):
+        self.history = history
+        self.complaints = []
+        self.calls = {c["id"]: c for c in history.calls}
+        self.calls_of = collections.defaultdict(list)
+        for call in history.calls:
+            self.calls_of[call["transaction"]].append(call)
+        self.chains = collections.defaultdict(list)
+        self.writes_of = collections.defaultdict(list)
+        for write in sorted(history.writes, key=lambda w: w["n"]):
+            write["key"] = key_of(write["new"] or write["old"])
+            self.chains[write["key"]].append(write)
+            self.writes_of[write["call"]].append(write)
+
+    def complain(self, rule, words, key=None):
+        self.complaints.append((rule, f"{words}" + (f" (row {key[0][-3:]} {key[1]} '{key[2]}')" if key else "")))
+
+    def transaction(self, call):
+        return self.history.transactions[call["transaction"]]
+
+    def counts(self, call):
+        """Whether what the call did was committed."""
+        return not call["undone"] and self.transaction(call)["committed"]
+
+    def check(self):
+        self.check_errors()
+        self.check_chains()
+        for call in self.history.calls:
+            if call["kind"] != "setup":
+                self.check_call(call)
+        for write in self.history.writes:
+            call = self.calls.get(write["call"])
+            if call is None or not self.counts(call):
+                self.complain("origin", f"write {write['n']} was made by call {write['call']}, "
+                              + ("which nobody made" if call is None else "which was undone"), write["key"])
+        self.check_numbers()
+        self.check_holders()
+        self.check_refusals()
+        self.check_requests()
+        self.check_source_pauses()
+        self.check_waiting()
+        self.check_left()
+        return self.complaints
+
+    # ------------------------------------------------------- what was said
+
+    def check_errors(self):
+        for call in self.history.calls:
+            if call["error"] in (None, "40001"):
+                continue
+            if call["error"] in ("PT404", "PT409") and call["kind"] not in ("claim", "batch", "policy", "forget"):
+                continue
+            self.complain("error", f"{call['kind']} failed with {call['error']}: {call.get('message', '')}")
+
+    def check_chains(self):
+        for key, chain in self.chains.items():
+            last = None
+            for write in chain:
+                if write["old"] != last:
+                    self.complain("chain", f"write {write['n']} does not go on from the one before it: "
+                                  + differences(last, write["old"]), key)
+                last = write["new"]
+            if last != self.history.final.get(key):
+                self.complain("chain", "the table holds something else than was written last: "
+                              + differences(last, self.history.final.get(key)), key)
+        for key in self.history.final:
+            if key not in self.chains:
+                self.complain("chain", "nobody made this row", key)
+
+    # ----------------------------------------------------- call by call
+
+    def check_call(self, call):
+        if not self.counts(call):
+            return
+        writes = self.writes_of[call["id"]]
+        kind = call["kind"]
+        if kind == "claim":
+            self.check_claim(call, writes)
+        elif kind == "batch":
+            self.check_batch(call, writes)
+        elif kind in ("disconnect", "forget"):
+            for write in writes:
+                if write["new"] is not None or write["key"] not in call["keys"]:
+                    self.complain("origin", f"{kind} made another write than a deletion", write["key"])
+            if kind == "disconnect" and call["results"] != [len(writes) == 1]:
+                self.complain("result", f"disconnect returned {call['results']}, and deleted {len(writes)} rows",
+                              call["keys"][0])
+        elif kind in ("policy", "pause_source", "resume_source"):
+            if writes:
+                self.complain("origin", f"{kind} wrote rows")
+        else:
+            self.check_single(call, writes)
+
+    def check_single(self, call, writes):
+        kind, key = call["kind"], call["keys"][0]
+        if any(w["key"] != key for w in writes):
+            self.complain("origin", f"{kind} wrote another row than its own", key)
+            return
+        if writes and writes[0]["old"] is None:
+            if kind not in MAKES_ROW or call["args"].get("lease") is not None:
+                self.complain("origin", f"{kind} made a row", key)
+            writes = writes[1:]
+        if any(w["new"] is None for w in writes) or len(writes) > 1 or (not writes and kind != "request"):
+            self.complain("origin", f"{kind} made {len(writes)} writes", key)
+            return
+        if kind == "request":
+            for write in writes:
+                self.check_write(call, "request", write, None)
+            return
+        write = writes[0]
+        if call["results"] != [write["new"]]:
+            self.complain("result", f"{kind} returned something else than it wrote: "
+                          + differences(call["results"][0] if call["results"] else None, write["new"]), key)
+        self.check_write(call, kind, write, call["args"])
+
+    def check_claim(self, call, writes):
+        started = []
+        for write in writes:
+            old, new = write["old"], write["new"]
+            if old is None or new is None:
+                self.complain("origin", "a claim made or deleted a row", write["key"])
+            elif new["status"] == "syncing":
+                started.append(new)
+                self.check_write(call, "start", write, None)
+            else:
+                self.check_write(call, "hopeless", write, None)
+        returned = {key_of(row): row for row in call["results"]}
+        if len(returned) != len(call["results"]):
+            self.complain("result", "a claim returned a row twice")
+        for row in started:
+            if returned.get(key_of(row)) != row:
+                self.complain("result", "a claim started a row, and returned it otherwise or not at all", key_of(row))
+        for key in returned.keys() - {key_of(row) for row in started}:
+            self.complain("result", "a claim returned a row that it did not start", key)
+
+    def check_batch(self, call, writes):
+        reports = collections.defaultdict(list)
+        for report in json.loads(call["args"]["results"]):
+            reports[key_of(report)].append(report)
+        for write in writes:
+            if write["old"] is None or write["new"] is None or write["key"] not in reports:
+                self.complain("origin", "report_syncs made, deleted or wrote a row that no report is about", write["key"])
+                continue
+            mine = reports[write["key"]]
+            if write["old"]["lease"] not in [r["lease"] for r in mine]:
+                self.complain("stale", "report_syncs applied a report with a lost lease", write["key"])
+                continue
+            report = next(r for r in mine if r["lease"] == write["old"]["lease"])
+            self.check_write(call, OUTCOMES[report["outcome"]], write, report)
+        returned = [key_of(row) for row in call["results"]]
+        if sorted(returned) != sorted(w["key"] for w in writes):
+            self.complain("result", "report_syncs returned other rows than it wrote")
+        for row in call["results"]:
+            if row not in [w["new"] for w in writes]:
+                self.complain("result", "report_syncs returned something else than it wrote", key_of(row))
+
+    def check_write(self, call, kind, write, args):
+        """One transition."""
+        old, new, key = write["old"], write["new"], write["key"]
+        at = new["updated_at"]
+        if not call["begin"] - SLOP <= at <= call["end"] + SLOP:
+            self.complain("time", f"{kind} was made between {call['begin']} and {call['end']}, and says {at}", key)
+        if kind in COLUMNS:
+            for column in old:
+                if old[column] != new[column] and column not in COLUMNS[kind]:
+                    self.complain("columns", f"{kind} changed {column} from {old[column]} to {new[column]}", key)
+        if (new["status"] == "syncing") != (new["lease_expires_at"] is not None) or \
+                (new["due_at"] is None) != (new["parked_reason"] is not None):
+            self.complain("columns", f"{kind} left a row that is not legal", key)
+
+        # who held it
+        live = old["status"] == "syncing" and old["lease_expires_at"] > at
+        if kind in ("start", "hopeless") or (kind == "update" and new["lease"] > old["lease"]):
+            if live:
+                self.complain("lease", f"{call['kind']} took a row under the live lease {old['lease']}", key)
+            if kind != "hopeless" and new["lease"] <= old["lease"]:
+                self.complain("lease", f"start under lease {new['lease']} after {old['lease']}", key)
+        elif new["lease"] != old["lease"]:
+            self.complain("lease", f"{kind} changed the lease from {old['lease']} to {new['lease']}", key)
+        if args is not None and args.get("lease") is not None and \
+                not (old["status"] == "syncing" and old["lease"] == args["lease"]):
+            self.complain("stale", f"{kind} with lease {args['lease']} was accepted; the row was {old['status']}, "
+                          f"lease {old['lease']}", key)
+
+        # whether it was due
+        if call["kind"] == "claim":
+            due = old["due_at"] is not None and old["due_at"] <= at
+            requested = old["due_at"] is not None and old["requested_at"] is not None and \
+                old["requested_at"] <= at and old["status"] != "rate_limited"
+            if not due and not requested:
+                self.complain("claimable", f"claimed at {at}: due at {old['due_at']}, parked {old['parked_reason']}, "
+                              f"requested {old['requested_at']}, {old['status']}", key)
+
+        # the cursor
+        explicit = kind == "clear" or (kind == "update" and "sync_token" in json.loads(args["changes"]))
+        planned = kind == "start" and key[1] == "google_contacts"
+        if not explicit and not planned:
+            for column in CURSOR:
+                if old[column] is None or old[column] == new[column]:
+                    continue
+                if kind != "complete":
+                    self.complain("cursor", f"{kind} changed {column} from {old[column]} to {new[column]}", key)
+                elif new[column] is None:
+                    self.complain("cursor", f"a completion lost {column}", key)
+                elif column == "history_id" and int(new[column]) < int(old[column]) or \
+                        column == "updated_min" and new[column] < old[column]:
+                    self.complain("cursor", f"{column} moved back from {old[column]} to {new[column]}", key)
+        if kind == "clear" and any(new[c] is not None for c in CURSOR):
+            self.complain("cursor", "clear_sync_token left a cursor", key)
+        if kind == "complete":
+            if args.get("sync_token") is not None and new["sync_token"] != args["sync_token"]:
+                self.complain("cursor", "the cursor of a completion was not kept", key)
+            if args.get("history_id") is not None and (
+                    new["history_id"] is None or int(new["history_id"]) < int(args["history_id"])):
+                self.complain("cursor", "the history id of a completion was not kept", key)
+            if new["items_synced"] != args.get("items_synced", 0):
+                self.complain("columns", "the items of a completion were not kept", key)
+
+        # what follows
+        if kind == "start":
+            failed = old["status"] == "syncing"
+            if new["requested_at"] is not None or new["failures"] != old["failures"] + failed or \
+                    new["last_sync_at"] != at:
+                self.complain("columns", "a start did not do what a start does", key)
+        elif kind == "complete":
+            if new["status"] != "idle" or new["failures"] or new["last_successful_sync_at"] != at or \
+                    new["due_at"] is not None and new["due_at"] <= at:
+                self.complain("columns", "a completion did not do what a completion does", key)
+        elif kind == "fail":
+            if new["status"] != "error" or new["failures"] != old["failures"] + 1 or \
+                    new["due_at"] is not None and new["due_at"] <= at:
+                self.complain("columns", "a failure did not do what a failure does", key)
+        elif kind == "limit":
+            if new["status"] != "rate_limited" or new["due_at"] is not None and new["due_at"] < at + SECOND:
+                self.complain("columns", "a rate limit did not do what a rate limit does", key)
+        elif kind in ("renew", "checkpoint"):
+            if new["lease_expires_at"] < at + SECOND or \
+                    kind == "checkpoint" and new["lease_expires_at"] < old["lease_expires_at"]:
+                self.complain("columns", f"{kind} did not renew", key)
+        elif kind == "release":
+            if new["status"] != "idle":
+                self.complain("columns", "a release did not do what a release does", key)
+        elif kind == "pause":
+            if new["parked_reason"] != "paused":
+                self.complain("columns", "a pause did not park", key)
+        elif kind in ("connect", "resume"):
+            if new["parked_reason"] is not None or new["failures"] or \
+                    kind == "connect" and new["requested_at"] is None or \
+                    (old["status"] in ("syncing", "rate_limited")) and new["status"] != old["status"]:
+                self.complain("columns", f"{kind} did not do what a {kind} does", key)
+        elif kind == "request":
+            if old["requested_at"] is not None or old["parked_reason"] is not None or new["requested_at"] is None:
+                self.complain("columns", "a request wrote where it had nothing to say", key)
+        elif kind == "hopeless":
+            if old["status"] != "syncing" or new["parked_reason"] != "failures":
+                self.complain("columns", "a claim changed a row that it did not start", key)
+
+    # ---------------------------------------------------- leases as a whole
+
+    def check_numbers(self):
+        """Fencing numbers only grow."""
+        for key, chain in self.chains.items():
+            greatest = 0
+            for write in chain:
+                old, new = write["old"], write["new"]
+                if new is None and not NUMBERS_SURVIVE_DELETION:
+                    greatest = 0
+                if new is None or (old is not None and new["lease"] == old["lease"]):
+                    continue
+                if new["status"] == "syncing" and new["lease"] <= greatest:
+                    self.complain("lease", f"start under lease {new['lease']}, after a start under {greatest}", key)
+                greatest = max(greatest, new["lease"])
+
+    def check_holders(self):
+        """What the workers were told: no two of them held a row at once."""
+        told = collections.defaultdict(list)    # rows, in the order of their times
+        deletions = collections.defaultdict(list)
+        for call in self.history.calls:
+            if not self.counts(call):
+                continue
+            for row in call["results"]:
+                if isinstance(row, dict) and "lease" in row:
+                    told[key_of(row)].append(row)
+            if call["kind"] in ("disconnect", "forget"):
+                for key in call["keys"]:
+                    deletions[key].append((call["begin"] - SLOP, self.transaction(call)["commit_end"] + SLOP))
+        for key, rows in told.items():
+            rows.sort(key=lambda row: (row["updated_at"], row["lease"]))
+            given = {}          # when each lease was
+            holder = None
+            for row in rows:
+                at = row["updated_at"]
+                if row["status"] != "syncing":
+                    if holder is not None and row["lease"] >= holder["lease"]:
+                        holder = None
+                    continue
+                if row["last_sync_at"] == at:
+                    if holder is not None and holder["lease_expires_at"] > at and row != holder and \
+                            not any(begin <= at and end >= holder["updated_at"] for begin, end in deletions[key]):
+                        self.complain("holder", f"lease {row['lease']} was given at {at}, and lease "
+                                      f"{holder['lease']} until {holder['lease_expires_at']}", key)
+                    if row["lease"] in given and (NUMBERS_SURVIVE_DELETION or not any(
+                            begin <= at and end >= given[row["lease"]] for begin, end in deletions[key])):
+                        if at != given[row["lease"]]:
+                            self.complain("holder", f"lease {row['lease']} was given twice", key)
+                    given[row["lease"]] = at
+                holder = row
+
+    def states_during(self, key, call):
+        """The rows that a call may have met; empty if that cannot be known."""
+        begin, end = min(call["begin"], call["snapshot"]), call["end"]
+        chain = self.chains.get(key, [])
+        mine = []
+        for earlier in self.calls_of.get(call["transaction"], []):
+            if earlier["id"] == call["id"]:
+                break
+            if earlier["undone"] and key in earlier["keys"] + [key_of(r) for r in earlier["results"]
+                                                               if isinstance(r, dict) and "lease" in r]:
+                return []       # what it wrote is in no log
+            mine += [w["new"] for w in self.writes_of.get(earlier["id"], []) if w["key"] == key]
+        states = mine
+        for i in range(-1, len(chain)):
+            state = chain[i]["new"] if i >= 0 else (chain[0]["old"] if chain else None)
+            since = self.committed(chain[i])[0] if i >= 0 else 0
+            until = self.committed(chain[i + 1])[1] if i + 1 < len(chain) else float("inf")
+            if since <= end and until >= begin:
+                states.append(state)
+        return states
+
+    def committed(self, write):
+        """Between which times the write was committed."""
+        call = self.calls.get(write["call"])
+        if call is None:
+            return (0, float("inf"))
+        transaction = self.transaction(call)
+        return (transaction["commit_begin"], transaction["commit_end"])
+
+    def check_refusals(self):
+        for call in self.history.calls:
+            if call["error"] not in ("PT404", "PT409"):
+                if call["kind"] == "batch" and call["error"] is None:
+                    given = {key_of(row) for row in call["results"]}
+                    for report in json.loads(call["args"]["results"]):
+                        if key_of(report) not in given and key_of(report) in call["keys"]:
+                            self.check_refusal(call, key_of(report), report["lease"], "left out")
+                continue
+            for key in call["keys"]:
+                self.check_refusal(call, key, call["args"].get("lease"), call["error"])
+
+    def check_refusal(self, call, key, lease, what):
+        begin = min(call["begin"], call["snapshot"])
+        states = self.states_during(key, call)
+        if not states:
+            return
+        if what == "PT404":
+            if all(state is not None for state in states):
+                self.complain("refused", f"{call['kind']} was told that the row does not exist", key)
+        elif lease is not None:
+            if all(state is not None and state["status"] == "syncing" and state["lease"] == lease
+                   for state in states):
+                self.complain("refused", f"{call['kind']} with lease {lease} was {what}, and held the row", key)
+        elif all(state is None or state["status"] != "syncing" or state["lease_expires_at"] < begin - SLOP
+                 for state in states):
+            self.complain("refused", f"{call['kind']} was refused, and nobody held the row", key)
+
+    # ------------------------------------------------------------ requests
+
+    def check_requests(self):
+        for call in self.history.calls:
+            if call["kind"] not in ("request", "connect") or not self.counts(call):
+                continue
+            key = call["keys"][0]
+            chain = self.chains.get(key, [])
+            if call["results"] == [False]:
+                states = self.states_during(key, call)
+                if states and all(state is None or state["parked_reason"] is None for state in states):
+                    self.complain("request", "a request was refused, and the row was not parked", key)
+                continue
+            own = [i for i, w in enumerate(chain) if w["call"] == call["id"]]
+            if own:
+                later = chain[own[-1] + 1:]
+            else:
+                # it relied on an earlier request: a start that had been made by then does not count
+                later = [w for w in chain if self.calls.get(w["call"]) is None
+                         or self.calls[w["call"]]["end"] >= call["begin"]]
+            served = next((w for w in later if w["new"] is None
+                           or w["old"] is not None and w["new"]["lease"] > w["old"]["lease"]), None)
+            if served is None:
+                last = self.history.final.get(key)
+                if last is not None and last["parked_reason"] is None:
+                    self.complain("request", f"call {call['id']} requested a sync at {call['begin']}, "
+                                  "and none came", key)
+            elif served["new"] is not None and served["old"]["requested_at"] is None:
+                self.complain("request", f"call {call['id']} requested a sync at {call['begin']}, and the next start, "
+                              f"at {served['new']['updated_at']}, knew of no request", key)
+
+    # ------------------------------------------------------------- waiting
+
+    def check_source_pauses(self):
+        """A claim that began after a pause was committed obeys it."""
+        versions = self.policy_versions()
+        for call in self.history.calls:
+            if call["kind"] != "claim" or not self.counts(call):
+                continue
+            for row in call["results"]:
+                current, changing = self.policy_during(versions[row["source"]], call)
+                if changing or current["paused_until"] is None:
+                    continue
+                if current["paused_until"] > row["updated_at"]:
+                    self.complain("claimable", f"claimed at {row['updated_at']}, and the source was paused until "
+                                  f"{current['paused_until']}", key_of(row))
+
+    def policy_versions(self):
+        versions = collections.defaultdict(list)
+        for write in sorted(self.history.policy_writes, key=lambda w: w["n"]):
+            versions[write["source"]].append({**write, "committed": self.committed(write)})
+        return versions
+
+    @staticmethod
+    def policy_during(versions, call):
+        """What was in force when the call began, and whether that changed meanwhile."""
+        current = {"paused_until": None}
+        changing = False
+        for version in versions:
+            if version["committed"][1] < call["begin"]:
+                current = version
+            elif version["committed"][0] <= call["end"]:
+                changing = True
+        return current, changing
+
+    def check_waiting(self):
+        """No row that nobody touched waited while claims with room came by."""
+        touches = collections.defaultdict(list)
+        source_touches = collections.defaultdict(list)
+        claims = collections.defaultdict(list)
+        for call in self.history.calls:
+            transaction = self.transaction(call)
+            span = (call["begin"], max(call["end"], transaction.get("commit_end", call["end"])))
+            if call["kind"] == "claim":
+                if call["error"] is not None:
+                    for source in call["sources"]:
+                        source_touches[source].append(span)
+                elif call["spare"]:
+                    for source in call["sources"]:
+                        claims[source].append((call["snapshot"], call["end"], call["session"]))
+                for row in call["results"]:
+                    touches[key_of(row)].append(span)
+            elif call["sources"]:
+                for source in call["sources"]:
+                    source_touches[source].append(span)
+            else:
+                for key in call["keys"]:
+                    touches[key].append(span)
+        versions = self.policy_versions()
+        for source, written in versions.items():
+            for version in written:
+                call = self.calls.get(version["call"])
+                if call is not None:
+                    source_touches[source].append((call["begin"], version["committed"][1]))
+        for spare in claims.values():
+            spare.sort()
+        for key, chain in self.chains.items():
+            written = []
+            for write in chain:
+                call = self.calls.get(write["call"])
+                if call is not None:
+                    span = (call["begin"], max(call["end"], self.committed(write)[1]))
+                    touches[key].append(span)
+                    written.append((span[1], write))
+            quiet_since = 0
+            state = None
+            at = 0
+            for begin, end in sorted(touches[key] + source_touches[key[1]]) + [(self.history.end, self.history.end)]:
+                if begin > quiet_since and quiet_since > 0 and begin - quiet_since > SWEEP:
+                    while at < len(written) and written[at][0] <= quiet_since:
+                        state = written[at][1]["new"]
+                        at += 1
+                    self.check_wait(key, state, quiet_since, begin, claims[key[1]], versions[key[1]])
+                quiet_since = max(quiet_since, end)
+
+    def check_wait(self, key, state, since, until, claims, versions):
+        if state is None or state["due_at"] is None:
+            return
+        claimable = state["due_at"]
+        if state["requested_at"] is not None and state["status"] != "rate_limited":
+            claimable = min(claimable, state["requested_at"])
+        if state["status"] == "syncing":
+            claimable = max(claimable, state["lease_expires_at"])
+        paused = None
+        for version in versions:
+            if version["committed"][1] <= since:
+                paused = version
+        if paused is not None and paused["paused_until"] is not None:
+            claimable = max(claimable, paused["paused_until"] + paused["wait"])
+        claimable = max(claimable, since)
+        first = bisect.bisect_left(claims, (claimable + SWEEP,))
+        by_session = collections.Counter(session for begin, end, session in claims[first:]
+                                         if begin < until and end < until)
+        if by_session and max(by_session.values()) > SWEEP_CLAIMS:
+            self.complain("waiting", f"was claimable from {claimable} to {until}, and {max(by_session.values())} claims "
+                          "of one session that had room for it passed it over", key)
+
+    def check_left(self):
+        for key, row in self.history.final.items():
+            due = row["due_at"] is not None and row["due_at"] <= self.history.end
+            requested = row["due_at"] is not None and row["requested_at"] is not None and row["status"] != "rate_limited"
+            if (due or requested) and not (row["status"] == "syncing" and row["lease_expires_at"] > self.history.end):
+                self.complain("left", f"{row['status']}, due at {row['due_at']}, requested {row['requested_at']}", key)
+
+
+def differences(a, b):
+    if a is None or b is None:
+        return f"{'no row' if a is None else 'a row'} / {'no row' if b is None else 'a row'}"
+    return ", ".join(f"{c} {a[c]} / {b[c]}" for c in a if a[c] != b.get(c))
+
+
+def check(history):
+    return Judge(history).check()

@@ -1,0 +1,463 @@
+"""Faults for the judge: a history with one of them in must not pass.
+
+Each fault is a function that changes a history, and the rule that must object;
+it returns False where the history has no place for it.  Rows are changed
+wherever they appear (in writes, results and the table), so that nothing but
+the fault itself is wrong with the history.
+"""
+import copy
+import json
+import pickle
+
+import checker
+from checker import SECOND, key_of
+
+FAULTS = []
+
+
+def fault(rule):
+    def register(function):
+        FAULTS.append((rule, function))
+        return function
+    return register
+
+
+def call_of(h, write):
+    return next(c for c in h.calls if c["id"] == write["call"])
+
+
+def counts(h, call):
+    return not call["undone"] and h.transactions[call["transaction"]]["committed"] and call["error"] is None
+
+
+def rewrite(h, key, change):
+    """Applies a change to each version of a row, wherever it is."""
+    for write in h.writes:
+        if key_of(write["new"] or write["old"]) == key:
+            for side in ("old", "new"):
+                if write[side] is not None:
+                    write[side] = change(dict(write[side]))
+    for call in h.calls:
+        call["results"] = [change(dict(r)) if isinstance(r, dict) and "lease" in r and key_of(r) == key else r
+                           for r in call["results"]]
+    if key in h.final:
+        h.final[key] = change(dict(h.final[key]))
+
+
+def set_from(h, write, column, value):
+    """From this write on, the column is another, as long as nobody writes it again."""
+    key, before, since = key_of(write["new"]), write["new"][column], write["new"]["updated_at"]
+
+    def change(row):
+        if row["updated_at"] >= since and row[column] == before:
+            row[column] = value
+        return row
+    rewrite(h, key, change)
+
+
+def instead(h, row, values):
+    """One version of a row is another one."""
+    same = dict(row)
+    rewrite(h, key_of(row), lambda r: {**r, **values} if r == same else r)
+
+
+def places(h, kind, condition=lambda call, write: True):
+    """Writes by calls of a kind, the latest first."""
+    kinds = {c["id"]: c for c in h.calls if c["kind"] == kind and counts(h, c)}
+    for write in sorted(h.writes, key=lambda w: -w["n"]):
+        call = kinds.get(write["call"])
+        if call is not None and write["old"] is not None and write["new"] is not None and condition(call, write):
+            yield call, write
+
+
+def first(h, kind, condition=lambda call, write: True):
+    return next(places(h, kind, condition), (None, None))
+
+
+def started(call, write):
+    return write["new"]["lease"] > write["old"]["lease"]
+
+
+def cut_off(h, write):
+    """Nothing happens to the row after a write."""
+    key = key_of(write["new"])
+    gone = {w["call"] for w in h.writes if w["n"] > write["n"] and key_of(w["new"] or w["old"]) == key}
+    h.writes = [w for w in h.writes if w["n"] <= write["n"] or key_of(w["new"] or w["old"]) != key]
+    since = call_of(h, write)["begin"]
+    for call in h.calls:
+        if call["id"] in gone or call["begin"] > since:
+            call["results"] = [r for r in call["results"] if not (isinstance(r, dict) and "lease" in r and key_of(r) == key)]
+    h.calls = [c for c in h.calls if c["begin"] <= since or key not in c["keys"]]
+    h.final[key] = dict(write["new"])
+
+
+def without(h, call, write):
+    """The call did not write."""
+    old, new = dict(write["old"]), dict(write["new"])
+    h.writes.remove(write)
+    rewrite(h, key_of(new), lambda r: dict(old) if r == new else r)
+    call["results"] = [r for r in call["results"] if not (isinstance(r, dict) and key_of(r) == key_of(new))]
+
+
+@fault("chain")
+def claim_counted_twice(h):
+    call, write = first(h, "claim", started)
+    if write:
+        h.writes.append({**copy.deepcopy(write), "n": write["n"] + 0.5})
+    return write
+
+
+@fault("chain")
+def start_dropped(h):
+    call, write = first(h, "claim", started)
+    if write:
+        h.writes.remove(write)
+    return write
+
+
+@fault("chain")
+def end_dropped(h):
+    call, write = first(h, "complete")
+    if write:
+        h.writes.remove(write)
+    return write
+
+
+@fault("chain")
+def writes_swapped(h):
+    call, write = first(h, "complete", lambda c, w: w["old"]["status"] == "syncing")
+    if write:
+        before = [w for w in h.writes if key_of(w["new"] or w["old"]) == key_of(write["new"]) and w["n"] < write["n"]]
+        before[-1]["n"], write["n"] = write["n"], before[-1]["n"]
+    return write
+
+
+@fault("chain")
+def table_holds_another_row(h):
+    for key, row in h.final.items():
+        h.final[key] = {**row, "items_synced": row["items_synced"] + 1}
+        return True
+
+
+def claim_under_live_lease(h):
+    call, write = first(h, "claim", lambda c, w: started(c, w) and w["old"]["status"] == "syncing"
+                        and w["old"]["last_sync_at"] == w["old"]["updated_at"])
+    if write:
+        instead(h, write["old"], {"lease_expires_at": write["new"]["updated_at"] + SECOND})
+    return write
+
+
+fault("lease")(claim_under_live_lease)
+fault("holder")(claim_under_live_lease)
+
+
+@fault("lease")
+def live_row_started(h):
+    call, write = first(h, "start", lambda c, w: started(c, w) and w["old"]["status"] != "syncing")
+    if write:
+        instead(h, write["old"], {"status": "syncing", "lease_expires_at": write["new"]["updated_at"] + SECOND})
+    return write
+
+
+def number_used_again(h):
+    for call, write in places(h, "claim", started):
+        since, key = write["new"]["updated_at"], key_of(write["new"])
+        if not any(key_of(r) == key and r["lease"] == write["old"]["lease"] and r["last_sync_at"] == r["updated_at"]
+                   for c in h.calls if counts(h, c) for r in c["results"] if isinstance(r, dict) and "lease" in r):
+            continue
+        rewrite(h, key, lambda r: {**r, "lease": r["lease"] - 1} if r["updated_at"] >= since else r)
+        return True
+
+
+fault("lease")(number_used_again)
+fault("holder")(number_used_again)
+
+
+@fault("lease")
+def number_back_after_deletion(h):
+    for write in h.writes:
+        if checker.NUMBERS_SURVIVE_DELETION and write["new"] is None and write["old"]["lease"] > 0:
+            key, since = key_of(write["old"]), write["n"]
+            later = [w for w in h.writes if w["n"] > since and w["new"] and key_of(w["new"]) == key
+                     and w["new"]["status"] == "syncing"]
+            if later:
+                least = min(w["new"]["lease"] for w in later)
+                after = {json.dumps(w["new"], sort_keys=True) for w in later}
+                rewrite(h, key, lambda r: {**r, "lease": r["lease"] - least + 1}
+                        if json.dumps(r, sort_keys=True) in after else r)
+                return True
+
+
+@fault("stale")
+def lost_lease_accepted(h):
+    call, write = first(h, "complete", lambda c, w: c["args"].get("lease") is not None)
+    if write:
+        call["args"]["lease"] -= 1
+    return write
+
+
+@fault("stale")
+def lost_lease_renewed(h):
+    call, write = first(h, "renew")
+    if write:
+        call["args"]["lease"] -= 1
+    return write
+
+
+@fault("stale")
+def lost_lease_in_batch(h):
+    call, write = first(h, "batch")
+    if write:
+        reports = json.loads(call["args"]["results"])
+        for report in reports:
+            if key_of(report) == key_of(write["new"]):
+                report["lease"] -= 1
+        call["args"]["results"] = json.dumps(reports)
+    return write
+
+
+def alone(h, call, write):
+    """A transaction of its own, with nothing else near it that could explain a refusal."""
+    key = key_of(write["new"])
+    return h.transactions[call["transaction"]]["isolation"] == "read committed" and \
+        not h.transactions[call["transaction"]]["explicit"] and not any(
+            other is not call and other["begin"] <= call["end"]
+            and h.transactions[other["transaction"]].get("commit_end", other["end"]) >= call["begin"]
+            and key in other["keys"] + [key_of(r) for r in other["results"] if isinstance(r, dict) and "lease" in r]
+            for other in h.calls)
+
+
+def refuse(h, error):
+    for kind in ("checkpoint", "renew", "complete", "fail", "release"):
+        call, write = first(h, kind, lambda c, w: alone(h, c, w) and c["args"].get("lease") is not None)
+        if write:
+            break
+    if write:
+        without(h, call, write)
+        call["error"], call["undone"] = error, True
+        h.transactions[call["transaction"]]["committed"] = False
+    return write
+
+
+@fault("refused")
+def holder_refused(h):
+    return refuse(h, "PT409")
+
+
+@fault("refused")
+def row_not_found(h):
+    return refuse(h, "PT404")
+
+
+@fault("refused")
+def left_out_of_batch(h):
+    call, write = first(h, "batch", lambda c, w: alone(h, c, w))
+    if write:
+        without(h, call, write)
+    return write
+
+
+@fault("cursor")
+def cursor_lost_by_failure(h):
+    for column in checker.CURSOR:
+        call, write = first(h, "fail", lambda c, w: w["old"][column] is not None)
+        if write:
+            set_from(h, write, column, None)
+            return True
+
+
+@fault("cursor")
+def cursor_lost_by_completion(h):
+    for column in ("history_id", "updated_min", "sync_token"):
+        call, write = first(h, "complete", lambda c, w: w["old"][column] is not None and column not in c["args"])
+        if write:
+            set_from(h, write, column, None)
+            return True
+
+
+@fault("cursor")
+def cursor_moved_back(h):
+    call, write = first(h, "complete", lambda c, w: w["old"]["history_id"] is not None
+                        and w["new"]["history_id"] != w["old"]["history_id"])
+    if write:
+        set_from(h, write, "history_id", "7")
+    return write
+
+
+@fault("cursor")
+def new_cursor_not_kept(h):
+    call, write = first(h, "complete", lambda c, w: c["args"].get("sync_token") is not None)
+    if write:
+        set_from(h, write, "sync_token", "another")
+    return write
+
+
+@fault("request")
+def request_lost(h):
+    for call, write in places(h, "request"):
+        cut_off(h, write)
+        return True
+
+
+@fault("request")
+def request_absorbed(h):
+    """It wrote nothing, because the row had been requested; but the start was over."""
+    for call, write in places(h, "request", lambda c, w: c["results"] == [True]):
+        before = [w for w in h.writes if key_of(w["new"] or w["old"]) == key_of(write["new"]) and w["n"] < write["n"]]
+        if not before or before[-1]["new"] is None:
+            continue
+        h.writes.remove(write)
+        cut_off(h, before[-1])
+        h.final[key_of(write["new"])] = dict(before[-1]["new"])
+        if h.final[key_of(write["new"])]["parked_reason"] is None:
+            h.calls.append(call)
+            return True
+    return False
+
+
+@fault("left")
+def due_row_left(h):
+    call, write = first(h, "complete", lambda c, w: w["new"]["due_at"] is not None and w["new"]["due_at"] < h.end)
+    if write:
+        cut_off(h, write)
+    return write
+
+
+@fault("waiting")
+def due_row_passed_over(h):
+    for kind in ("complete", "release", "renew"):
+        for call, write in list(places(h, kind, lambda c, w: w["new"]["due_at"] is not None
+                                       and w["new"]["due_at"] < h.end - 3 * SECOND))[-4:]:
+            trial = pickle.loads(pickle.dumps(h))
+            cut_off(trial, next(w for w in trial.writes if w["n"] == write["n"]))
+            if any(rule == "waiting" for rule, _ in checker.check(trial)):
+                cut_off(h, write)
+                return True
+    return False
+
+
+@fault("origin")
+def written_by_nobody(h):
+    write = max((w for w in h.writes if w["new"]), key=lambda w: w["n"])
+    new = {**write["new"], "items_synced": 77}
+    h.writes.append({"n": write["n"] + 1, "call": "nobody", "old": dict(write["new"]), "new": new})
+    h.final[key_of(new)] = new
+    return True
+
+
+@fault("origin")
+def undone_claim_stays(h):
+    call, write = first(h, "claim", started)
+    if write:
+        h.transactions[call["transaction"]]["committed"] = False
+    return write
+
+
+@fault("result")
+def worker_told_another_lease(h):
+    call, write = first(h, "claim", started)
+    if write:
+        for row in call["results"]:
+            row["lease"] += 1
+    return write
+
+
+@fault("result")
+def worker_told_of_another_row(h):
+    call, write = first(h, "claim", started)
+    if write:
+        call["results"].append({**write["new"], "resource": "not there"})
+    return write
+
+
+@fault("claimable")
+def claimed_before_due(h):
+    call, write = first(h, "claim", started)
+    if write:
+        instead(h, write["old"], {"due_at": write["new"]["updated_at"] + 3600 * SECOND, "requested_at": None})
+    return write
+
+
+@fault("claimable")
+def parked_row_claimed(h):
+    call, write = first(h, "claim", started)
+    if write:
+        instead(h, write["old"], {"due_at": None, "parked_reason": "paused"})
+    return write
+
+
+@fault("claimable")
+def request_beats_rate_limit(h):
+    call, write = first(h, "claim", started)
+    if write:
+        at = write["new"]["updated_at"]
+        instead(h, write["old"], {"due_at": at + SECOND, "requested_at": at - 1, "status": "rate_limited",
+                                  "lease_expires_at": None})
+    return write
+
+
+@fault("claimable")
+def claimed_from_paused_source(h):
+    call, write = first(h, "claim", started)
+    if write:
+        for version in h.policy_writes:
+            if version["source"] == write["new"]["source"]:
+                version["paused_until"] = write["new"]["updated_at"] + SECOND
+    return write
+
+
+@fault("time")
+def time_of_another_moment(h):
+    call, write = first(h, "complete")
+    if write:
+        instead(h, write["new"], {"updated_at": call["begin"] - SECOND})
+    return write
+
+
+@fault("columns")
+def renewal_changed_more(h):
+    call, write = first(h, "renew")
+    if write:
+        set_from(h, write, "failures", write["new"]["failures"] + 1)
+    return write
+
+
+@fault("columns")
+def update_of_another_lost(h):
+    """A report wrote the row as it was before somebody's pause."""
+    call, write = first(h, "complete", lambda c, w: w["new"]["requested_at"] is not None)
+    if write:
+        set_from(h, write, "requested_at", None)
+    return write
+
+
+@fault("error")
+def deadlock(h):
+    h.calls[len(h.calls) // 2].update(error="40P01", undone=True)
+    return True
+
+
+def judge_the_judge(history):
+    """How many faults the judge missed; it must find nothing in the history as it is."""
+    complaints = checker.check(history)
+    for rule, words in complaints:
+        print(f"the part of the history: {rule}: {words}")
+    missed = len(complaints)
+    kept = pickle.dumps(history)
+    placed = 0
+    for rule, put_in in FAULTS:
+        faulty = pickle.loads(kept)
+        if not put_in(faulty):
+            print(f"no place for the fault {put_in.__name__}")
+            continue
+        placed += 1
+        if rule not in {r for r, _ in checker.check(faulty)}:
+            missed += 1
+            print(f"the judge missed the fault {put_in.__name__}: no complaint about \"{rule}\"")
+    print(f"the judge was given {placed} faults of {len(FAULTS)}, and missed {missed}")
+
+    # some need what a short history may lack
+    if placed < len(FAULTS) - 10:
+        print("too few faults found a place")
+        missed += 1
+    return missed

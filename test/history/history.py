@@ -1,0 +1,190 @@
+#!/usr/bin/python3
+"""Many sessions call everything at once; a judge decides over the history.
+
+    history.py CONNINFO [--seconds N] [--seed S] [--round-seconds N] [--keep FILE]
+
+The load is in load.py, the rules are in checker.py.  Runs in rounds, each with
+a seed of its own and tables that are empty at first.  After the last round, the
+judge is judged: it must object to the same history with each of a list of
+faults put in.  CONNINFO is a superuser's; the database must be a throw-away
+one.
+"""
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import sys
+import tempfile
+
+import checker
+import faults
+import load
+
+WORKERS = 8
+USERS = 2
+
+
+def run_round(conninfo, seed, seconds):
+    """One round; returns its history, or the words of a session that failed."""
+    chance = random.Random(seed)
+    users = chance.choice([3, 12, 30, 40])
+    admin = load.Connection(conninfo)
+    admin.script(load.SETUP)
+    admin.conn.exec_params(b"SET timezone = 'UTC'", [])
+    for source in load.SOURCES:
+        policy = dict(load.POLICY)
+        if source == "google_contacts":
+            policy.update(token_ttl="3 s", token_ttl_from="full")
+        admin.run("SELECT set_config('history.call', 'setup.policy', false)")
+        admin.run("SELECT syncstate.set_sync_policy($1::syncstate.sync_source, $2::jsonb)", source, json.dumps(policy))
+    admin.run("SELECT set_config('history.call', 'setup.rows', false)")
+    admin.run("INSERT INTO history.app_user SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid"
+              " FROM generate_series(0, $1::int - 1) AS n", users)
+    admin.run("INSERT INTO syncstate.sync_state (user_id, source, resource)"
+              " SELECT u.id, s, r FROM history.app_user AS u, unnest(enum_range(NULL::syncstate.sync_source)) AS s,"
+              " unnest(ARRAY['', 'more']) AS r")
+    deadlocks = int(admin.run("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0])
+
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(WORKERS + USERS)
+    with tempfile.TemporaryDirectory() as directory:
+        sessions = []
+        for n in range(WORKERS + USERS):
+            path = f"{directory}/{n}"
+            process = context.Process(target=load.session_main, args=(
+                n, "worker" if n < WORKERS else "user", conninfo, seed, users, int(seconds * 1e6), barrier, path))
+            process.start()
+            sessions.append((process, path))
+        logs = []
+        for process, path in sessions:
+            process.join()
+            if process.exitcode != 0:
+                for other, _ in sessions:
+                    other.join()
+                sys.exit(f"a session ended with {process.exitcode} (seed {seed})")
+            with open(path, "rb") as f:
+                logs.append(pickle.load(f))
+
+    writes = []
+    final = {}
+    for text in admin.run("SELECT to_jsonb(w) FROM history.write AS w"):
+        write = json.loads(text)
+        writes.append({"n": write["n"], "call": write["call"], "old": checker.row_of(write["old"]),
+                       "new": checker.row_of(write["new"])})
+    policy_writes = []
+    for text in admin.run("SELECT jsonb_build_object('n', n, 'call', call, 'source', coalesce(new, old) ->> 'source',"
+                          " 'paused_until', extract(epoch FROM (new ->> 'paused_until')::timestamptz),"
+                          " 'wait', extract(epoch FROM (new ->> 'rate_limit_wait')::interval)) FROM history.policy_write"):
+        write = json.loads(text)
+        if write["paused_until"] is not None:
+            write["paused_until"] = round(float(write["paused_until"]) * 1e6) \
+                if write["paused_until"] != "Infinity" else 2 ** 62
+        write["wait"] = round(float(write["wait"] or 60) * 1e6)
+        policy_writes.append(write)
+    end = load.now()
+    for text in admin.run("SELECT to_jsonb(s) FROM syncstate.sync_state AS s"):
+        row = checker.row_of(json.loads(text))
+        final[checker.key_of(row)] = row
+    deadlocks = int(admin.run("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0]) - deadlocks
+    admin.script(load.TEARDOWN)
+
+    # what the set-up wrote is the beginning of each chain
+    setup = {"session": -1, "kind": "setup", "args": {}, "keys": [], "sources": None, "undone": False, "error": None,
+             "results": [], "begin": 0, "end": 0, "snapshot": 0, "transaction": "setup"}
+    calls = [{**setup, "id": "setup.rows"}, {**setup, "id": "setup.policy"}]
+    transactions = {"setup": {"id": "setup", "committed": True, "commit_begin": 0, "commit_end": 0}}
+    failures = [log["failure"] for log in logs if log["failure"]]
+    for log in logs:
+        calls.extend(log["calls"])
+        transactions.update((t["id"], t) for t in log["transactions"])
+    for call in calls:
+        call["results"] = [checker.row_of(r) if isinstance(r, dict) and "lease" in r else r for r in call["results"]]
+    calls.sort(key=lambda c: c["begin"])
+    return checker.History(calls, transactions, writes, policy_writes, final, end), failures, deadlocks
+
+
+def telling(history, n):
+    """For each source, the n rows to which the most happened; leases that ran out first."""
+    happened = collections.Counter()
+    for write in history.writes:
+        old, new = write["old"], write["new"]
+        ran_out = old and new and new["lease"] > old["lease"] and old["status"] == "syncing"
+        happened[checker.key_of(new or old)] += 50 if ran_out else 1
+    return [key for source in load.SOURCES
+            for key in [k for k, _ in happened.most_common() if k[1] == source][:n]]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("conninfo")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--round-seconds", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--keep", help="leave the last history here")
+    args = parser.parse_args()
+    seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "big")
+    rounds = max(1, round(args.seconds / args.round_seconds))
+    print(f"seed {seed}, {rounds} rounds of {args.seconds / rounds:g} s, {WORKERS} workers and {USERS} users")
+
+    kinds = collections.Counter()
+    refused = collections.Counter()
+    isolations = collections.Counter()
+    bad = 0
+    starts = takeovers = undone = writes = 0
+    for n in range(rounds):
+        history, failures, deadlocks = run_round(args.conninfo, seed + n, args.seconds / rounds)
+        if args.keep:
+            with open(args.keep, "wb") as f:
+                pickle.dump(history, f)
+        complaints = [("error", words) for words in failures]
+        if deadlocks:
+            complaints.append(("error", f"{deadlocks} deadlocks"))
+        complaints += checker.check(history)
+        for call in history.calls:
+            if call["session"] >= 0:
+                kinds[call["kind"]] += 1
+                isolations[history.transactions[call["transaction"]]["isolation"]] += 1
+                if call["error"]:
+                    refused[call["error"]] += 1
+                elif call["undone"]:
+                    undone += 1
+        writes += len(history.writes)
+        for write in history.writes:
+            if write["old"] and write["new"] and write["new"]["lease"] > write["old"]["lease"]:
+                starts += 1
+                takeovers += write["old"]["status"] == "syncing"
+        if complaints:
+            bad += 1
+            print(f"round {n + 1}, seed {seed + n}: {len(complaints)} complaints")
+            rules = collections.Counter(rule for rule, _ in complaints)
+            print("  " + ", ".join(f"{rule} {count}" for rule, count in rules.most_common()))
+            shown = collections.Counter()
+            for rule, words in complaints:
+                shown[rule] += 1
+                if shown[rule] <= 3:
+                    print(f"  {rule}: {words}")
+
+    print(f"{sum(kinds.values())} calls: " + ", ".join(f"{k} {n}" for k, n in kinds.most_common()))
+    print("isolation: " + ", ".join(f"{k} {n}" for k, n in isolations.most_common()))
+    print("refused: " + ", ".join(f"{k} {n}" for k, n in refused.most_common()) + f"; rolled back: {undone}")
+    print(f"{writes} writes, {starts} starts, {takeovers} of them after a lease that ran out")
+
+    # A history without these would prove little.
+    for what, count in (("starts", starts), ("expired leases", takeovers), ("lost leases", refused["PT409"]),
+                        ("undone calls", undone), ("serialization failures", refused["40001"])):
+        if count == 0:
+            bad += 1
+            print(f"no {what}: the history is too thin")
+
+    if not bad:
+        missed = faults.judge_the_judge(history.project(telling(history, 2)))
+        bad += missed
+    print("all rounds are as promised" if not bad else f"FAILED (seed {seed})")
+    return bad > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+# Many sessions call everything at once, by the real clock, at all isolation
+# levels, with savepoints and rollbacks, leases that run out and reports that
+# come too late.  Every call is logged, and a judge decides over the history:
+# test/history.
+#
+#	SYNCSTATE_HISTORY_SECONDS	how long, in rounds of 10 s; default 6
+#	SYNCSTATE_HISTORY_SEED		instead of a random one
+use strict;
+use warnings;
+
+use File::Basename;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $seconds = $ENV{SYNCSTATE_HISTORY_SECONDS} || 6;
+my @seed = defined $ENV{SYNCSTATE_HISTORY_SEED} ? ('--seed', $ENV{SYNCSTATE_HISTORY_SEED}) : ();
+
+my $node = PostgreSQL::Test::Cluster->new('main');
+$node->init;
+$node->append_conf('postgresql.conf', <<'EOCONF');
+max_connections = 40
+deadlock_timeout = 50ms
+log_min_messages = fatal
+EOCONF
+$node->start;
+
+# Debian's own Python, which has its psycopg
+my $python = -x '/usr/bin/python3' ? '/usr/bin/python3' : 'python3';
+my ($out, $err);
+my $ok = run_log([ $python, '-B', dirname(__FILE__) . '/../history/history.py',
+		$node->connstr('postgres') . ' user=' . getpwuid($<), '--seconds', $seconds, @seed ],
+	'>', \$out, '2>', \$err);
+note $out if $ok;
+diag $out, $err unless $ok;
+ok($ok, 'the judge found nothing to object to, and objected to every fault');
+like($out, qr/^seed \d+/, 'the seed was printed');
+like($out, qr/^all rounds are as promised$/m, 'every round was judged');
+
+$node->stop;
+done_testing();
