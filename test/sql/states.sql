@@ -1,0 +1,80 @@
+/*
+ * Fills a database that has the extension and two labels of its own,
+ * custom_crm and another_one: rows in every state, settings, pauses, grants
+ * and a watched table of users, for tests that carry these elsewhere.
+ *
+ * In a time long ago, so that a row that something touched on the way shows.
+ * Needs roles regress_syncstate_worker and regress_syncstate_user.
+ */
+SET syncstate.clock = '2021-02-03 04:05:06.789+00';
+
+CREATE FUNCTION public.id(n int) RETURNS uuid LANGUAGE sql IMMUTABLE
+	RETURN ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid;
+
+-- each row says in its resource what it is
+
+-- idle: new, requested, with each kind of cursor, with an interval of its own
+SELECT syncstate.connect_sync(id(1), 'google_calendar', 'new and requested');
+INSERT INTO syncstate.sync_state (user_id, source, resource) VALUES
+	(id(1), 'google_calendar', 'inserted'),
+	(id(1), 'google_calendar', repeat('x', 1024));
+SELECT syncstate.mark_sync_completed(id(2), 'google_calendar', 3, 'token', resource => 'sync token');
+SELECT syncstate.mark_sync_completed(id(2), 'google_gmail', 4, history_id => '18446744073709551615', resource => 'history id');
+SELECT syncstate.mark_sync_completed(id(2), 'google_tasks', 5, updated_min => '2021-02-03 04:05:06.789123+00', resource => 'updated min');
+SELECT syncstate.mark_sync_completed(id(2), 'google_contacts', 9223372036854775807, repeat('Token ', 10922), resource => 'big token');
+SELECT syncstate.mark_sync_completed(id(2), 'custom_crm', 1, E'tab \t, newline \n, return \r, backslash \\, quotes \' ", \\N, \\.', resource => E'\\. \t \\N');
+SELECT syncstate.connect_sync(id(2), 'another_one', 'NULL');
+SELECT syncstate.update_sync_state(id(2), 'google_calendar', '{"sync_interval": "1 day 02:03:04.567"}', 'own interval');
+
+-- syncing: the lease over, live for long, parked meanwhile, requested meanwhile
+SELECT syncstate.mark_sync_started(id(3), 'google_calendar', resource => 'lease over');
+SELECT syncstate.checkpoint_sync(id(3), 'google_calendar', (syncstate.get_sync_state(id(3), 'google_calendar', 'lease over')).lease, 'page 2', 50, 100, resource => 'lease over');
+SELECT syncstate.mark_sync_started(id(3), 'google_calendar', resource => 'lease live');
+SELECT syncstate.request_sync(id(3), 'google_calendar', resource => 'lease live');
+UPDATE syncstate.sync_state SET lease_expires_at = '2999-01-01 00:00:00+00' WHERE resource = 'lease live';
+SELECT syncstate.mark_sync_started(id(3), 'custom_crm', resource => 'paused while running');
+SELECT syncstate.pause_sync(id(3), 'custom_crm', resource => 'paused while running');
+
+-- error and rate_limited
+SELECT syncstate.mark_sync_failed(id(4), 'google_tasks', repeat('long ', 4000), resource => 'failed');
+SELECT syncstate.mark_sync_failed(id(4), 'google_tasks', 'permanent', 'permanent', resource => 'failed for good');
+SELECT syncstate.mark_rate_limited(id(4), 'google_tasks', '30 days', resource => 'rate limited');
+SELECT syncstate.mark_rate_limited(id(4), 'another_one', '30 days', scope => 'source', resource => 'rate limited, all of it');
+SELECT syncstate.mark_sync_completed(id(4), 'google_gmail', 1, history_id => '42', resource => 'lost its cursor');
+SELECT syncstate.clear_sync_token(id(4), 'google_gmail', resource => 'lost its cursor') FROM generate_series(1, 4);
+
+-- parked, for each reason
+SELECT syncstate.connect_sync(id(5), 'google_tasks', 'paused');
+SELECT syncstate.pause_sync(id(5), 'google_tasks', 'paused');
+SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'invalid_grant', 'auth', resource => 'auth');
+SELECT syncstate.clear_sync_token(id(5), 'google_tasks', resource => 'token loop') FROM generate_series(1, 10);
+SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'first of many', resource => 'failures') FROM generate_series(1, 30);
+SET syncstate.clock = '2021-02-13 04:05:06.789+00';
+SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'last of many', resource => 'failures');
+
+-- many of no interest, in all sources
+INSERT INTO syncstate.sync_state (user_id, source, due_at)
+SELECT id(n), s, '2030-01-01 00:00:00+00'::timestamptz + n * interval '1 s'
+FROM generate_series(1000, 1100) AS n, unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+
+-- settings and pauses
+SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "1 hour", "jitter": 0.3, "token_ttl": "3 days", "token_ttl_from": "full", "retry_base": "10 s", "retry_cap": "2 days", "park_after": "12 hours"}');
+SELECT syncstate.set_sync_policy('custom_crm', '{"lease_time": "1 minute", "max_failures": 3, "rate_limit_wait": "5 minutes"}');
+SELECT syncstate.pause_sync_source('google_contacts');
+
+-- grants: the two kinds, and what a site makes of them
+SELECT syncstate.grant_worker('regress_syncstate_worker');
+SELECT syncstate.grant_user('regress_syncstate_user');
+GRANT INSERT, UPDATE (sync_interval) ON syncstate.sync_state TO regress_syncstate_user;
+GRANT SELECT ON syncstate.sync_overview TO regress_syncstate_user WITH GRANT OPTION;
+GRANT EXECUTE ON FUNCTION syncstate.next_sync_due TO PUBLIC;
+REVOKE EXECUTE ON FUNCTION syncstate.disconnect_sync FROM regress_syncstate_worker;
+REVOKE DELETE ON syncstate.sync_state FROM regress_syncstate_worker;
+
+-- the application's own
+CREATE TABLE public.users (id uuid PRIMARY KEY);
+INSERT INTO users SELECT DISTINCT user_id FROM syncstate.sync_state;
+SELECT syncstate.watch_users('users');
+CREATE VIEW public.late AS SELECT source, due, oldest_due_age FROM syncstate.sync_overview WHERE due > 0;
+CREATE FUNCTION public.cursor_of(s syncstate.sync_state) RETURNS text LANGUAGE sql STABLE
+	BEGIN ATOMIC SELECT COALESCE(s.sync_token, s.history_id, s.updated_min::text); END;
