@@ -1,0 +1,2243 @@
+#!/usr/bin/python3
+"""An executable model of the contract, and random histories that compare it
+with the extension.
+
+    syncstate_model.py CONNINFO [--calls N] [--seed S] [--shrink SECONDS]
+        [--history FILE] [--replay FILE]
+
+The class Model says what each call returns, what it makes of the row, and
+when it fails, in words of its own: it shares no code and no formula with the
+C files.  Runner makes up a history of calls by workers, users, administrators
+and clients that write the table directly, makes each of them in the database
+and in the model, and compares what came back and what the table holds, column
+by column.
+
+What the contract leaves open is not predicted but checked against its bounds,
+and then taken over from the database: random backoff, the spread of a rate
+limit, and a row's own part of jitter.  The latter must be the same each time:
+the model narrows it down from what it sees (class Part).
+
+Times are microseconds since 1970, durations are microseconds.
+
+The database must have the extension and is emptied; the connection must be a
+superuser's, who alone may set syncstate.clock.
+
+See README.md beside this file.
+"""
+
+import argparse
+import ast
+import collections
+import datetime
+import json
+import random
+import re
+import sys
+import time
+
+from psycopg import pq
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+INFINITY = float('inf')
+
+# Rounding: durations are computed in floating point.
+SLOP = 3
+
+
+class Mismatch(Exception):
+    """The extension did something else than the model."""
+
+    def __init__(self, what, expected, got):
+        super().__init__(what)
+        self.what, self.expected, self.got = what, expected, got
+
+
+class Refused(Exception):
+    """The call must fail with this SQLSTATE."""
+
+    def __init__(self, sqlstate):
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
+def refuse_unless(ok, sqlstate='22023'):
+    if not ok:
+        raise Refused(sqlstate)
+
+
+# ------------------------------------------------------------------- values
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+ONE_US = datetime.timedelta(microseconds=1)
+_times = {}
+
+
+def parse_time(text):
+    """What PostgreSQL's JSON says of a timestamptz, in microseconds."""
+    if text is None:
+        return None
+    t = _times.get(text)
+    if t is None:
+        if text in ('infinity', '-infinity'):
+            return float(text.replace('infinity', 'inf'))
+        if len(_times) > 100_000:
+            _times.clear()
+        # fromisoformat() takes 3 or 6 digits of a second only
+        head, zone = text[:-6], text[-6:]
+        if '.' in head:
+            whole, part = head.split('.')
+            head = whole + '.' + part.ljust(6, '0')
+        t = (datetime.datetime.fromisoformat(head + zone) - EPOCH) // ONE_US
+        _times[text] = t
+    return t
+
+
+def time_text(t):
+    if t is None:
+        return None
+    if t == INFINITY:
+        return 'infinity'
+    return (EPOCH + datetime.timedelta(microseconds=t)).strftime(
+        '%Y-%m-%d %H:%M:%S.%f+00')
+
+
+def parse_interval(text):
+    """An interval in IntervalStyle postgres, without months."""
+    if text is None:
+        return None
+    m = re.fullmatch(r'(?:(-?\d+) days?)? ?(?:(-?)(\d+):(\d+):(\d+)(?:\.(\d+))?)?',
+                     text)
+    if m is None:
+        raise ValueError(text)
+    us = int(m[1] or 0) * DAY
+    if m[3] is not None:
+        part = ((int(m[3]) * 60 + int(m[4])) * 60 + int(m[5])) * SECOND
+        part += int((m[6] or '0').ljust(6, '0'))
+        us += -part if m[2] else part
+    return us
+
+
+def interval_text(us):
+    return None if us is None else '%d microseconds' % us
+
+
+def literal(value, cast=''):
+    if value is None:
+        return 'NULL' + cast
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, int):
+        return '(%d)%s' % (value, cast) if value < 0 else '%d%s' % (value, cast)
+    return "'" + value.replace("'", "''") + "'" + cast
+
+
+# -------------------------------------------------------- what is left open
+
+class Within:
+    """A time that the contract leaves open between two bounds."""
+
+    def __init__(self, lo, hi, learn=None):
+        self.lo, self.hi, self.learn = lo, hi, learn
+
+    def __repr__(self):
+        return '%s .. %s' % tuple(
+            time_text(int(t)) if abs(t) < INFINITY else 'any'
+            for t in (self.lo, self.hi))
+
+
+class Something:
+    """A text that the contract asks for but does not word."""
+
+    def __repr__(self):
+        return 'a text'
+
+
+class Part:
+    """A row's own part of something, from 0 to 1, as far as it has shown."""
+
+    __slots__ = ('lo', 'hi')
+
+    def __init__(self):
+        self.lo, self.hi = 0.0, 1.0
+
+    def narrow(self, lo, hi):
+        lo, hi = max(self.lo, lo), min(self.hi, hi)
+        if lo > hi:
+            raise Mismatch('a row\'s own part is not what it was',
+                           (self.lo, self.hi), (lo, hi))
+        self.lo, self.hi = lo, hi
+
+
+# -------------------------------------------------------------------- model
+
+COLUMNS = ('user_id source resource status sync_token history_id updated_min '
+           'token_issued_at last_full_sync_at due_at requested_at '
+           'parked_reason sync_interval lease lease_expires_at last_sync_at '
+           'last_successful_sync_at items_synced page_token progress_done '
+           'progress_total failures token_losses error_message created_at '
+           'updated_at failing_since').split()
+TIMES = ('updated_min token_issued_at last_full_sync_at due_at requested_at '
+         'lease_expires_at last_sync_at last_successful_sync_at created_at '
+         'updated_at failing_since').split()
+MINE = ('user_id source resource status due_at requested_at parked_reason '
+        'sync_interval last_full_sync_at last_sync_at '
+        'last_successful_sync_at items_synced progress_done progress_total '
+        'failures failing_since token_losses error_message created_at '
+        'updated_at').split()
+SETTINGS = ('sync_interval lease_time retry_base retry_cap rate_limit_wait '
+            'max_failures park_after token_ttl token_ttl_from jitter '
+            'paused_until').split()
+BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
+               retry_base=30 * SECOND, retry_cap=HOUR,
+               rate_limit_wait=60 * SECOND, max_failures=30,
+               park_after=7 * DAY, token_ttl=None, token_ttl_from=None,
+               jitter=0.1, paused_until=None)
+BUILTIN_TTL = {'google_gmail': (7 * DAY, 'token'),
+               'google_contacts': (7 * DAY, 'full')}
+# From this many losses of the cursor in a row on the row waits, is parked.
+LOSSES_WAIT, LOSSES_PARK = 3, 10
+# A limit with no cursor's life in it.
+ERROR_MAX = 8192
+
+
+class Model:
+    """The state of all rows and policies, and the effect of each call.
+
+    A call reads self.now and changes rows by replacing them, so that a
+    savepoint is a copy of two dictionaries.
+    """
+
+    def __init__(self):
+        self.now = 0
+        self.rows = {}
+        self.overrides = {}
+        self.sources = ['google_calendar', 'google_tasks', 'google_gmail',
+                        'google_contacts']
+        # Sources whose work became available in this transaction by a request,
+        # and those that may be announced, because a row was resumed.
+        self.announced = self.perhaps = frozenset()
+        # A row's own parts belong to its key: they outlive the row.
+        self.jitter_part = collections.defaultdict(Part)
+        self.first_part = collections.defaultdict(Part)
+        self.open_part = collections.defaultdict(Part)
+        self.life_part = collections.defaultdict(Part)
+
+    def save(self):
+        return dict(self.rows), dict(self.overrides), self.announced, \
+            self.perhaps
+
+    def restore(self, saved):
+        self.rows, self.overrides = dict(saved[0]), dict(saved[1])
+        self.announced, self.perhaps = saved[2:]
+
+    # ---------------------------------------------------------- policies
+
+    def policy(self, source):
+        p = dict(BUILTIN)
+        p['token_ttl'], p['token_ttl_from'] = \
+            BUILTIN_TTL.get(source, (None, 'token'))
+        for k, v in self.overrides.get(source, {}).items():
+            if v is not None:
+                p[k] = v
+        if p['token_ttl'] is None:
+            p['token_ttl_from'] = None      # from nothing
+        return p
+
+    def set_policy(self, source, changes):
+        o = dict(self.overrides.get(source, {}))
+        o.update(changes)
+        before, self.overrides[source] = self.overrides.get(source), o
+        p = self.policy(source)
+        if p['retry_base'] > p['retry_cap'] or p['jitter'] > 0.9:
+            self.overrides[source] = before or {}
+            raise Refused('22023')
+
+    # -------------------------------------------------------- arithmetic
+
+    def own_interval(self, row):
+        """(shortest, longest, whole, jitter) interval of this row"""
+        p = self.policy(row['source'])
+        whole = row['sync_interval']
+        if whole is None:
+            whole = p['sync_interval']
+        part = self.jitter_part[key_of(row)]
+        # shortened by between half and the whole of jitter
+        return (whole * (1 - p['jitter'] * (0.5 + 0.5 * part.hi)),
+                whole * (1 - p['jitter'] * (0.5 + 0.5 * part.lo)),
+                whole, p['jitter'])
+
+    def life(self, row):
+        """(when the cursor's life began, how long it is), or None"""
+        p = self.policy(row['source'])
+        if p['token_ttl'] is None or not has_cursor(row):
+            return None
+        began = row['token_issued_at']
+        if p['token_ttl_from'] == 'full' and row['last_full_sync_at'] is not None:
+            began = row['last_full_sync_at']
+        return None if began is None else (began, p['token_ttl'])
+
+    def next_due(self, row):
+        """When a row is due that has just completed."""
+        now = self.now
+        shortest, longest, whole, jitter = self.own_interval(row)
+        # A start that lies ahead (the clock was set back) counts as now.
+        began = min(row['last_sync_at'] or now, now)
+        # No interval sleeps past 0.8 of the cursor's life; then not past the
+        # point where the cursor is given up; then it is dead, and may wait.
+        last = last_hi = INFINITY
+        life = self.life(row)
+        if life is not None:
+            last = last_hi = life[0] + 0.8 * life[1]
+            if last <= now:
+                last, last_hi = self.given_up(row, life)
+                if last_hi <= now:
+                    last = last_hi = INFINITY
+        lo, hi = (max(began + i, now + whole / 10) for i in (shortest, longest))
+        part = self.jitter_part[key_of(row)]
+
+        def learn(due):
+            if last <= due + 2 * SLOP and last < last_hi:
+                p = [((due + e - life[0]) / life[1] - 0.80) / 0.05
+                     for e in (-SLOP, SLOP)]
+                if due < lo - SLOP:
+                    self.life_part[key_of(row)].narrow(*p)
+                return
+            if due > last - 2 * SLOP or due < now + whole / 10 + SLOP \
+                    or whole * jitter < SECOND:
+                return
+            p = [(1 - (due + e - began) / whole) / jitter * 2 - 1
+                 for e in (SLOP, -SLOP)]
+            part.narrow(p[0], p[1])
+
+        if last <= now < last_hi and hi > last_hi:
+            last_hi = INFINITY      # given up already, perhaps
+        return Within(min(lo, last) - SLOP, min(hi, last_hi) + SLOP, learn)
+
+    def given_up(self, row, life):
+        """(earliest, latest) time at which the row's cursor counts as dead"""
+        if self.policy(row['source'])['token_ttl_from'] == 'token':
+            return life[0] + life[1], life[0] + life[1]
+        # 'full': at a point of the row's own that is a little before 0.85
+        part = self.life_part[key_of(row)]
+        return (life[0] + (0.80 + 0.05 * part.lo) * life[1],
+                life[0] + (0.80 + 0.05 * part.hi) * life[1])
+
+    def first_due(self, key):
+        """T less a spread of up to a second, the row's own"""
+        part = self.first_part[key]
+        now = self.now
+
+        def learn(due):
+            part.narrow((now - due - SLOP) / SECOND, (now - due + SLOP) / SECOND)
+
+        return Within(now - SECOND * part.hi - SLOP,
+                      min(now - SECOND * part.lo + SLOP, now), learn)
+
+    def backoff(self, source, n):
+        p = self.policy(source)
+        wait = min(p['retry_cap'], p['retry_base'] * 2 ** min(n - 1, 60))
+        return Within(self.now + wait / 2 - SLOP, self.now + wait + SLOP)
+
+    # --------------------------------------------------------- claimable
+
+    def opens(self, row):
+        """(earliest, latest) time at which a claim would take the row, by
+        what is known of it; None = not by itself"""
+        due = row['due_at']
+        if due is None:
+            return None
+        if row['requested_at'] is not None and row['status'] != 'rate_limited':
+            due = min(due, row['requested_at'])
+        if row['status'] == 'syncing':
+            due = max(due, row['lease_expires_at'])
+        o = self.overrides.get(row['source'])
+        paused = o and o.get('paused_until')
+        if paused is None:
+            return due, due
+        if paused == INFINITY:
+            return None
+        wait = self.policy(row['source'])['rate_limit_wait']
+        part = self.open_part[key_of(row)]
+        return (max(due, paused + part.lo * wait - SLOP),
+                max(due, paused + part.hi * wait + SLOP))
+
+    def learn_opens(self, row, at):
+        """A row was seen to open at this time."""
+        paused = (self.overrides.get(row['source']) or {}).get('paused_until')
+        wait = self.policy(row['source'])['rate_limit_wait']
+        self.open_part[key_of(row)].narrow((at - paused - SLOP) / wait,
+                                           (at - paused + SLOP) / wait)
+
+    def learn_open(self, row, is_open):
+        """A row was seen to be open now, or not to be."""
+        paused = (self.overrides.get(row['source']) or {}).get('paused_until')
+        if paused is None or paused == INFINITY:
+            return
+        wait = self.policy(row['source'])['rate_limit_wait']
+        at = (self.now - paused) / wait
+        if is_open:
+            self.open_part[key_of(row)].narrow(0, at + SLOP / wait)
+        else:
+            self.open_part[key_of(row)].narrow(at - SLOP / wait, 1)
+
+    def hopeless(self, row):
+        """Whether a claim parks the row instead of handing it out"""
+        if row['status'] != 'syncing':
+            return False
+        return self.at_limits(row['source'], row['failures'] + 1,
+                              row['failing_since'])
+
+    def at_limits(self, source, failures, since):
+        p = self.policy(source)
+        return failures >= p['max_failures'] and since is not None \
+            and self.now - since >= p['park_after']
+
+    # ------------------------------------------------------- transitions
+
+    def new_row(self, key):
+        row = dict.fromkeys(COLUMNS)
+        row['user_id'], row['source'], row['resource'] = key
+        row.update(status='idle', lease=0, items_synced=0, failures=0,
+                   token_losses=0, due_at=self.first_due(key),
+                   created_at=Within(-INFINITY, INFINITY), updated_at=self.now)
+        return row
+
+    def start(self, row, lease_time):
+        """What a claim and mark_sync_started make of a row"""
+        now = self.now
+        row = dict(row)
+        if row['status'] == 'syncing':
+            self.count_failure(row)
+        row.update(status='syncing', lease=row['lease'] + 1,
+                   lease_expires_at=now + (
+                       lease_time or self.policy(row['source'])['lease_time']),
+                   last_sync_at=now, requested_at=None, error_message=None,
+                   updated_at=now)
+        if isinstance(row['due_at'], int) and row['due_at'] > now:
+            row['due_at'] = now
+        return row
+
+    def cursor_death(self, row):
+        """(surely dead, surely alive) of the row's cursor"""
+        life = self.life(row)
+        if life is None:
+            return False, True
+        lo, hi = self.given_up(row, life)
+        if lo == hi:
+            return self.now > lo, self.now <= lo
+        return self.now > hi + SLOP, self.now < lo - SLOP
+
+    def learn_death(self, row, dead):
+        life = self.life(row)
+        if life is None or self.policy(row['source'])['token_ttl_from'] == 'token':
+            return
+        at = ((self.now - life[0]) / life[1] - 0.80) / 0.05
+        slop = SLOP / life[1] / 0.05
+        if dead:
+            self.life_part[key_of(row)].narrow(0, at + slop)
+        else:
+            self.life_part[key_of(row)].narrow(at - slop, 1)
+
+    def started(self, row, lease_time, got):
+        """start(), with the cursor cleared where it is dead.  Where that is
+        left open, what the database did (got) tells."""
+        dead, alive = self.cursor_death(row)
+        if not dead and not alive:
+            dead = got is not None and not has_cursor(got)
+            self.learn_death(row, dead)
+        row = self.start(row, lease_time)
+        if dead:
+            drop_cursor(row)
+        return row
+
+    def count_failure(self, row):
+        if row['failures'] == 0:
+            row['failing_since'] = self.now
+        row['failures'] += 1
+
+    def park(self, row, reason):
+        row.update(due_at=None, parked_reason=reason)
+
+    def wait_until(self, row, due):
+        """A parked row stays parked, whatever its run reports."""
+        if row['parked_reason'] is None:
+            row['due_at'] = due
+
+    def end(self, row, status):
+        row.update(status=status, lease_expires_at=None)
+
+    def complete(self, row, a):
+        now = self.now
+        was_full = not has_cursor(row)
+        set_cursor = False
+        if a.get('sync_token'):
+            row['sync_token'] = a['sync_token']
+            set_cursor = True
+        if a.get('history_id'):
+            new = a['history_id'].lstrip('0') or '0'
+            if row['history_id'] is None or int(new) >= int(row['history_id']):
+                row['history_id'] = new
+                set_cursor = True
+        if a.get('updated_min') is not None:
+            if row['updated_min'] is None or a['updated_min'] >= row['updated_min']:
+                row['updated_min'] = a['updated_min']
+                set_cursor = True
+        if set_cursor:
+            row['token_issued_at'] = now
+        if was_full:
+            row['last_full_sync_at'] = now
+        self.end(row, 'idle')
+        row.update(page_token=None, progress_done=None, progress_total=None,
+                   last_successful_sync_at=now,
+                   items_synced=a.get('items_synced', 0),
+                   failures=0, failing_since=None, token_losses=0,
+                   error_message=None)
+        self.wait_until(row, self.next_due(row))
+
+    def fail(self, row, a):
+        kind = a.get('kind', 'transient')
+        self.count_failure(row)
+        self.end(row, 'error')
+        row['error_message'] = cut(a['error_message'])
+        if kind == 'auth':
+            self.park(row, 'auth')
+        elif self.at_limits(row['source'], row['failures'],
+                            row['failing_since']):
+            self.park(row, 'failures')
+        elif kind == 'permanent':
+            self.wait_until(row, self.now
+                            + self.policy(row['source'])['retry_cap'])
+        else:
+            self.wait_until(row, self.backoff(row['source'], row['failures']))
+
+    def limit(self, row, a):
+        p = self.policy(row['source'])
+        wait = a.get('retry_after')
+        if wait is None:
+            wait = p['rate_limit_wait']
+        wait = min(max(wait, SECOND), 30 * DAY)
+        lo, hi = self.now + wait, self.now + wait * 1.1
+        if row['status'] == 'rate_limited' and row['due_at'] is not None \
+                and row['due_at'] > self.now:
+            lo, hi = max(lo, row['due_at']), max(hi, row['due_at'])
+        self.end(row, 'rate_limited')
+        row['error_message'] = 'API rate limit exceeded'
+        self.wait_until(row, Within(lo - SLOP, hi + SLOP))
+        if a.get('scope') == 'source':
+            until = self.now + wait
+            was = self.overrides.get(row['source'], {}).get('paused_until')
+            if was is None or was < until:
+                self.set_policy(row['source'], {'paused_until': until})
+
+    def lose_cursor(self, row, has_lease):
+        drop_cursor(row)
+        row['token_losses'] += 1
+        n = row['token_losses']
+        if n >= LOSSES_PARK:
+            self.end(row, 'error')
+            row['error_message'] = Something()
+            self.park(row, 'token_loop')
+        elif n >= LOSSES_WAIT:
+            self.end(row, 'error')
+            row['error_message'] = Something()
+            self.wait_until(row, self.backoff(row['source'], n))
+        elif not has_lease:
+            if row['status'] == 'syncing':
+                self.end(row, 'idle')
+            self.wait_until(row, self.now)
+
+    # ------------------------------------------------------------- calls
+    #
+    # Each takes its arguments as a dictionary and what the database returned,
+    # and returns what it must return.  The row it expects is in self.rows.
+
+    def locate(self, key, a, make):
+        """The row that a report is about, to be changed."""
+        row = self.rows.get(key)
+        lease = a.get('lease')
+        if lease is not None:
+            refuse_unless(row is not None, 'PT404')
+            refuse_unless(row['lease'] == lease
+                          and row['status'] == 'syncing', 'PT409')
+        if row is None:
+            refuse_unless(make, 'PT404')
+            return self.new_row(key)
+        return dict(row, updated_at=self.now)
+
+    def check_report(self, name, a):
+        if name == 'mark_sync_completed':
+            refuse_unless(a.get('items_synced', 0) is not None
+                          and a.get('items_synced', 0) >= 0)
+            h = a.get('history_id')
+            refuse_unless(not h or (re.fullmatch('[0-9]+', h)
+                                    and int(h) < 2 ** 64))
+        elif name == 'mark_sync_failed':
+            refuse_unless(a.get('error_message') is not None)
+            refuse_unless(a.get('kind', 'transient')
+                          in ('transient', 'permanent', 'auth'))
+        elif name == 'mark_rate_limited':
+            refuse_unless(a.get('scope', 'user') in ('user', 'source'))
+
+    REPORTS = {'mark_sync_completed': 'complete', 'mark_sync_failed': 'fail',
+               'mark_rate_limited': 'limit'}
+
+    def report(self, name, key, a):
+        self.check_report(name, a)
+        row = self.locate(key, a, make=True)
+        getattr(self, self.REPORTS[name])(row, a)
+        self.rows[key] = row
+        return row
+
+    def clear_sync_token(self, key, a):
+        row = self.locate(key, a, make=True)
+        self.lose_cursor(row, a.get('lease') is not None)
+        self.rows[key] = row
+        return row
+
+    def mark_sync_started(self, key, a, got):
+        lease_time = a.get('lease_time')
+        refuse_unless(lease_time is None or SECOND <= lease_time <= DAY)
+        row = self.rows.get(key)
+        if row is None:
+            row = self.new_row(key)
+        refuse_unless(row['status'] != 'syncing'
+                      or row['lease_expires_at'] <= self.now, 'PT409')
+        row = self.rows[key] = self.started(row, lease_time, got)
+        return row
+
+    def renew_sync_lease(self, key, a):
+        lease_time = a.get('lease_time')
+        refuse_unless(a.get('lease') is not None)
+        refuse_unless(lease_time is None or SECOND <= lease_time <= DAY)
+        row = self.locate(key, a, make=False)
+        row['lease_expires_at'] = self.now + (
+            lease_time or self.policy(key[1])['lease_time'])
+        self.rows[key] = row
+        return row
+
+    def checkpoint_sync(self, key, a):
+        refuse_unless(a.get('lease') is not None)
+        for c in ('progress_done', 'progress_total'):
+            refuse_unless(a.get(c) is None or a[c] >= 0)
+        row = self.locate(key, a, make=False)
+        for c in ('page_token', 'progress_done', 'progress_total'):
+            if a.get(c) is not None:
+                row[c] = a[c]
+        # a lease that was taken for longer is not cut short
+        row['lease_expires_at'] = max(
+            row['lease_expires_at'],
+            self.now + self.policy(key[1])['lease_time'])
+        self.rows[key] = row
+        return row
+
+    def release_sync(self, key, a):
+        refuse_unless(a.get('lease') is not None)
+        row = self.locate(key, a, make=False)
+        self.end(row, 'idle')
+        row['error_message'] = None
+        self.rows[key] = row
+        return row
+
+    def request_sync(self, key, visible=True):
+        row = self.rows.get(key)
+        refuse_unless(row is not None and visible, 'PT404')
+        if row['parked_reason'] is not None:
+            return False
+        if row['requested_at'] is None:
+            self.rows[key] = dict(row, requested_at=self.now,
+                                  updated_at=self.now)
+            self.announced |= {key[1]}
+        return True
+
+    def revive(self, row):
+        """What connect and resume have in common"""
+        if row['parked_reason'] is not None:
+            row.update(due_at=self.now, parked_reason=None)
+        row.update(failures=0, failing_since=None, token_losses=0)
+        if row['status'] == 'error':
+            row.update(status='idle', error_message=None)
+
+    def connect_sync(self, key):
+        row = self.rows.get(key)
+        row = self.new_row(key) if row is None else dict(row, updated_at=self.now)
+        self.revive(row)
+        if row['requested_at'] is None:
+            row['requested_at'] = self.now
+            self.announced |= {key[1]}
+        self.perhaps |= {key[1]}
+        self.rows[key] = row
+        return row
+
+    def resume_sync(self, key):
+        row = self.locate(key, {}, make=False)
+        self.revive(row)
+        self.perhaps |= {key[1]}
+        self.rows[key] = row
+        return row
+
+    def pause_sync(self, key):
+        row = self.locate(key, {}, make=False)
+        self.park(row, 'paused')
+        self.rows[key] = row
+        return row
+
+    def disconnect_sync(self, key):
+        return self.rows.pop(key, None) is not None
+
+    def report_syncs(self, reports):
+        """The rows that were changed, in any order"""
+        for r in reports:
+            refuse_unless(r.get('lease') is not None)
+            self.check_report(self.OUTCOMES[r['outcome']], r)
+        done = []
+        for r in reports:
+            key = r['user_id'], r['source'], r.get('resource', '')
+            try:
+                row = self.locate(key, r, make=False)
+            except Refused:
+                continue
+            if r['outcome'] == 'released':
+                self.end(row, 'idle')
+                row['error_message'] = None
+            else:
+                getattr(self, self.REPORTS[self.OUTCOMES[r['outcome']]])(row, r)
+            self.rows[key] = row
+            done.append(key)
+        return done
+
+    OUTCOMES = {'completed': 'mark_sync_completed',
+                'failed': 'mark_sync_failed',
+                'rate_limited': 'mark_rate_limited',
+                'released': 'release_sync'}
+
+    # ------------------------------------------------------------ claims
+
+    def lanes(self, source, taken):
+        """The priority lane and the due lane as far as they are claimable,
+        in order; rows of which it is not known whether they are open after a
+        pause are in if they were taken."""
+        now = self.now
+        priority, due = [], []
+        for key, row in self.rows.items():
+            if key[1] != source:
+                continue
+            opens = self.opens(row)
+            if opens is None or opens[0] > now:
+                continue
+            if opens[1] > now and key not in taken:
+                continue
+            if row['requested_at'] is not None:
+                priority.append((row['requested_at'], key[0], key[2], key))
+            if row['due_at'] <= now:
+                due.append((row['due_at'], key[0], key[2], key))
+        priority.sort()
+        due.sort()
+        return [p[-1] for p in priority], [d[-1] for d in due]
+
+    def claim(self, source, max_rows, lease_time, got):
+        """Checks which rows were handed out, in which order, and what became
+        of them and of those that were parked.  got: rows, in order"""
+        refuse_unless(max_rows is not None and 1 <= max_rows <= 10000)
+        refuse_unless(lease_time is None or SECOND <= lease_time <= DAY)
+        order = [key_of(g) for g in got]
+        taken = set(order)
+        if len(taken) < len(order):
+            raise Mismatch('a row was handed out twice', None, order)
+        full = len(got) == max_rows
+        sources = self.sources if source is None else [source]
+        hopeless, perhaps = [], []
+        claimable = {}
+        for s in sources:
+            priority, due = self.lanes(s, taken)
+            mine = [k for k in order if k[1] == s]
+            bad = {k for k in priority + due if self.hopeless(self.rows[k])}
+            good_p = [k for k in priority if k not in bad]
+            good_d = [k for k in due if k not in bad]
+            claimable[s] = len(set(good_p + good_d))
+            if bad & taken:
+                raise Mismatch('handed out what had to be parked',
+                               None, bad & taken)
+            stray = set(mine) - set(good_p + good_d)
+            if stray:
+                raise Mismatch('handed out what was not due', None, stray)
+            self.check_order(mine, good_p, good_d, max_rows, source is None)
+            # All rows to be parked were met, or else those at least that
+            # lie before one that can only come from the due lane.
+            last = max((due.index(k) for k in mine if k not in priority),
+                       default=0)
+            for k in bad:
+                if not full or k in due[:last]:
+                    hopeless.append(k)
+                else:
+                    perhaps.append(k)
+            # All rows not taken although there was room are closed yet; those
+            # to be parked tell by whether they were.
+            for k, row in self.rows.items():
+                if k[1] != s or k in taken or k in bad:
+                    continue
+                opens = self.opens(row)
+                if opens is not None and opens[0] <= self.now < opens[1] \
+                        and self.hopeless(row):
+                    perhaps.append(k)
+                elif not full:
+                    self.expect_closed(row)
+        total = sum(claimable.values())
+        if len(got) != min(total, max_rows):
+            raise Mismatch('number of rows handed out',
+                           min(total, max_rows), len(got))
+        if source is None and full:
+            for s in sources:
+                fair = min(claimable[s], max_rows // len(sources))
+                mine = sum(1 for k in order if k[1] == s)
+                if mine < fair:
+                    raise Mismatch('unfair share of ' + s, fair, mine)
+        for g in got:
+            key = key_of(g)
+            row = self.rows[key]
+            opens = self.opens(row)
+            if opens[1] > self.now:
+                self.learn_open(row, True)
+            self.rows[key] = self.started(row, lease_time, g)
+        return hopeless, perhaps
+
+    def expect_closed(self, row):
+        """The row was not handed out: then it is closed, or left open."""
+        opens = self.opens(row)
+        if opens is None or opens[0] > self.now:
+            return
+        if opens[1] <= self.now:
+            raise Mismatch('not handed out although due',
+                           key_of(row), None)
+        self.learn_open(row, False)
+
+    def check_order(self, mine, priority, due, max_rows, shared):
+        """Requested rows first, in order, then the due ones, in order; while
+        the priority lane is full, one in four goes to the due lane.  A batch
+        over all sources visits a source up to twice."""
+        if mine in self.orders(len(mine), priority, due):
+            return
+        if shared:
+            for cut_at in range(1, len(mine)):
+                head, tail = mine[:cut_at], mine[cut_at:]
+                if head in self.orders(cut_at, priority, due):
+                    p = [k for k in priority if k not in head]
+                    d = [k for k in due if k not in head]
+                    if tail in self.orders(len(tail), p, d):
+                        return
+        raise Mismatch('order of the rows handed out', {
+            'requested': [(k, time_text(self.rows[k]['requested_at']))
+                          for k in priority],
+            'due': [(k, time_text(self.rows[k]['due_at'])) for k in due],
+            'first due': due and {c: nice(c, v) for c, v
+                                  in self.rows[due[0]].items()}}, mine)
+
+    @staticmethod
+    def orders(n, priority, due):
+        """The orders in which a claim of n rows may hand them out"""
+        out = []
+        for share in {n // 4, -(-n // 4)}:
+            p = priority[:n - share]
+            d = [k for k in due if k not in p][:n - len(p)]
+            rest = [k for k in priority if k not in p and k not in d]
+            out.append((p + d + rest)[:n])
+        return out
+
+    def park_expired(self, key):
+        row = dict(self.rows[key], updated_at=self.now)
+        self.count_failure(row)
+        self.end(row, 'error')
+        row['error_message'] = Something()
+        self.park(row, 'failures')
+        self.rows[key] = row
+
+    # ------------------------------------------------------------- looks
+
+    def next_sync_due(self, source):
+        """(earliest, latest) answer; None = null.  Where there is work now,
+        any time that has passed says so."""
+        lo = hi = None
+        for key, row in self.rows.items():
+            if source is None or key[1] == source:
+                opens = self.opens(row)
+                if opens is not None:
+                    lo = opens[0] if lo is None else min(lo, opens[0])
+                    hi = opens[1] if hi is None else min(hi, opens[1])
+        if lo is None:
+            return None
+        return (lo, max(hi, self.now) if lo <= self.now else hi)
+
+    def users_needing(self, source, stale_after, got):
+        """Users with a row that a claim would take, and the place of their
+        first one in the claim: requested ones first, then the oldest due"""
+        users = {}
+        for key, row in self.rows.items():
+            if key[1] != source or self.hopeless(row):
+                continue
+            opens = self.opens(row)
+            if opens is None or opens[0] > self.now:
+                continue
+            if stale_after is not None and row['last_sync_at'] is not None \
+                    and row['last_sync_at'] >= self.now - stale_after:
+                continue
+            if opens[1] > self.now:
+                if key[0] not in got:
+                    continue        # what is not known, the answer says
+            place = (0, row['requested_at']) if row['requested_at'] is not None \
+                else (1, row['due_at'])
+            users[key[0]] = min(users.get(key[0], (2, 0)), place)
+        return users
+
+    def overview(self):
+        out = {}
+        now = self.now
+        for s in self.sources:
+            rows = [r for k, r in self.rows.items() if k[1] == s]
+            o = collections.OrderedDict(source=s, rows=len(rows))
+            for status in ('idle', 'syncing', 'error', 'rate_limited'):
+                o[status] = sum(r['status'] == status for r in rows)
+            ages = []
+            for r in rows:
+                if r['due_at'] is None:
+                    continue
+                wanted = r['due_at']
+                if r['requested_at'] is not None \
+                        and r['status'] != 'rate_limited':
+                    wanted = min(wanted, r['requested_at'])
+                if wanted <= now and not (r['status'] == 'syncing' and
+                                          r['lease_expires_at'] > now):
+                    ages.append(now - wanted)
+            o['due'] = len(ages)
+            o['oldest_due_age'] = max(ages, default=None)
+            o['requested'] = sum(r['requested_at'] is not None for r in rows)
+            o['live_leases'] = sum(r['status'] == 'syncing' and
+                                   r['lease_expires_at'] > now for r in rows)
+            o['expired_leases'] = o['syncing'] - o['live_leases']
+            o['failing'] = sum(r['failures'] > 0 for r in rows)
+            for reason in ('paused', 'auth', 'failures', 'token_loop'):
+                o['parked_' + reason] = sum(r['parked_reason'] == reason
+                                            for r in rows)
+            o['without_cursor'] = sum(
+                r['last_successful_sync_at'] is not None
+                and r['last_successful_sync_at'] == r['last_full_sync_at']
+                and not has_cursor(r) and r['token_losses'] == 0 for r in rows)
+            o['paused_until'] = self.overrides.get(s, {}).get('paused_until')
+            out[s] = o
+        return out
+
+    # ----------------------------------------------------- direct writes
+
+    def upsert(self, key, changes):
+        """INSERT ... ON CONFLICT DO UPDATE SET of the same columns, and
+        update_sync_state().  Only what the contract tells of it: a status is
+        a start or an end, a cursor has an age, a cleared cursor takes the
+        page along, a parked row is not due."""
+        old = self.rows.get(key)
+        if old is None:
+            row = self.new_row(key)
+            row['updated_at'] = Within(-INFINITY, INFINITY)     # DEFAULT now()
+            row.update(changes)
+            if row['status'] == 'syncing':
+                row.update(lease=1, last_sync_at=self.now, lease_expires_at=
+                           self.now + self.policy(key[1])['lease_time'])
+            if has_cursor(row):
+                row['token_issued_at'] = self.now
+            if row['parked_reason'] is not None:
+                row['due_at'] = None
+            self.rows[key] = row
+            return row
+        row = dict(old, updated_at=self.now)
+        row.update(changes)
+        if has_cursor(old) and not has_cursor(row):
+            drop_cursor(row)
+        elif any(c in changes and changes[c] is not None
+                 and changes[c] != old[c]
+                 for c in ('sync_token', 'history_id', 'updated_min')):
+            row['token_issued_at'] = self.now
+        if 'parked_reason' in changes:
+            row['due_at'] = None if row['parked_reason'] is not None else \
+                self.now if old['due_at'] is None else old['due_at']
+        elif 'due_at' in changes:
+            row['parked_reason'] = 'paused' if row['due_at'] is None and \
+                old['parked_reason'] is None else \
+                old['parked_reason'] if row['due_at'] is None else None
+        status = changes.get('status')
+        if status == 'syncing':
+            expired = old['status'] == 'syncing' and \
+                old['lease_expires_at'] <= self.now
+            cleared = has_cursor(old) and not has_cursor(row)
+            if old['status'] != 'syncing' or expired or cleared:
+                # what the client says wins over what would follow from it
+                said = dict(row, status=old['status'])
+                if not expired:
+                    said['status'] = 'idle'     # nothing has failed
+                row = self.start(said, None)
+                row['error_message'] = said['error_message']
+                if 'due_at' in changes:
+                    row['due_at'] = said['due_at']
+                self.begin_unseen(old, row)
+        elif status is not None and old['status'] == 'syncing':
+            self.end(row, status)
+            if status == 'idle':
+                if 'due_at' not in changes:
+                    self.wait_until(row, self.next_due(row))
+            elif status == 'error':
+                self.count_failure(row)
+                self.begin_unseen(old, row)
+                if 'due_at' not in changes:
+                    self.wait_until(row, self.backoff(key[1], row['failures']))
+            elif status == 'rate_limited' and 'due_at' not in changes:
+                wait = self.policy(key[1])['rate_limit_wait']
+                self.wait_until(row, Within(self.now + wait - SLOP,
+                                            self.now + wait * 1.1 + SLOP))
+        elif old['status'] == 'syncing' and has_cursor(old) \
+                and not has_cursor(row):
+            # the run in flight would bring it back
+            self.end(row, 'idle')
+            self.wait_until(row, self.now)
+        self.rows[key] = row
+        return row
+
+    @staticmethod
+    def begin_unseen(old, row):
+        """A client's own failures may have begun before it wrote them."""
+        if old['failures'] == 0 and row['failures'] > 0:
+            row['failing_since'] = Within(-INFINITY, max(row['failing_since'],
+                                                         row['created_at']))
+
+    def forget_user(self, user):
+        for key in [k for k in self.rows if k[0] == user]:
+            del self.rows[key]
+
+
+def key_of(row):
+    return row['user_id'], row['source'], row['resource']
+
+
+def has_cursor(row):
+    return row['sync_token'] is not None or row['history_id'] is not None \
+        or row['updated_min'] is not None
+
+
+def drop_cursor(row):
+    for c in ('sync_token', 'history_id', 'updated_min', 'token_issued_at',
+              'page_token', 'progress_done', 'progress_total'):
+        row[c] = None
+
+
+def cut(message):
+    raw = message.encode()
+    if len(raw) <= ERROR_MAX:
+        return message
+    return Something()
+
+
+# -------------------------------------------------------------- the database
+
+class Session:
+    """A connection: of a role, and at its own idea of the model's time."""
+
+    def __init__(self, conninfo, role, claims=None):
+        self.role, self.claims = role, claims
+        self.pg = pq.PGconn.connect(conninfo.encode())
+        if self.pg.status != pq.ConnStatus.OK:
+            raise SystemExit(self.pg.error_message.decode())
+        self.clock = None
+        self.pid = self.pg.backend_pid
+        self.must('LISTEN syncstate')
+        self.must("SET TimeZone = 'UTC'; SET IntervalStyle = postgres; "
+                  "SET client_min_messages = warning")
+        self.must('PREPARE row_of(uuid, text, text) AS '
+                  'SELECT row_to_json(s)::text FROM syncstate.sync_state AS s '
+                  'WHERE s.user_id = $1 AND s.source::text = $2 '
+                  'AND s.resource = $3')
+        if claims is not None:
+            self.must("SET request.jwt.claims = '%s'"
+                      % json.dumps({'sub': claims}))
+        if role is not None:
+            self.must('SET ROLE ' + role)
+
+    def execute(self, sql):
+        """(SQLSTATE or None, first column of each row or message)"""
+        res = self.pg.exec_(sql.encode())
+        if res.status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+            return None, [res.get_value(i, 0) for i in range(res.ntuples)]
+        code = res.error_field(pq.DiagnosticField.SQLSTATE)
+        if code is None:
+            raise SystemExit('the server is gone: '
+                             + self.pg.error_message.decode())
+        return code.decode(), res.error_message.decode()
+
+    def must(self, sql):
+        code, out = self.execute(sql)
+        if code is not None:
+            raise SystemExit('%s: %s' % (sql, out))
+        return out
+
+    def notified(self):
+        """The notifications of this session's own since the last time"""
+        out = []
+        while True:
+            n = self.pg.notifies()
+            if n is None:
+                return out
+            if n.be_pid == self.pid:
+                out.append(n.extra.decode())
+
+    def set_clock(self, now):
+        if self.clock != now:
+            sql = "SET syncstate.clock = '%s'" % time_text(now)
+            if self.role is not None:
+                sql = 'RESET ROLE; %s; SET ROLE %s' % (sql, self.role)
+            self.must(sql)
+            self.clock = now
+
+    def close(self):
+        self.pg.finish()
+
+
+def parse_row(data):
+    row = json.loads(data)
+    for c in TIMES:
+        if c in row:
+            row[c] = parse_time(row[c])
+    if row.get('sync_interval') is not None:
+        row['sync_interval'] = parse_interval(row['sync_interval'])
+    return row
+
+
+# ----------------------------------------------------------------- histories
+
+USERS = ['00000000-0000-4000-8000-%012x' % i for i in range(1, 8)]
+RESOURCES = ['', 'a', 'Ä b']
+WORKERS = ['worker1', 'worker2', 'admin']
+EXTRA_SOURCES = ['outlook_mail', 'a0_notes']
+
+Call = collections.namedtuple('Call', 'who name args now')
+
+
+class Runner:
+    """Makes a history, or repeats one, and compares each step."""
+
+    def __init__(self, conninfo, seed):
+        self.conninfo = conninfo
+        self.rnd = random.Random(seed)
+        self.sessions = {}
+        self.refused = collections.Counter()
+        self.facts = collections.Counter()
+        self.reset()
+
+    def reset(self):
+        """A clean slate, for each history that is run"""
+        root = Session(self.conninfo, None)
+        root.must('DELETE FROM syncstate.sync_state; '
+                  'DELETE FROM syncstate.sync_policy; '
+                  'DROP TABLE IF EXISTS regress_model_users; '
+                  'CREATE TABLE regress_model_users (id uuid PRIMARY KEY); '
+                  "SELECT syncstate.watch_users('regress_model_users')")
+        for role, grant in (('regress_model_worker', 'grant_worker'),
+                            ('regress_model_user', 'grant_user')):
+            if not root.must("SELECT 1 FROM pg_roles WHERE rolname = '%s'" % role):
+                root.must('CREATE ROLE ' + role)
+            root.must("SELECT syncstate.%s('%s')" % (grant, role))
+        self.model = Model()
+        self.model.sources = [x.decode() for x in root.must(
+            'SELECT unnest(enum_range(NULL::syncstate.sync_source))::text')]
+        self.model.now = 1_700_000_000 * SECOND
+        self.model.rows = {}
+        self.sessions['admin'] = root
+        self.owner = None       # who has a transaction open
+        self.saved = []         # (savepoint or None, the model's state)
+        self.log = []
+        self.step = 0
+
+    def finish(self):
+        """Ends what is open, and looks at everything once more."""
+        if self.owner is not None:
+            self.play(Call(self.owner, 'commit', {}, self.model.now))
+        self.compare_all()
+
+    def close(self):
+        for s in self.sessions.values():
+            s.close()
+        self.sessions = {}
+
+    def session(self, who):
+        s = self.sessions.get(who)
+        if s is None:
+            if who.startswith('user'):
+                s = Session(self.conninfo, 'regress_model_user',
+                            USERS[int(who[4:])])
+            else:
+                s = Session(self.conninfo, 'regress_model_worker')
+            self.sessions[who] = s
+        return s
+
+    # ------------------------------------------------------ making it up
+
+    def invent(self):
+        """The next call, by chance, with an eye on the model's state."""
+        r, m = self.rnd, self.model
+        now = self.invent_time()
+        who = self.owner or r.choice(WORKERS)
+        if self.owner is not None and r.random() < 0.25:
+            return Call(who, r.choice(['commit', 'commit', 'rollback', 'savepoint',
+                                       'savepoint', 'rollback to', 'release']),
+                        {}, now)
+        if self.owner is None and r.random() < 0.04:
+            return Call(who, 'begin', {}, now)
+        name = r.choices(NAMES, WEIGHTS)[0]
+        if self.owner is not None and name in NOT_INSIDE:
+            name = 'claim'
+        return Call(who, name, getattr(self, 'invent_' + name)(), now)
+
+    def invent_time(self):
+        r, m = self.rnd, self.model
+        x = r.random()
+        if x < 0.5:
+            return m.now
+        if x < 0.65:
+            return m.now + r.randrange(3 * SECOND)
+        if x < 0.80:
+            return m.now + r.randrange(5 * MINUTE)
+        if x < 0.85:
+            return m.now + r.randrange(2 * HOUR)
+        if x < 0.857:
+            return m.now + r.randrange(9 * DAY)
+        if x < 0.862:
+            return m.now - r.randrange(3 * SECOND)
+        # to where something is about to happen, give or take the least
+        row = self.some_row()
+        if row is None:
+            return m.now
+        t = r.choice([row['due_at'], row['lease_expires_at'],
+                      row['requested_at'], m.policy(row['source'])['paused_until']])
+        if t is None or t == INFINITY or not m.now <= t <= m.now + 2 * DAY:
+            return m.now
+        return max(m.now, t + r.choice([-1, 0, 0, 1]))
+
+    def some_row(self, *statuses):
+        rows = [x for x in self.model.rows.values()
+                if not statuses or x['status'] in statuses]
+        return self.rnd.choice(rows) if rows else None
+
+    def some_key(self, *statuses):
+        """A row's key, mostly; else any"""
+        row = None
+        x = self.rnd.random()
+        if x < 0.75:
+            row = self.some_row(*statuses)
+        if row is None and x < 0.95:
+            row = self.some_row()
+        if row is not None:
+            return key_of(row)
+        return (self.rnd.choice(USERS), self.rnd.choice(self.model.sources),
+                self.rnd.choice(RESOURCES))
+
+    def some_lease(self):
+        # relative to the row's, so that a shortened history still means it
+        return self.rnd.choices(['none', 0, -1, 1], [25, 65, 8, 2])[0]
+
+    def invent_claim(self):
+        r = self.rnd
+        a = {}
+        if r.random() < 0.8:
+            a['source'] = r.choice(self.model.sources)
+        a['max_rows'] = r.choice([1, 1, 2, 3, 4, 5, 7, 10, 100, 10000])
+        if r.random() < 0.03:
+            a['max_rows'] = r.choice([0, -1, 10001, None])
+        if r.random() < 0.2:
+            a['lease_time'] = r.choice([SECOND, 30 * SECOND, HOUR, DAY])
+            if r.random() < 0.05:
+                a['lease_time'] = r.choice([0, SECOND - 1, DAY + 1, -SECOND])
+        return a
+
+    def invent_start(self):
+        a = {'key': self.some_key()}
+        if self.rnd.random() < 0.3:
+            a['lease_time'] = self.rnd.choice([SECOND, 5 * MINUTE, DAY, DAY + 1])
+        return a
+
+    def report_args(self, name, a):
+        r = self.rnd
+        if name == 'complete':
+            if r.random() < 0.7:
+                a['items_synced'] = r.choice([0, 1, 7, 10 ** 12])
+            if r.random() < 0.02:
+                a['items_synced'] = -1
+            if r.random() < 0.6:
+                a['sync_token'] = r.choice(['t1', 't2', 'tok' + str(r.random()), ''])
+            if r.random() < 0.5:
+                a['history_id'] = r.choice(
+                    ['1', '007', '', '0', '18446744073709551615', '00']
+                    + [str(r.randrange(10 ** r.randrange(1, 19))) for _ in range(9)])
+                if r.random() < 0.02:
+                    a['history_id'] = r.choice(['x', '-1', '1.5', '18446744073709551616'])
+            if r.random() < 0.4:
+                a['updated_min'] = self.model.now - r.randrange(3 * DAY)
+        elif name == 'fail':
+            a['error_message'] = r.choice(['broken', '', 'x' * 8192, 'y' * 8193,
+                                           'boom', 'no', "it's"])
+            if r.random() < 0.02:
+                a['error_message'] = None
+            if r.random() < 0.3:
+                a['kind'] = r.choices(['transient', 'permanent', 'auth', 'odd'],
+                                      [4, 5, 3, 1])[0]
+        elif name == 'limit':
+            if r.random() < 0.6:
+                a['retry_after'] = r.choice([SECOND, 90 * SECOND, HOUR, 0, -HOUR,
+                                             31 * DAY, 2 * DAY])
+                if a['retry_after'] > HOUR and r.random() < 0.7:
+                    a['retry_after'] = 10 * SECOND
+            if r.random() < 0.15:
+                a['scope'] = r.choice(['user', 'user', 'source', 'both'])
+        return a
+
+    def invent_complete(self):
+        return self.report_args('complete', {'key': self.some_key('syncing'),
+                                             'lease': self.some_lease()})
+
+    def invent_fail(self):
+        return self.report_args('fail', {'key': self.some_key('syncing'),
+                                         'lease': self.some_lease()})
+
+    def invent_limit(self):
+        return self.report_args('limit', {'key': self.some_key('syncing'),
+                                          'lease': self.some_lease()})
+
+    def invent_clear(self):
+        return {'key': self.some_key('syncing'), 'lease': self.some_lease()}
+
+    def invent_clear_again(self):
+        """Losses in a row are rare by chance"""
+        rows = [x for x in self.model.rows.values() if x['token_losses'] > 0]
+        row = self.rnd.choice(rows) if rows else None
+        return {'key': key_of(row) if row else self.some_key(),
+                'lease': self.some_lease()}
+
+    def invent_renew(self):
+        a = {'key': self.some_key('syncing'),
+             'lease': self.rnd.choice([0, 0, 0, 0, -1, 1, 'none'])}
+        if self.rnd.random() < 0.4:
+            a['lease_time'] = self.rnd.choice([SECOND, HOUR, DAY, 0])
+        return a
+
+    def invent_checkpoint(self):
+        r = self.rnd
+        a = {'key': self.some_key('syncing'),
+             'lease': r.choice([0, 0, 0, 0, 0, -1, 'none'])}
+        for c, values in (('page_token', ['p1', 'p2', 'p3']),
+                          ('progress_done', [0, 1, 50, 10 ** 15]),
+                          ('progress_total', [0, 100, 10 ** 15])):
+            if r.random() < 0.6:
+                a[c] = r.choice(values)
+        if r.random() < 0.03:
+            a['progress_done'] = -1
+        return a
+
+    def invent_release(self):
+        return {'key': self.some_key('syncing'),
+                'lease': self.rnd.choice([0, 0, 0, 0, -1, 1, 'none'])}
+
+    def invent_batch(self):
+        r = self.rnd
+        reports = []
+        for _ in range(r.randrange(7)):
+            outcome = r.choice(['completed', 'completed', 'failed',
+                                'rate_limited', 'released'])
+            key = self.some_key('syncing')
+            a = self.report_args({'completed': 'complete', 'failed': 'fail',
+                                  'rate_limited': 'limit'}.get(outcome), {})
+            if a.get('scope') == 'source' and r.random() < 0.7:
+                del a['scope']
+            a.update(user_id=key[0], source=key[1], outcome=outcome,
+                     lease=r.choice([0, 0, 0, 0, 0, 0, -1, 1]))
+            if key[2] or r.random() < 0.5:
+                a['resource'] = key[2]
+            reports.append(a)
+            if r.random() < 0.1:
+                reports.append(dict(a))
+        if r.random() < 0.02 and reports:
+            reports[-1]['lease'] = 'none'
+        return {'reports': reports}
+
+    def invent_update(self):
+        r = self.rnd
+        changes = {}
+        for _ in range(r.choice([0, 1, 1, 1, 1, 2, 2, 3])):
+            c = r.choice(['status', 'status', 'sync_token', 'history_id',
+                          'cursor', 'sync_interval', 'sync_interval', 'items_synced',
+                          'page_token', 'error_message', 'park', 'due_at',
+                          'token_losses', 'progress_done'])
+            if c == 'cursor':
+                changes.update(sync_token=None, history_id=None, updated_min=None)
+            elif c == 'park':
+                changes['parked_reason'] = r.choice(['paused', 'auth', None])
+            else:
+                changes[c] = r.choice({
+                    'status': ['syncing', 'syncing', 'idle', 'error', 'rate_limited'],
+                    'sync_token': ['u1', 'u2', None],
+                    'history_id': ['5', '77777', None],
+                    'sync_interval': [5 * MINUTE, HOUR, DAY, 30 * DAY, None],
+                    'items_synced': [0, 3],
+                    'page_token': ['q1', None],
+                    'error_message': ['odd', None],
+                    'due_at': [self.model.now + r.randrange(-HOUR, 2 * HOUR)],
+                    'token_losses': [0, 2, 8],
+                    'progress_done': [4, None]}[c])
+        if 'parked_reason' in changes and 'due_at' in changes:
+            del changes['due_at']
+        return {'key': self.some_key(), 'changes': changes}
+
+    def invent_upsert(self):
+        while True:
+            a = self.invent_update()
+            if a['changes']:
+                return a
+
+    def invent_policy(self):
+        r = self.rnd
+        changes = {}
+        for _ in range(r.choice([1, 1, 2, 4])):
+            k = r.choice(SETTINGS[:-1])
+            changes[k] = r.choice({
+                'sync_interval': [MINUTE, 15 * MINUTE, 6 * HOUR, DAY, 20 * DAY],
+                'lease_time': [SECOND, MINUTE, HOUR, DAY],
+                'retry_base': [SECOND, 10 * SECOND, HOUR],
+                'retry_cap': [SECOND, MINUTE, HOUR, DAY],
+                'rate_limit_wait': [SECOND, MINUTE, HOUR, 30 * DAY],
+                'max_failures': [1, 2, 3, 1000],
+                'park_after': [SECOND, HOUR, 7 * DAY],
+                'token_ttl': [MINUTE, HOUR, DAY, 7 * DAY, 30 * DAY],
+                'token_ttl_from': ['token', 'full'],
+                'jitter': [0, 0.05, 0.1, 0.5, 0.9]}[k] + [None])
+        if r.random() < 0.02:
+            changes['jitter'] = 0.95
+        return {'source': r.choice(self.model.sources), 'changes': changes}
+
+    def invent_pause_source(self):
+        r = self.rnd
+        a = {'source': r.choice(self.model.sources)}
+        x = r.random()
+        if x < 0.75:
+            a['until'] = self.model.now + r.choice([-MINUTE, SECOND, MINUTE, HOUR])
+        elif x < 0.78:
+            a['until'] = None
+        return a
+
+    def invent_resume_source(self):
+        paused = [s for s, o in self.model.overrides.items()
+                  if o.get('paused_until') is not None]
+        return {'source': self.rnd.choice(paused or self.model.sources)}
+
+    def invent_key_only(self):
+        return {'key': self.some_key()}
+
+    invent_request = invent_connect = invent_disconnect = invent_pause = \
+        invent_resume = invent_get = invent_user_forbidden = \
+        invent_key_change = invent_key_only
+
+    def invent_user_request(self):
+        return {'key': self.some_key(), 'user': self.rnd.randrange(len(USERS))}
+
+    def invent_my_syncs(self):
+        return {'user': self.rnd.randrange(len(USERS))}
+
+    def invent_get_all(self):
+        return {'user': self.rnd.randrange(len(USERS))}
+
+    invent_forget = invent_get_all
+
+    def invent_users(self):
+        r = self.rnd
+        a = {'source': r.choice(self.model.sources)}
+        if r.random() < 0.5:
+            a['stale_after'] = r.choice([SECOND, MINUTE, HOUR, DAY])
+        if r.random() < 0.5:
+            a['max_rows'] = r.choice([1, 2, 3, 10000, 0])
+        return a
+
+    def invent_next(self):
+        return {'source': self.rnd.choice(self.model.sources + [None])}
+
+    def invent_overview(self):
+        return {}
+
+    def invent_get_policy(self):
+        return {'source': self.rnd.choice(self.model.sources)}
+
+    def invent_register(self):
+        return {'label': self.rnd.choice(EXTRA_SOURCES + ['google_tasks', 'Bad'])}
+
+    def invent_reconnect(self):
+        return {}
+
+    # ---------------------------------------------------------- doing it
+
+    def play(self, call):
+        """Makes one call in the database and in the model."""
+        self.model.now = call.now
+        self.step += 1
+        if self.owner is not None:
+            # As in a history made shorter: others would wait for its locks.
+            call = call._replace(who=self.owner)
+            if call.name in NOT_INSIDE:
+                return
+        self.log.append(call)
+        getattr(self, 'do_' + call.name.replace(' ', '_'))(call)
+        if self.owner is None:
+            self.check_announced()
+        if self.owner is None and self.step % 40 == 0:
+            self.compare_all()
+
+    def check_announced(self):
+        """Each source with new requests once per transaction, at its end"""
+        got = [n for s in self.sessions.values() for n in s.notified()]
+        want, perhaps = self.model.announced, self.model.perhaps
+        if len(set(got)) < len(got) or not want <= set(got) <= want | perhaps:
+            raise Mismatch('notifications', (want, perhaps), got)
+        self.facts['notifications'] += len(got)
+        self.model.announced = self.model.perhaps = frozenset()
+
+    def call(self, session, sql):
+        """Executes; None instead of rows if the call was refused."""
+        session.set_clock(self.model.now)
+        self.sql = sql
+        code, out = session.execute(sql)
+        self.code, self.message = code, out if code is not None else None
+        return None if code is not None else out
+
+    def settle(self, session, expect):
+        """Runs the model's side; they must agree on whether it fails."""
+        saved = self.model.save() if self.code is not None else None
+        try:
+            expected = expect()
+            refused = None
+        except Refused as e:
+            refused = e.sqlstate
+        if refused != self.code:
+            raise Mismatch('SQLSTATE', refused, '%s %s' % (
+                self.code, self.message or ''))
+        if refused is not None:
+            self.refused[refused] += 1
+            self.model.restore(saved)
+            if self.owner is not None:
+                self.undo(session)
+            return None
+        return expected
+
+    def undo(self, session):
+        """After an error: back to the last savepoint, or to the start."""
+        name, state = self.saved[-1]
+        self.model.restore(state)
+        if name is not None:
+            session.must('ROLLBACK TO SAVEPOINT ' + name)
+        else:
+            session.must('ROLLBACK')
+            self.owner = None
+            self.saved = []
+        session.clock = None
+
+    def compare_row(self, key, got, what='row', adopt=True):
+        """The model's row against the database's, which it then becomes."""
+        want = self.model.rows.get(key)
+        if want is None or got is None:
+            if want is not None or got is not None:
+                raise Mismatch(what + ': there or not', want, got)
+            return
+        if want == got:
+            return
+        wrong = {}
+        learn = []
+        for c in COLUMNS:
+            w, g = want[c], got[c]
+            if w is not g and w != g:
+                if isinstance(w, Within):
+                    if g is not None and w.lo <= g <= w.hi:
+                        if w.learn is not None:
+                            learn.append((w.learn, g))
+                        continue
+                elif isinstance(w, Something):
+                    if g:
+                        continue
+                wrong[c] = w, g
+        if wrong:
+            show = {c: time_text(v) if c in TIMES and isinstance(v, (int, float))
+                    else v for c, v in got.items()}
+            raise Mismatch('%s: %s' % (what, ', '.join(wrong)),
+                           {c: nice(c, w) for c, (w, g) in wrong.items()},
+                           {c: nice(c, g) for c, (w, g) in wrong.items()})
+        for f, g in learn:
+            f(g)
+        self.model.rows[key] = got
+
+    def compare_table(self, session, key):
+        if session.role == 'regress_model_user':
+            session = self.sessions['admin']
+        out = session.must("EXECUTE row_of('%s', '%s', '%s')" % key)
+        self.compare_row(key, parse_row(out[0]) if out else None, 'table')
+
+    def compare_all(self):
+        """Every row and every policy, as another session sees them."""
+        root = self.sessions['admin']
+        got = {}
+        for data in root.must('SELECT row_to_json(s)::text '
+                              'FROM syncstate.sync_state AS s'):
+            row = parse_row(data)
+            got[key_of(row)] = row
+        for key in set(got) | set(self.model.rows):
+            self.compare_row(key, got.get(key), 'table as a whole')
+        got = {}
+        for data in root.must('SELECT row_to_json(p)::text '
+                              'FROM syncstate.sync_policy AS p'):
+            p = parse_policy(data)
+            source = p.pop('source')
+            got[source] = {k: v for k, v in p.items() if v is not None}
+        want = {s: {k: v for k, v in o.items() if v is not None}
+                for s, o in self.model.overrides.items()}
+        got = {s: o for s, o in got.items() if o}
+        want = {s: o for s, o in want.items() if o}
+        if got != want:
+            raise Mismatch('sync_policy', want, got)
+
+    def resolve(self, key, args):
+        """The arguments with the lease as a number"""
+        args = {k: v for k, v in args.items() if k != 'key'}
+        if args.get('lease') == 'none':
+            del args['lease']
+        elif 'lease' in args:
+            row = self.model.rows.get(key)
+            args['lease'] += row['lease'] if row else 1
+        return args
+
+    ORDINARY = {
+        'complete': 'mark_sync_completed', 'fail': 'mark_sync_failed',
+        'limit': 'mark_rate_limited', 'clear': 'clear_sync_token',
+        'clear_again': 'clear_sync_token', 'renew': 'renew_sync_lease',
+        'checkpoint': 'checkpoint_sync', 'release': 'release_sync',
+        'start': 'mark_sync_started', 'connect': 'connect_sync',
+        'pause': 'pause_sync', 'resume': 'resume_sync'}
+
+    def do_lifecycle(self, call):
+        """A call about one row that returns the row"""
+        session = self.session(call.who)
+        key = call.args['key']
+        a = self.resolve(key, call.args)
+        function = self.ORDINARY[call.name]
+        sql_args = dict(a)
+        if function in ('renew_sync_lease', 'checkpoint_sync', 'release_sync'):
+            sql_args.setdefault('lease', None)
+        out = self.call(session, 'SELECT row_to_json(r)::text FROM syncstate.%s(%s) AS r'
+                        % (function, arguments(key, sql_args)))
+        got = parse_row(out[0]) if out else None
+
+        def expect():
+            m = self.model
+            if function in m.REPORTS:
+                m.report(function, key, a)
+            elif function == 'mark_sync_started':
+                m.mark_sync_started(key, a, got)
+            elif function in ('connect_sync', 'pause_sync', 'resume_sync'):
+                getattr(m, function)(key)
+            else:
+                getattr(m, function)(key, a)
+            return True
+
+        if self.settle(session, expect):
+            self.compare_row(key, got, 'returned row')
+            if a.get('scope') == 'source':
+                self.check_policy(session, key[1])
+        if self.owner is None or self.code is None:
+            self.compare_table(session, key)
+
+    do_complete = do_fail = do_limit = do_clear = do_clear_again = do_renew = \
+        do_checkpoint = do_release = do_start = do_connect = do_pause = \
+        do_resume = do_lifecycle
+
+    def do_claim(self, call):
+        session = self.session(call.who)
+        a = call.args
+        sql = arguments(None, a)
+        out = self.call(session, 'SELECT row_to_json(r)::text '
+                        'FROM syncstate.claim_due_syncs(%s) AS r' % sql)
+        got = [parse_row(x) for x in out or ()]
+        done = self.settle(session, lambda: self.model.claim(
+            a.get('source'), a['max_rows'], a.get('lease_time'), got))
+        if done is None:
+            return
+        self.facts['rows claimed'] += len(got)
+        self.facts['claims that found something'] += bool(got)
+        for row in got:
+            self.compare_row(key_of(row), row, 'claimed row')
+            self.compare_table(session, key_of(row))
+        surely, perhaps = done
+        for key in surely:
+            self.facts['rows parked by a claim'] += 1
+            self.model.park_expired(key)
+            self.compare_table(session, key)
+        for key in perhaps:
+            out = session.must("EXECUTE row_of('%s', '%s', '%s')" % key)
+            row = parse_row(out[0])
+            if row['parked_reason'] is not None:
+                self.facts['rows parked by a claim'] += 1
+                self.model.learn_open(self.model.rows[key], True)
+                self.model.park_expired(key)
+            self.compare_row(key, row, 'table')
+
+    def do_batch(self, call):
+        session = self.session(call.who)
+        reports = []
+        for r in call.args['reports']:
+            key = r['user_id'], r['source'], r.get('resource', '')
+            reports.append(self.resolve(key, r))
+        sent = [{k: interval_text(v) if k == 'retry_after' else
+                 time_text(v) if k == 'updated_min' else v
+                 for k, v in r.items()} for r in reports]
+        out = self.call(session, 'SELECT row_to_json(r)::text '
+                        'FROM syncstate.report_syncs(%s) AS r'
+                        % literal(json.dumps(sent)))
+        done = self.settle(session, lambda: self.model.report_syncs(reports))
+        if done is None:
+            return
+        got = [parse_row(x) for x in out]
+        if sorted(map(key_of, got)) != sorted(done):
+            raise Mismatch('rows of report_syncs', sorted(done),
+                           sorted(map(key_of, got)))
+        self.facts['rows reported in batches'] += len(got)
+        for row in got:
+            self.compare_row(key_of(row), row, 'returned row')
+        for r in reports:
+            self.compare_table(session, (r['user_id'], r['source'],
+                                         r.get('resource', '')))
+
+    def do_update(self, call):
+        session = self.session(call.who)
+        key, changes = call.args['key'], call.args['changes']
+        sent = {k: interval_text(v) if k == 'sync_interval' else
+                time_text(v) if k in TIMES else v for k, v in changes.items()}
+        out = self.call(session, 'SELECT row_to_json(r)::text FROM '
+                        'syncstate.update_sync_state(%s, %s, %s, %s) AS r' % (
+                            literal(key[0]), literal(key[1]),
+                            literal(json.dumps(sent)), literal(key[2])))
+        if self.settle(session, lambda: self.model.upsert(key, changes)):
+            self.compare_row(key, parse_row(out[0]), 'returned row')
+        if self.owner is None or self.code is None:
+            self.compare_table(session, key)
+
+    def do_upsert(self, call):
+        session = self.session(call.who)
+        key, changes = call.args['key'], call.args['changes']
+        columns = list(changes)
+        values = [literal(interval_text(v) if c == 'sync_interval' else
+                          time_text(v) if c in TIMES else v)
+                  for c, v in changes.items()]
+        self.call(session, 'INSERT INTO syncstate.sync_state AS s '
+                  '(user_id, source, resource, %s) VALUES (%s, %s, %s, %s) '
+                  'ON CONFLICT (user_id, source, resource) DO UPDATE SET %s' % (
+                      ', '.join(columns), literal(key[0]), literal(key[1]),
+                      literal(key[2]), ', '.join(values),
+                      ', '.join('%s = EXCLUDED.%s' % (c, c) for c in columns)))
+        self.settle(session, lambda: self.model.upsert(key, changes))
+        if self.owner is None or self.code is None:
+            self.compare_table(session, key)
+
+    def do_key_change(self, call):
+        """The key of a row cannot be changed."""
+        session = self.session(call.who)
+        key = call.args['key']
+        self.call(session, "UPDATE syncstate.sync_state SET resource = 'other' "
+                  "WHERE user_id = '%s' AND source = '%s' AND resource = '%s'"
+                  % key)
+        self.settle(session, lambda: refuse_unless(
+            key not in self.model.rows) or True)
+        if self.owner is None or self.code is None:
+            self.compare_table(session, key)
+
+    def do_disconnect(self, call):
+        self.boolean(call, 'disconnect_sync', self.session(call.who),
+                     lambda: self.model.disconnect_sync(call.args['key']))
+
+    def do_request(self, call):
+        self.boolean(call, 'request_sync', self.session(call.who),
+                     lambda: self.model.request_sync(call.args['key']))
+
+    def do_user_request(self, call):
+        user = call.args['user']
+        self.boolean(call, 'request_sync', self.session('user%d' % user),
+                     lambda: self.model.request_sync(
+                         call.args['key'], call.args['key'][0] == USERS[user]))
+
+    def boolean(self, call, function, session, expect):
+        key = call.args['key']
+        out = self.call(session, 'SELECT syncstate.%s(%s)'
+                        % (function, arguments(key, {})))
+        want = self.settle(session, expect)
+        if self.code is None:
+            if (out[0] == b't') != want:
+                raise Mismatch(function, want, out[0])
+        if self.owner is None or self.code is None:
+            self.compare_table(session, key)
+
+    def do_user_forbidden(self, call):
+        """What a user may not do, not even with their own row"""
+        user = call.args['key'][0]
+        session = self.session('user%d' % USERS.index(user))
+        self.call(session, self.rnd_free_choice(call, [
+            "SELECT syncstate.mark_sync_completed(%s)" % arguments(call.args['key'], {}),
+            "SELECT syncstate.connect_sync(%s)" % arguments(call.args['key'], {}),
+            "SELECT count(*) FROM syncstate.claim_due_syncs()",
+            "SELECT sync_token FROM syncstate.sync_state",
+            "UPDATE syncstate.sync_state SET due_at = now()",
+            "DELETE FROM syncstate.sync_state",
+            "SELECT * FROM syncstate.sync_policy",
+            "SELECT * FROM syncstate.sync_overview"]))
+        self.settle(session, lambda: refuse_unless(False, '42501'))
+
+    @staticmethod
+    def rnd_free_choice(call, choices):
+        """A choice that repeats with the call"""
+        return choices[call.now % len(choices)]
+
+    def do_my_syncs(self, call):
+        user = call.args['user']
+        session = self.session('user%d' % user)
+        out = self.call(session, 'SELECT row_to_json(m)::text FROM syncstate.my_syncs AS m')
+        self.settle(session, lambda: True)
+        got = sorted((parse_row(x) for x in out), key=key_of)
+        want = sorted(({c: r[c] for c in MINE} for k, r in self.model.rows.items()
+                       if k[0] == USERS[user]), key=key_of)
+        if got != want:
+            raise Mismatch('my_syncs', want, got)
+
+    def do_get(self, call):
+        session = self.session(call.who)
+        key = call.args['key']
+        out = self.call(session, 'SELECT row_to_json(r)::text FROM '
+                        '(SELECT (syncstate.get_sync_state(%s)).*) AS r'
+                        % arguments(key, {}))
+        self.settle(session, lambda: True)
+        row = parse_row(out[0])
+        self.compare_row(key, row if row['user_id'] is not None else None,
+                         'get_sync_state')
+
+    def do_get_all(self, call):
+        session = self.session(call.who)
+        user = USERS[call.args['user']]
+        out = self.call(session, "SELECT row_to_json(r)::text "
+                        "FROM syncstate.get_sync_states('%s') AS r" % user)
+        self.settle(session, lambda: True)
+        got = [parse_row(x) for x in out]
+        want = [self.model.rows[k] for k in sorted(
+            (k for k in self.model.rows if k[0] == user),
+            key=lambda k: (self.model.sources.index(k[1]), k[2]))]
+        if got != want:
+            raise Mismatch('get_sync_states', want, got)
+
+    def do_users(self, call):
+        session = self.session(call.who)
+        a = call.args
+        out = self.call(session, 'SELECT u FROM '
+                        'syncstate.get_users_needing_sync(%s) AS u'
+                        % arguments(None, a))
+        got = [x.decode() for x in out or ()]
+
+        def expect():
+            refuse_unless(a.get('max_rows', 1) >= 1)
+            return self.model.users_needing(a['source'], a.get('stale_after'), got)
+
+        want = self.settle(session, expect)
+        if want is None:
+            return
+        n = len(want) if a.get('max_rows') is None else min(len(want), a['max_rows'])
+        times = [want.get(u) for u in got]
+        if len(got) != n or None in times or len(set(got)) < n \
+                or times != sorted(times) or times != sorted(want.values())[:n]:
+            raise Mismatch('get_users_needing_sync',
+                           {u: time_text(t[1]) for u, t in want.items()}, got)
+        self.facts['users found needing a sync'] += n
+
+    def do_next(self, call):
+        session = self.session(call.who)
+        source = call.args['source']
+        out = self.call(session, 'SELECT to_json(syncstate.next_sync_due(%s))'
+                        % literal(source))
+        self.settle(session, lambda: True)
+        got = parse_time(json.loads(out[0])) if out[0] is not None else None
+        want = self.model.next_sync_due(source)
+        if (got is None) != (want is None) or \
+                got is not None and not want[0] <= got <= want[1]:
+            raise Mismatch('next_sync_due', want and [time_text(int(w)) for w in want],
+                           time_text(got))
+
+    def do_overview(self, call):
+        session = self.session(call.who)
+        out = self.call(session, 'SELECT row_to_json(o)::text FROM syncstate.sync_overview AS o')
+        self.settle(session, lambda: True)
+        want = self.model.overview()
+        got = {}
+        for x in out:
+            o = json.loads(x)
+            o['oldest_due_age'] = parse_interval(o['oldest_due_age'])
+            o['paused_until'] = parse_time(o['paused_until'])
+            got[o['source']] = o
+        if list(got) != self.model.sources:
+            raise Mismatch('sources of sync_overview', self.model.sources, list(got))
+        for s in got:
+            if got[s] != dict(want[s]):
+                raise Mismatch('sync_overview of ' + s, *(
+                    {k: v for k, v in o.items() if got[s].get(k) != want[s].get(k)}
+                    for o in (want[s], got[s])))
+
+    def check_policy(self, session, source):
+        out = session.must("SELECT row_to_json(p)::text FROM "
+                           "syncstate.get_sync_policy('%s') AS p" % source)
+        self.compare_policy(source, out[0])
+
+    def compare_policy(self, source, data):
+        got = parse_policy(data)
+        got.pop('source')
+        want = self.model.policy(source)
+        if got != want:
+            raise Mismatch('policy of ' + source, *(
+                {k: v for k, v in o.items() if got.get(k) != want.get(k)}
+                for o in (want, got)))
+
+    def do_get_policy(self, call):
+        session = self.session(call.who)
+        session.set_clock(self.model.now)
+        self.check_policy(session, call.args['source'])
+
+    def do_policy(self, call):
+        session = self.session(call.who)
+        source, changes = call.args['source'], call.args['changes']
+        sent = {k: interval_text(v) if k in INTERVAL_SETTINGS else v
+                for k, v in changes.items()}
+        out = self.call(session, 'SELECT row_to_json(p)::text FROM '
+                        'syncstate.set_sync_policy(%s, %s) AS p'
+                        % (literal(source), literal(json.dumps(sent))))
+
+        def expect():
+            self.model.set_policy(source, changes)
+            return True
+
+        if self.settle(session, expect):
+            self.compare_policy(source, out[0])
+
+    def do_pause_source(self, call):
+        session = self.session(call.who)
+        a = dict(call.args)
+        source = a['source']
+        until = a.get('until', INFINITY)
+        if 'until' in a:
+            a['until'] = time_text(a['until'])
+        out = self.call(session, 'SELECT row_to_json(p)::text FROM '
+                        'syncstate.pause_sync_source(%s) AS p' % arguments(None, a))
+
+        def expect():
+            refuse_unless(until is not None)
+            self.model.set_policy(source, {'paused_until': until})
+            return True
+
+        if self.settle(session, expect):
+            self.compare_policy(source, out[0])
+
+    def do_resume_source(self, call):
+        session = self.session(call.who)
+        source = call.args['source']
+        out = self.call(session, 'SELECT row_to_json(p)::text FROM '
+                        "syncstate.resume_sync_source('%s') AS p" % source)
+
+        def expect():
+            self.model.set_policy(source, {'paused_until': None})
+            self.model.perhaps |= {source}
+            return True
+
+        self.settle(session, expect)
+        self.compare_policy(source, out[0])
+
+    def do_register(self, call):
+        session = self.sessions['admin']
+        label = call.args['label']
+        self.call(session, 'SELECT syncstate.register_sync_source(%s)' % literal(label))
+
+        def expect():
+            refuse_unless(re.fullmatch('[a-z0-9_]{1,63}', label))
+            if label not in self.model.sources:
+                self.model.sources = self.model.sources + [label]
+            return True
+
+        self.settle(session, expect)
+
+    def do_forget(self, call):
+        """The application deletes a user."""
+        session = self.sessions['admin'] if self.owner is None else \
+            self.session(self.owner)
+        if session.role is not None:
+            return
+        user = USERS[call.args['user']]
+        self.call(session, "INSERT INTO regress_model_users VALUES ('%s'); "
+                  "DELETE FROM regress_model_users" % user)
+        self.settle(session, lambda: self.model.forget_user(user) or True)
+        out = session.must("SELECT count(*) FROM syncstate.sync_state "
+                           "WHERE user_id = '%s'" % user)
+        if out[0] != b'0':
+            raise Mismatch('rows of a deleted user', 0, out[0])
+
+    # ------------------------------------------------------ transactions
+
+    def do_begin(self, call):
+        if self.owner is not None:
+            return
+        self.owner = call.who
+        session = self.session(call.who)
+        session.must('BEGIN')
+        self.saved = [(None, self.model.save())]
+
+    def do_savepoint(self, call):
+        if self.owner is None:
+            return
+        name = 's%d' % len(self.saved)
+        self.session(self.owner).must('SAVEPOINT ' + name)
+        self.saved.append((name, self.model.save()))
+
+    def do_rollback_to(self, call):
+        if self.owner is None:
+            return
+        self.undo(self.session(self.owner))
+        if self.owner is None:
+            self.compare_all()
+
+    def do_release(self, call):
+        """Of a sync, or of a savepoint: the call says by its arguments"""
+        if 'key' in call.args:
+            return self.do_lifecycle(call)
+        if self.owner is None or len(self.saved) < 2:
+            return
+        name, _ = self.saved.pop()
+        self.session(self.owner).must('RELEASE SAVEPOINT ' + name)
+
+    def do_commit(self, call):
+        if self.owner is None:
+            return
+        self.session(self.owner).must('COMMIT')
+        self.owner, self.saved = None, []
+        self.compare_all()
+
+    def do_rollback(self, call):
+        if self.owner is None:
+            return
+        session = self.session(self.owner)
+        session.must('ROLLBACK')
+        session.clock = None
+        self.model.restore(self.saved[0][1])
+        self.owner, self.saved = None, []
+        self.compare_all()
+
+    def do_reconnect(self, call):
+        """A worker is restarted."""
+        if self.owner is None and call.who != 'admin' and call.who in self.sessions:
+            self.sessions.pop(call.who).close()
+
+
+def nice(column, value):
+    if column in TIMES and isinstance(value, (int, float)):
+        return time_text(value)
+    return value if not isinstance(value, str) or len(value) < 100 \
+        else value[:100] + '...'
+
+
+INTERVAL_SETTINGS = ('sync_interval', 'lease_time', 'retry_base', 'retry_cap',
+                     'rate_limit_wait', 'park_after', 'token_ttl')
+
+
+def parse_policy(data):
+    p = json.loads(data)
+    for k in INTERVAL_SETTINGS:
+        p[k] = parse_interval(p[k])
+    p['paused_until'] = parse_time(p['paused_until'])
+    return p
+
+
+def arguments(key, a):
+    """SQL's named arguments"""
+    out = []
+    if key is not None:
+        out += ["user_id => '%s'" % key[0], "source => '%s'" % key[1]]
+        if key[2]:
+            out.append('resource => ' + literal(key[2]))
+    for k, v in a.items():
+        if k in ('lease_time', 'retry_after', 'stale_after'):
+            v = interval_text(v)
+        elif k == 'updated_min':
+            v = time_text(v)
+        out.append('%s => %s' % (k, literal(v)))
+    return ', '.join(out)
+
+
+MIX = dict(claim=22, start=7, complete=15, fail=10, limit=4, clear=3,
+           clear_again=2, renew=4, checkpoint=5, release=3, batch=6, update=5,
+           upsert=4, request=5, user_request=3, connect=6, disconnect=1.2,
+           pause=2, resume=3, policy=1.5, pause_source=0.5, resume_source=0.7,
+           get=1, get_all=0.5, my_syncs=1, users=3, next=3, overview=2,
+           get_policy=0.5, user_forbidden=0.7, key_change=0.2, forget=0.1,
+           register=0.01, reconnect=0.3)
+# Of other sessions than the one that has a transaction open.
+NOT_INSIDE = {'user_request', 'my_syncs', 'user_forbidden', 'register',
+              'reconnect', 'begin'}
+NAMES, WEIGHTS = list(MIX), list(MIX.values())
+
+
+# ---------------------------------------------------------------- a failure
+
+def replay(conninfo, calls):
+    """(number of the call that differs, Mismatch), or None"""
+    runner = Runner(conninfo, 0)
+    n = 0
+    try:
+        for n, call in enumerate(calls):
+            runner.play(call)
+        runner.finish()
+        return None
+    except Mismatch as e:
+        return n, e
+    finally:
+        runner.close()
+
+
+def shrink(conninfo, calls, mismatch, seconds):
+    """A shorter history that ends in the same difference, as far as one is
+    found in time, and how that one ends."""
+    until = time.monotonic() + seconds
+    best = calls, mismatch
+
+    def same(shorter):
+        if time.monotonic() > until:
+            return False
+        found = replay(conninfo, shorter)
+        if found is None or found[1].what != mismatch.what:
+            return False
+        nonlocal best
+        best = shorter[:found[0] + 1], found[1]
+        return True
+
+    # without all that is about other rows, or else about other sources
+    last = calls[-1].args
+    for about in (last.get('key'), last.get('source')):
+        if about is not None:
+            same([c for c in best[0] if 'key' not in c.args
+                  or about in (c.args['key'], c.args['key'][1])])
+    # without all calls of a kind
+    for name in NAMES + ['begin', 'savepoint']:
+        same([c for c in best[0][:-1] if c.name != name] + best[0][-1:])
+    # without stretches of calls, down to single ones
+    size = len(best[0]) // 2
+    while size >= 1:
+        start = 0
+        while start < len(best[0]) - 1 and time.monotonic() < until:
+            now = best[0]
+            if not same(now[:start] + now[min(start + size, len(now) - 1):]):
+                start += size
+        size //= 2
+    return best
+
+
+def describe(call):
+    args = re.sub(r'(.)\1{50,}', lambda m: '%s... (%d)' % (m[1], len(m[0])),
+                  repr(call.args))
+    return '%s %-8s %-14s %s' % (time_text(call.now), call.who, call.name, args)
+
+
+def report_failure(options, seed, runner, e):
+    print('seed %d, step %d, %s: %s\n  expected %r\n  got      %r'
+          % (seed, runner.step, describe(runner.log[-1]), e.what,
+             e.expected, e.got))
+    print('  statement: %s' % getattr(runner, 'sql', '')[:2000])
+    key = runner.log[-1].args.get('key')
+    if key is not None:
+        print('  the row should be %r\n  with policy %r' % (
+            {c: nice(c, v) for c, v in
+             (runner.model.rows.get(key) or {}).items() if v is not None},
+            runner.model.policy(key[1])))
+    sys.stdout.flush()
+    runner.close()
+    calls, end = runner.log, e
+    if options.shrink > 0:
+        calls, end = shrink(options.conninfo, calls, e, options.shrink)
+    print('the history, %d of %d calls, of which the last %d:' % (
+        len(calls), len(runner.log), min(len(calls), 30)))
+    for call in calls[-30:]:
+        print('  ' + describe(call))
+    if len(calls) < len(runner.log):
+        print('  which ends with %s\n  expected %r\n  got      %r'
+              % (end.what, end.expected, end.got))
+    if options.history is not None:
+        with open(options.history, 'w') as f:
+            for call in calls:
+                print(repr(tuple(call)), file=f)
+        print('all of it is in ' + options.history)
+    sys.stdout.flush()
+
+
+# A history that is longer is made of several, each with the next seed.
+HISTORY = 20_000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('conninfo')
+    parser.add_argument('--calls', type=int, default=HISTORY)
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--shrink', type=float, default=60,
+                        help='seconds to look for a shorter failing history')
+    parser.add_argument('--history', help='file for a failing history')
+    parser.add_argument('--replay', help='file with a history to repeat')
+    options = parser.parse_args()
+
+    if options.replay is not None:
+        with open(options.replay) as f:
+            calls = [Call(*ast.literal_eval(line)) for line in f]
+        found = replay(options.conninfo, calls)
+        if found is None:
+            print('%d calls agree' % len(calls))
+            return 0
+        n, e = found
+        print('call %d, %s: %s\n  expected %r\n  got      %r' % (
+            n + 1, describe(calls[n]), e.what, e.expected, e.got))
+        return 1
+
+    began = time.monotonic()
+    total, seed = 0, options.seed
+    done, refused, facts = (collections.Counter() for _ in range(3))
+    while total < options.calls:
+        runner = Runner(options.conninfo, seed)
+        length = min(HISTORY, options.calls - total)
+        try:
+            while runner.step < length:
+                runner.play(runner.invent())
+            runner.finish()
+        except Mismatch as e:
+            report_failure(options, seed, runner, e)
+            return 1
+        runner.close()
+        total += length
+        seed += 1
+        done.update(call.name for call in runner.log)
+        refused.update(runner.refused)
+        facts.update(runner.facts)
+        if total % 200_000 == 0:
+            print('%d calls agree so far' % total)
+            sys.stdout.flush()
+    print('%d calls agree, seeds %d to %d, %.0f s' % (
+        total, options.seed, seed - 1, time.monotonic() - began))
+    for title, counter in (('calls', done), ('refused', refused),
+                           ('seen', facts)):
+        print('%s: %s' % (title, ', '.join('%s %d' % kv for kv in
+                                           sorted(counter.items()))))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
