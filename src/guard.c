@@ -71,7 +71,8 @@ syncstate_is_legal(PG_FUNCTION_ARGS)
 		Anum_sync_state_last_full_sync_at, Anum_sync_state_due_at,
 		Anum_sync_state_requested_at, Anum_sync_state_lease_expires_at,
 		Anum_sync_state_last_sync_at, Anum_sync_state_last_successful_sync_at,
-		Anum_sync_state_failing_since,
+		Anum_sync_state_failing_since, Anum_sync_state_created_at,
+		Anum_sync_state_updated_at,
 	};
 	HeapTupleHeader header;
 	HeapTupleData tuple;
@@ -306,7 +307,6 @@ syncstate_guard_update(const SyncState *old, SyncState *row,
 		/* the run in flight would bring the old cursor back: revoke it */
 		row->status = SYNC_IDLE;
 		syncstate_set_due(row, now);
-		due_changed = true;
 	}
 	else if (row->status == SYNC_SYNCING &&
 			 (!was_running || lease_changed ||

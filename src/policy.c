@@ -449,8 +449,7 @@ syncstate_interval_usecs(const Interval *interval)
 		return MAX_DURATION;
 	if (usecs <= -(double) MAX_DURATION)
 		return -MAX_DURATION;
-	return interval->time +
-		(interval->day + INT64CONST(30) * interval->month) * USECS_PER_DAY;
+	return (int64) usecs;		/* exact: below 2^53 */
 }
 
 /*
@@ -620,10 +619,11 @@ syncstate_pause_source(Oid source, TimestampTz until, TimestampTz now)
 	SnapshotData dirty;
 	SysScanDesc scan;
 	HeapTuple	tuple;
+	TimestampTz paused_until;
 	bool		covered = false;
 
-	if (until - syncstate_policy(source)->paused_until < USECS_PER_SEC &&
-		syncstate_policy(source)->paused_until != NO_TIME)
+	paused_until = syncstate_policy(source)->paused_until;
+	if (paused_until != NO_TIME && paused_until > until - USECS_PER_SEC)
 		return;
 
 	InitDirtySnapshot(dirty);
