@@ -17,8 +17,9 @@ $node->start;
 sub as
 {
 	my ($role, $sql, $database) = @_;
+	my $become = $role eq 'superuser' ? 'RESET ROLE' : "SET ROLE $role";
 	my ($status, $out, $err) =
-	  $node->psql($database // 'postgres', "SET ROLE $role; $sql", on_error_stop => 1, extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
+	  $node->psql($database // 'postgres', "$become; $sql", on_error_stop => 1, extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
 	return $status == 0 ? $out : $err =~ /ERROR:\s+(\w{5})/ ? $1 : "no SQLSTATE: $err";
 }
 
@@ -102,7 +103,7 @@ foreach my $case (
 		DROP TABLE IF EXISTS auth.users_dropped;
 		CREATE TABLE auth.users_dropped (id uuid, x int);
 		ALTER TABLE auth.users_dropped DROP COLUMN id});
-	is(as('postgres', "SELECT syncstate.watch_users($arguments)"), $sqlstate, $what);
+	is(as('superuser', "SELECT syncstate.watch_users($arguments)"), $sqlstate, $what);
 }
 $node->safe_psql('postgres', 'DROP VIEW auth.v; DROP TABLE auth.users_dropped');
 
@@ -123,10 +124,10 @@ is($node->safe_psql('postgres', q{SELECT count(*) FROM auth.users}), '90', 'the 
 $node->safe_psql('postgres', q{
 	SELECT syncstate.mark_sync_started(public.u(i), 'google_calendar') FROM generate_series(2, 4) AS i});
 is(as('auth_api', 'DELETE FROM auth.users WHERE id = public.u(3)'), '', 'a user is deleted while a worker syncs');
-is(as('postgres', q{SELECT syncstate.mark_sync_completed(public.u(3), 'google_calendar', sync_token => 'x', lease => 1)}),
+is(as('superuser', q{SELECT syncstate.mark_sync_completed(public.u(3), 'google_calendar', sync_token => 'x', lease => 1)}),
 	'PT404', 'its report finds no row');
-is(as('postgres', q{SELECT syncstate.checkpoint_sync(public.u(3), 'google_calendar', 1, 'p')}), 'PT404', 'nor its checkpoint');
-is(as('postgres', q{SELECT right(user_id::text, 1) FROM syncstate.report_syncs((SELECT jsonb_agg(jsonb_build_object(
+is(as('superuser', q{SELECT syncstate.checkpoint_sync(public.u(3), 'google_calendar', 1, 'p')}), 'PT404', 'nor its checkpoint');
+is(as('superuser', q{SELECT right(user_id::text, 1) FROM syncstate.report_syncs((SELECT jsonb_agg(jsonb_build_object(
 	'user_id', public.u(i), 'source', 'google_calendar', 'lease', 1, 'outcome', 'completed') ORDER BY i) FROM generate_series(2, 4) AS i))}),
 	"2\n4", 'in a batch it is left out, and the others are applied');
 is($node->safe_psql('postgres', q{SELECT syncstate.get_sync_state(public.u(3), 'google_calendar') IS NULL}), 't', 'the row stays gone');
@@ -200,7 +201,7 @@ is(left(), '11|10', 'it deletes the rows of the user');
 # ------------------------------------------------------- as a function only
 
 $node->safe_psql('postgres', 'CREATE TABLE public.other (id uuid, n integer)');
-is(as('postgres', 'SELECT syncstate.forget_users()'), '0A000', 'forget_users() is a trigger');
+is(as('superuser', 'SELECT syncstate.forget_users()'), '0A000', 'forget_users() is a trigger');
 foreach my $case (
 	[ 'AFTER DELETE ON public.other FOR EACH ROW',          q{'id'},       'for each row' ],
 	[ 'AFTER INSERT OR DELETE ON public.other FOR EACH STATEMENT', q{'id'}, 'of an INSERT' ],
@@ -208,7 +209,7 @@ foreach my $case (
 	[ 'AFTER DELETE ON public.other FOR EACH STATEMENT',    q{'id', 'id'}, 'with two columns' ])
 {
 	my ($when, $arguments, $what) = @$case;
-	is(as('postgres', qq{
+	is(as('superuser', qq{
 		BEGIN;
 		CREATE TRIGGER t $when EXECUTE FUNCTION syncstate.forget_users($arguments);
 		INSERT INTO public.other VALUES (public.u(3));
@@ -244,8 +245,8 @@ is(left('restored'), '6|5', 'and the rows with them');
 is(left(), '7|6', 'and not those of the original');
 
 # The application's table outlives the extension.
-is(as('postgres', 'DROP EXTENSION syncstate', 'restored'), '2BP01', 'the extension is in use');
-is(as('postgres', 'DROP EXTENSION syncstate CASCADE', 'restored'), '', 'dropped with the trigger');
+is(as('superuser', 'DROP EXTENSION syncstate', 'restored'), '2BP01', 'the extension is in use');
+is(as('superuser', 'DROP EXTENSION syncstate CASCADE', 'restored'), '', 'dropped with the trigger');
 is(as('auth_api', 'DELETE FROM auth.users WHERE id = public.u(8)', 'restored'), '', 'users can be deleted as before');
 
 $node->stop;
