@@ -147,7 +147,7 @@ typedef struct Taken
 {
 	ItemPointerData tid;
 	SyncKey		key;
-	TimestampTz expires;
+	int64		lease_time;
 	bool		clear_cursor;
 	bool		requested;
 	TimestampTz since;			/* when it was requested, or fell due */
@@ -912,8 +912,8 @@ try_take(Claim *claim)
 	taken->key.resource =
 		cstring_to_text_with_len(VARDATA_ANY(row->key.resource),
 								 VARSIZE_ANY_EXHDR(row->key.resource));
-	taken->expires = claim->now + (claim->lease_time != 0 ?
-								   claim->lease_time : claim->policy.lease_time);
+	taken->lease_time = claim->lease_time != 0 ?
+		claim->lease_time : claim->policy.lease_time;
 	taken->clear_cursor = syncstate_cursor_is_dead(&claim->policy, row,
 												   claim->now);
 	taken->order = claim->ntaken;
@@ -924,8 +924,9 @@ try_take(Claim *claim)
 }
 
 /*
- * Starts the rows taken: one statement for all whose lease ends at the same
- * time and whose cursor lives, and one for each other such group.
+ * Starts the rows taken: one statement for all whose lease is as long and whose
+ * cursor lives, and one for each other such group.  They start now and not when
+ * the walk began: a request that the lock found is older than the start.
  *
  * The statement returns rows in the order of their ctids; they are matched by
  * key, since row security may leave some out, and put into the order that the
@@ -934,6 +935,7 @@ try_take(Claim *claim)
 static void
 start_taken(Claim *claim)
 {
+	TimestampTz now = syncstate_now();
 	ItemPointerData *tids = palloc(Max(claim->ntaken,
 									   list_length(claim->hopeless)) *
 								   sizeof(ItemPointerData));
@@ -945,8 +947,7 @@ start_taken(Claim *claim)
 
 		foreach(lc, claim->hopeless)
 			tids[ntids++] = *(ItemPointer) lfirst(lc);
-		syncstate_store_park_expired(tids, ntids, LEASE_EXPIRED_MESSAGE,
-									 claim->now);
+		syncstate_store_park_expired(tids, ntids, LEASE_EXPIRED_MESSAGE, now);
 	}
 
 	qsort(claim->taken, claim->ntaken, sizeof(Taken), compare_groups);
@@ -957,13 +958,13 @@ start_taken(Claim *claim)
 		int			at = 0;
 
 		while (first + size < claim->ntaken &&
-			   group[size].expires == group->expires &&
+			   group[size].lease_time == group->lease_time &&
 			   group[size].clear_cursor == group->clear_cursor)
 		{
 			tids[size] = group[size].tid;
 			size++;
 		}
-		syncstate_store_start(tids, size, group->expires, claim->now,
+		syncstate_store_start(tids, size, now + group->lease_time, now,
 							  group->clear_cursor);
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
@@ -993,8 +994,8 @@ compare_groups(const void *a, const void *b)
 	const Taken *x = a;
 	const Taken *y = b;
 
-	if (x->expires != y->expires)
-		return x->expires < y->expires ? -1 : 1;
+	if (x->lease_time != y->lease_time)
+		return x->lease_time < y->lease_time ? -1 : 1;
 	if (x->clear_cursor != y->clear_cursor)
 		return x->clear_cursor ? 1 : -1;
 	return ItemPointerCompare(unconstify(ItemPointerData *, &x->tid),

@@ -1197,6 +1197,7 @@ class Runner:
     def invent_time(self):
         r, m = self.rnd, self.model
         x = r.random()
+        self.focus = None
         if x < 0.5:
             return m.now
         if x < 0.65:
@@ -1217,6 +1218,7 @@ class Runner:
                       row['requested_at'], m.policy(row['source'])['paused_until']])
         if t is None or t == INFINITY or not m.now <= t <= m.now + 2 * DAY:
             return m.now
+        self.focus = key_of(row)    # something is about to happen to this one
         return max(m.now, t + r.choice([-1, 0, 0, 1]))
 
     def some_row(self, *statuses):
@@ -1228,6 +1230,8 @@ class Runner:
         """A row's key, mostly; else any"""
         row = None
         x = self.rnd.random()
+        if self.focus is not None and x < 0.6:
+            return self.focus
         if x < 0.75:
             row = self.some_row(*statuses)
         if row is None and x < 0.95:
@@ -1313,10 +1317,12 @@ class Runner:
 
     def invent_clear_again(self):
         """Losses in a row are rare by chance"""
-        rows = [x for x in self.model.rows.values() if x['token_losses'] > 0]
-        row = self.rnd.choice(rows) if rows else None
+        rows = sorted((x for x in self.model.rows.values()
+                       if x['token_losses'] > 0),
+                      key=lambda x: x['token_losses'])
+        row = self.rnd.choice(rows[-2:]) if rows else None
         return {'key': key_of(row) if row else self.some_key(),
-                'lease': self.some_lease()}
+                'lease': self.rnd.choice(['none', 'none', 0])}
 
     def invent_renew(self):
         a = {'key': self.some_key('syncing'),
@@ -1386,7 +1392,7 @@ class Runner:
                     'page_token': ['q1', None],
                     'error_message': ['odd', None],
                     'due_at': [self.model.now + r.randrange(-HOUR, 2 * HOUR)],
-                    'token_losses': [0, 2, 8],
+                    'token_losses': [0, 2, 8, 9],
                     'progress_done': [4, None]}[c])
         if 'parked_reason' in changes and 'due_at' in changes:
             del changes['due_at']
@@ -1648,6 +1654,8 @@ class Runner:
 
         if self.settle(session, expect):
             self.compare_row(key, got, 'returned row')
+            if got['parked_reason'] is not None:
+                self.facts['rows returned parked, ' + got['parked_reason']] += 1
             if a.get('scope') == 'source':
                 self.check_policy(session, key[1])
         if self.owner is None or self.code is None:

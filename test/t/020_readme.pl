@@ -376,10 +376,12 @@ my $contents = q{SELECT s.* FROM syncstate.sync_state AS s ORDER BY user_id, sou
 $node->safe_psql('readme', "SELECT syncstate.connect_sync($user, 'outlook_mail')");
 
 command_ok([ 'pg_dump', '-Fd', '-f', "$dir/dump", 'readme' ], 'dump');
+# Since 17 labels may be used in the transaction that made their type.
 command_fails_like(
 	[ 'pg_restore', '-1', '-d', 'new', "$dir/dump" ],
 	qr/unsafe use of new value "outlook_mail"/,
-	'a restore in one transaction needs the labels first');
+	'a restore in one transaction needs the labels first')
+  if $node->pg_version < 17;
 command_ok([ 'sh', '-ec', "cd '$dir'\n$recipe" ], 'the recipe for a parallel restore');
 is( $node->safe_psql('new', $contents),
 	$node->safe_psql('readme', $contents),
