@@ -366,7 +366,7 @@ class Judge:
             if new["status"] != "rate_limited" or new["due_at"] is not None and new["due_at"] < at + SECOND:
                 self.complain("columns", "a rate limit did not do what a rate limit does", key)
         elif kind in ("renew", "checkpoint"):
-            if new["lease_expires_at"] < at + SECOND or \
+            if new["lease_expires_at"] is None or new["lease_expires_at"] < at + SECOND or \
                     kind == "checkpoint" and new["lease_expires_at"] < old["lease_expires_at"]:
                 self.complain("columns", f"{kind} did not renew", key)
         elif kind == "release":
@@ -512,9 +512,14 @@ class Judge:
             if own:
                 later = chain[own[-1] + 1:]
             else:
-                # it relied on an earlier request: a start that had been made by then does not count
+                # it relied on an earlier request: a start that had been made by then does not count,
+                # nor one that came before that request
                 later = [w for w in chain if self.calls.get(w["call"]) is None
                          or self.calls[w["call"]]["end"] >= call["begin"]]
+                relied_on = next((i for i, w in enumerate(later) if any(
+                    state is not None and state["requested_at"] is not None
+                    for state in (w["old"], w["new"]))), len(later))
+                later = later[relied_on:]
             served = next((w for w in later if w["new"] is None
                            or w["old"] is not None and w["new"]["lease"] > w["old"]["lease"]), None)
             if served is None:
