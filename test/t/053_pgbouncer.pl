@@ -123,7 +123,7 @@ foreach my $round (
 	my $transactions = int($rows / 3 / $clients * 1.5) + 1;
 	my $seed = int(rand(2**31));
 	$node->command_ok(
-		[ 'pgbench', '--no-vacuum', "--client=$clients", "--jobs=$clients", "--protocol=$protocol",
+		[ 'pgbench', '--no-vacuum', "--client=$clients", '--jobs=2', "--protocol=$protocol",
 			"--transactions=$transactions", "--random-seed=$seed", "--file=$dir/work.sql\@3", "--file=$dir/look.sql\@1",
 			'-h', $dir, '-p', $port, 'postgres' ],
 		"$what: $clients clients on $servers connections, seed $seed");
