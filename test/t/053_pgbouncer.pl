@@ -123,7 +123,9 @@ foreach my $round (
 	my $transactions = int($rows / 3 / $clients * 1.5) + 1;
 	my $seed = int(rand(2**31));
 	$node->command_ok(
-		[ 'pgbench', '--no-vacuum', "--client=$clients", '--jobs=2', "--protocol=$protocol",
+		# a thread for each client: pgbench prepares synchronously, and would
+		# wait for a connection that another client of the thread holds
+		[ 'pgbench', '--no-vacuum', "--client=$clients", "--jobs=$clients", "--protocol=$protocol",
 			"--transactions=$transactions", "--random-seed=$seed", "--file=$dir/work.sql\@3", "--file=$dir/look.sql\@1",
 			'-h', $dir, '-p', $port, 'postgres' ],
 		"$what: $clients clients on $servers connections, seed $seed");
