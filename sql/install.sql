@@ -5,6 +5,7 @@
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS syncstate;
 RESET client_min_messages;
+\set SHOW_CONTEXT never
 
 /* ------------------------------------------------------ a planted schema */
 
