@@ -123,7 +123,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		3, {UUIDOID, ARG_SOURCE, TEXTOID}
 	},
 
-	/* keep in sync with write_args() */
+	/* keep in sync with write_args(), and with the one for many rows below */
 	[PLAN_WRITE] = {
 		"UPDATE syncstate.sync_state AS s SET status = $2, sync_token = $3, "
 		"history_id = $4, updated_min = $5, token_issued_at = $6, "
