@@ -21,10 +21,6 @@ my $contents = slurp_file("$here/contents.sql");
 # The servers that have the extension: version => its folder, as
 # PostgreSQL::Test::Cluster knows it (undef: the one under test).
 my ($mine) = (`pg_config --version` =~ /(\d+)/);
-
-# Open: into 18, pg_restore of the schema fails in the tested folder; the cause
-# is not known yet.
-plan skip_all => 'pg_upgrade into 18 is an open question' if $mine >= 18;
 my %servers = ($mine => undef);
 foreach my $bin (glob('/usr/lib/postgresql/*/bin'))
 {
@@ -80,6 +76,47 @@ sub schema
 	return $text;
 }
 
+# Runs pg_upgrade; returns whether it succeeded, what it printed, and its logs.
+sub upgrade
+{
+	my ($old, $new, @options) = @_;
+	my $bin = bindir($newest);
+	# it writes where it is called
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my $cwd = getcwd();
+	chdir $dir or die "$dir: $!";
+	my @command = ("$bin/pg_upgrade", '--no-sync',
+		'--old-datadir', $old->data_dir, '--new-datadir', $new->data_dir,
+		'--old-bindir', bindir($oldest), '--new-bindir', $bin,
+		'--socketdir', $new->host, '--old-port', $old->port, '--new-port', $new->port, @options);
+	my ($out, $ok);
+	{
+		local %ENV = $new->_get_env;
+		$ok = IPC::Run::run(\@command, '>&', \$out);
+	}
+	chdir $cwd or die "$cwd: $!";
+	my %logs = map { $_ => slurp_file($_) } glob("$dir/*.log"), glob($new->data_dir . '/pg_upgrade_output.d/*/log/*');
+	return ($ok, $out, \%logs);
+}
+
+# Minor releases of November 2026 mark every column with an option "pg_attver",
+# which pg_upgrade hands on to the new server; one that is older does not know
+# it, and no database with a table can be upgraded.  Whether these two are such
+# a pair, a database without the extension tells; the marks are taken off then,
+# so that what is ours is tested all the same.
+my $marked = 0;
+if ($oldest != $newest)
+{
+	my ($old, $new) = (server('plain_old', $oldest), server('plain_new', $newest));
+	$old->start;
+	$old->safe_psql('postgres', 'CREATE TABLE plain (a int)');
+	$old->stop;
+	my ($ok, $out, $logs) = upgrade($old, $new);
+	$marked = grep { /unrecognized parameter "pg_attver"/ } values %$logs;
+	ok($ok || $marked, 'pg_upgrade of a plain table') or diag($out);
+	diag("pg_upgrade from $oldest to $newest fails for every table; going on without the marks it falls over") if $marked;
+}
+
 my $old = server('old', $oldest);
 $old->start;
 $old->safe_psql('postgres', q{
@@ -99,6 +136,11 @@ is($old->safe_psql('app', q{SELECT string_agg(DISTINCT status::text, ' ' ORDER B
 my $had = ask($old, $contents);
 my $was = schema($old);
 my $order = ask($old, 'SELECT enum_range(NULL::syncstate.sync_source)');
+if ($marked)
+{
+	$old->safe_psql($_, q{UPDATE pg_attribute SET attoptions = NULL WHERE attoptions::text LIKE '{pg_attver=%}'})
+		foreach qw(template1 postgres app);
+}
 $old->stop;
 
 # Copies come first: after linking, the old cluster must not be started.
@@ -106,28 +148,12 @@ foreach my $mode ($oldest == $newest ? '--link' : ('--copy', '--link'))
 {
 	my $new = server('new' . $mode =~ s/-//gr, $newest);
 	my $bin = bindir($newest);
-	# it writes where it is called
-	my $dir = PostgreSQL::Test::Utils::tempdir();
-	my $cwd = getcwd();
-	chdir $dir or die "$dir: $!";
-	my @command = ("$bin/pg_upgrade", '--no-sync',
-		'--old-datadir', $old->data_dir, '--new-datadir', $new->data_dir,
-		'--old-bindir', bindir($oldest), '--new-bindir', $bin,
-		'--socketdir', $new->host, '--old-port', $old->port, '--new-port', $new->port);
-	push @command, $mode if $mode ne '--copy'; # 15 copies unless told otherwise
-	my ($out, $ok);
-	{
-		local %ENV = $new->_get_env;
-		$ok = IPC::Run::run(\@command, '>&', \$out);
-	}
-	chdir $cwd or die "$cwd: $!";
+	# 15 copies unless told otherwise
+	my ($ok, $out, $logs) = upgrade($old, $new, $mode eq '--copy' ? () : $mode);
 	ok($ok, "pg_upgrade $mode from $oldest to $newest") or do
 	{
 		diag($out);
-		foreach my $log (glob("$dir/*.log"), glob($new->data_dir . '/pg_upgrade_output.d/*/log/*'))
-		{
-			diag("$log: " . substr(slurp_file($log), -3000));
-		}
+		diag("$_: " . substr($logs->{$_}, -3000)) foreach sort keys %$logs;
 		next;
 	};
 
