@@ -31,6 +31,18 @@ all install installcheck clean:
 		"or say PG_CONFIG=/path/to/pg_config" >&2; exit 1
 endif
 
+# The release archives, as PGXN takes them: what is committed, in a directory
+# of its own, if all files agree which version this is.
+.PHONY: dist
+dist:
+	@git diff --quiet HEAD || \
+		{ echo "commit first: the archive holds what is committed" >&2; exit 1; }
+	@release=$$(test/versions) && for format in zip tar.gz; do \
+		git archive --format=$$format --prefix=syncstate-$$release/ \
+			-o syncstate-$$release.$$format HEAD && \
+		echo syncstate-$$release.$$format || exit; \
+	done
+
 # Everything from nothing: install what is missing, build, and run against a
 # throw-away server.  See test/setup for the choice of the server's version.
 .PHONY: test demo
