@@ -1,0 +1,204 @@
+// The state of syncs, kept by the PostgreSQL extension syncstate, for an
+// application that reaches its database with supabase-js.
+//
+// Copy this file and syncstate-types.ts into the application.  The client needs
+// a key whose role was given to grant_worker() (on Supabase: the service key),
+// so this belongs on a server, never in a browser; and `syncstate` must be among
+// the schemas that the REST layer exposes.
+//
+//   const states = new SyncStateService(createClient(url, serviceKey));
+//
+// A call that fails throws a SyncStateError.  Where more than one process may
+// sync the same account, give the lease that markSyncStarted() returned to the
+// reports: then a report that comes too late changes nothing, and fails with
+// `leaseLost`.  A report is a POST and therefore never retried by supabase-js; it
+// may be sent again by the application when no answer came.
+
+import type { PostgrestSingleResponse, SupabaseClient } from '@supabase/supabase-js';
+import type { Database, SyncSource, SyncState } from './syncstate-types.js';
+
+export type { SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
+
+/** What all reports may be given: which resource, and the lease that the row was handed out with. */
+export type ReportOptions = { lease?: number; resource?: string };
+
+/** The columns that updateState() may change; null clears, what is left out stays. */
+export type SyncStateChanges = Partial<
+  Omit<
+    Database['syncstate']['Tables']['sync_state']['Update'],
+    'user_id' | 'source' | 'resource' | 'lease' | 'failing_since' | 'created_at' | 'updated_at'
+  >
+>;
+
+/** An answer of the database, or of the REST layer, that is an error. */
+export class SyncStateError extends Error {
+  constructor(
+    message: string,
+    /** The SQLSTATE ("PT409"), or the REST layer's code ("PGRST303"). */
+    readonly code: string,
+    /** The HTTP status; 0 when there was no answer. */
+    readonly status: number,
+    readonly details: string | null,
+    readonly hint: string | null,
+  ) {
+    super(message);
+    this.name = 'SyncStateError';
+  }
+
+  /** The row is another worker's by now, or gone: drop the work. */
+  get leaseLost(): boolean {
+    return this.code === 'PT409' || this.code === 'PT404';
+  }
+}
+
+/** Seconds as an interval, or null for the default of the source. */
+const seconds = (value: number | undefined): string | null => (value === undefined ? null : `${value} seconds`);
+
+export class SyncStateService {
+  private readonly db: ReturnType<SupabaseClient<Database>['schema']>;
+
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- a client of whichever database types
+  constructor(client: SupabaseClient<any, any, any>) {
+    this.db = (client as unknown as SupabaseClient<Database>).schema('syncstate');
+  }
+
+  /** The row of a user and source, or null. */
+  async getState(userId: string, source: SyncSource, resource = ''): Promise<SyncState | null> {
+    const row = await result(this.db.rpc('get_sync_state', { user_id: userId, source, resource }));
+    // No row comes as one whose columns are all null.
+    return row.user_id === null ? null : (row as SyncState);
+  }
+
+  /** Changes columns of the row as the application sees fit, and makes it if it is missing. */
+  async updateState(
+    userId: string,
+    source: SyncSource,
+    changes: SyncStateChanges,
+    resource = '',
+  ): Promise<SyncState> {
+    return result(this.db.rpc('update_sync_state', { user_id: userId, source, changes, resource }));
+  }
+
+  /** Takes the row for this process; null if another one is at it. */
+  async markSyncStarted(
+    userId: string,
+    source: SyncSource,
+    options: { leaseSeconds?: number; resource?: string } = {},
+  ): Promise<SyncState | null> {
+    try {
+      return await result(
+        this.db.rpc('mark_sync_started', {
+          user_id: userId,
+          source,
+          lease_time: seconds(options.leaseSeconds),
+          resource: options.resource ?? '',
+        }),
+      );
+    } catch (error) {
+      if (error instanceof SyncStateError && error.code === 'PT409') return null;
+      throw error;
+    }
+  }
+
+  /** Reports the end of a sync, with the cursor of its last page; what is left out stays as it was. */
+  async markSyncCompleted(
+    userId: string,
+    source: SyncSource,
+    itemsSynced: number,
+    cursor: { syncToken?: string | null; historyId?: string | null; updatedMin?: string | Date | null } = {},
+    options: ReportOptions = {},
+  ): Promise<SyncState> {
+    const { syncToken = null, historyId = null, updatedMin = null } = cursor;
+    return result(
+      this.db.rpc('mark_sync_completed', {
+        user_id: userId,
+        source,
+        items_synced: itemsSynced,
+        sync_token: syncToken,
+        history_id: historyId,
+        updated_min: updatedMin instanceof Date ? updatedMin.toISOString() : updatedMin,
+        lease: options.lease ?? null,
+        resource: options.resource ?? '',
+      }),
+    );
+  }
+
+  /**
+   * Reports that a sync failed.  `transient` (the network, 5xx) is tried again
+   * soon, `permanent` (4xx) later, and `auth` (the grant is gone) not before the
+   * user has connected the account again.
+   */
+  async markSyncFailed(
+    userId: string,
+    source: SyncSource,
+    error: unknown,
+    options: ReportOptions & { kind?: 'transient' | 'permanent' | 'auth' } = {},
+  ): Promise<SyncState> {
+    return result(
+      this.db.rpc('mark_sync_failed', {
+        user_id: userId,
+        source,
+        error_message: error instanceof Error ? error.message : String(error),
+        kind: options.kind ?? 'transient',
+        lease: options.lease ?? null,
+        resource: options.resource ?? '',
+      }),
+    );
+  }
+
+  /**
+   * Reports that the provider's rate limit was hit, for the user or (scope
+   * `source`) for the whole project.  retryAfterSeconds is the provider's
+   * Retry-After, if it sent one.
+   */
+  async markRateLimited(
+    userId: string,
+    source: SyncSource,
+    retryAfterSeconds?: number,
+    options: ReportOptions & { scope?: 'user' | 'source' } = {},
+  ): Promise<SyncState> {
+    return result(
+      this.db.rpc('mark_rate_limited', {
+        user_id: userId,
+        source,
+        retry_after: seconds(retryAfterSeconds),
+        scope: options.scope ?? 'user',
+        lease: options.lease ?? null,
+        resource: options.resource ?? '',
+      }),
+    );
+  }
+
+  /** Reports that the provider has forgotten the cursor: the next sync is a full one. */
+  async clearSyncToken(userId: string, source: SyncSource, options: ReportOptions = {}): Promise<SyncState> {
+    return result(
+      this.db.rpc('clear_sync_token', {
+        user_id: userId,
+        source,
+        lease: options.lease ?? null,
+        resource: options.resource ?? '',
+      }),
+    );
+  }
+
+  /** Who is due, oldest first; nothing is taken. */
+  async getUsersNeedingSync(
+    source: SyncSource,
+    options: { staleAfterSeconds?: number; maxRows?: number } = {},
+  ): Promise<string[]> {
+    return result(
+      this.db.rpc('get_users_needing_sync', {
+        source,
+        stale_after: seconds(options.staleAfterSeconds),
+        max_rows: options.maxRows ?? null,
+      }),
+    );
+  }
+}
+
+/** The data of an answer, or its error thrown. */
+async function result<T>(answer: PromiseLike<PostgrestSingleResponse<T>>): Promise<T> {
+  const { data, error, status } = await answer;
+  if (error) throw new SyncStateError(error.message, error.code, status, error.details, error.hint);
+  return data;
+}

@@ -1,0 +1,762 @@
+// TypeScript types of the PostgreSQL extension syncstate, for supabase-js or any
+// other client that reads its rows as JSON.  Made from the catalogs: `make types`.
+//
+// Times come as text (ISO 8601), and so do intervals ("00:15:00"; in arguments
+// also "15 minutes").  A bigint comes as a number, which JavaScript rounds beyond
+// 2^53; give it as text, and read it with .select('lease::text'), to be exact.
+
+export type Json = string | number | boolean | null | { [key: string]: Json | undefined } | Json[];
+
+/** Which API a row syncs from; register_sync_source() adds labels. */
+export type SyncSource =
+  | 'google_calendar'
+  | 'google_tasks'
+  | 'google_gmail'
+  | 'google_contacts';
+
+/** What happened last to a row; never decides alone whether the row is due. */
+export type SyncStatus =
+  | 'idle'
+  | 'syncing'
+  | 'error'
+  | 'rate_limited';
+
+/** Labels that register_sync_source() added to sync_source. */
+export type CustomSource = {
+  /** Label of the source: 1 to 63 characters of a-z, 0-9 and _. */
+  label: string;
+};
+
+/** Overridden settings of sources; null = built-in default; get_sync_policy() tells the effective ones. */
+export type SyncPolicy = {
+  /** Which API. */
+  source: SyncSource;
+  /** From start to start of a row's syncs. */
+  sync_interval: string | null;
+  /** How long a claim has the row; 1 second to 1 day. */
+  lease_time: string | null;
+  /** Wait after the first failure; doubles with each further one. */
+  retry_base: string | null;
+  /** Longest wait after a failure. */
+  retry_cap: string | null;
+  /** Wait after a rate limit that named no time; 1 second to 30 days. */
+  rate_limit_wait: string | null;
+  /** Failures in a row before a row may be parked. */
+  max_failures: number | null;
+  /** How long a run of failures must have lasted before the row is parked. */
+  park_after: string | null;
+  /** How long a cursor lives; null = for ever. */
+  token_ttl: string | null;
+  /** What token_ttl is counted from: token (each sync renews it) or full (only a full sync does). */
+  token_ttl_from: string | null;
+  /** By how much of itself an interval is shortened at most; 0 to 0.9. */
+  jitter: number | null;
+  /** Until when nothing of the source is handed out; infinity = until resumed. */
+  paused_until: string | null;
+};
+
+/** One row per user, source and resource: where its incremental sync stands, and when it is due. */
+export type SyncState = {
+  /** The tenant. */
+  user_id: string;
+  /** Which API. */
+  source: SyncSource;
+  /** What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes. */
+  resource: string;
+  /** What happened last; a label. */
+  status: SyncStatus;
+  /** Cursor of Calendar and Contacts; at most 64 kB. */
+  sync_token: string | null;
+  /** Cursor of Gmail: an unsigned 64-bit decimal, as text. */
+  history_id: string | null;
+  /** Cursor of Tasks. */
+  updated_min: string | null;
+  /** When the cursor was last set. */
+  token_issued_at: string | null;
+  /** When a sync that began without a cursor last completed. */
+  last_full_sync_at: string | null;
+  /** When the row is due; null = parked. */
+  due_at: string | null;
+  /** When a sync was asked for; non-null = priority lane. */
+  requested_at: string | null;
+  /** Why the row is parked: paused, auth, failures or token_loop. */
+  parked_reason: string | null;
+  /** The row's own interval; null = the policy's. */
+  sync_interval: string | null;
+  /** Fencing number: one more at each start. */
+  lease: number;
+  /** Until when the sync in flight has the row; null = none in flight. */
+  lease_expires_at: string | null;
+  /** When a sync last started. */
+  last_sync_at: string | null;
+  /** When a sync last completed. */
+  last_successful_sync_at: string | null;
+  /** Items of the last completed sync. */
+  items_synced: number;
+  /** Where a long sync stands between pages; never the cursor. */
+  page_token: string | null;
+  /** Items done by the sync in flight; null = not known. */
+  progress_done: number | null;
+  /** Items expected by the sync in flight; null = not known. */
+  progress_total: number | null;
+  /** Failures in a row; rate limits do not count. */
+  failures: number;
+  /** Cursor losses in a row, since the last completion. */
+  token_losses: number;
+  /** What went wrong last; null after a completion; at most 8 kB. */
+  error_message: string | null;
+  /** When the row was made. */
+  created_at: string;
+  /** When the row was last written; set by the trigger. */
+  updated_at: string;
+  /** When the present run of failures began; null = none. */
+  failing_since: string | null;
+};
+
+/** What a user may see of their own rows: no cursor, no page token, no lease. */
+export type MySyncs = {
+  /** The tenant. */
+  user_id: string;
+  /** Which API. */
+  source: SyncSource;
+  /** What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes. */
+  resource: string;
+  /** What happened last; a label. */
+  status: SyncStatus;
+  /** When the row is due; null = parked. */
+  due_at: string | null;
+  /** When a sync was asked for; non-null = priority lane. */
+  requested_at: string | null;
+  /** Why the row is parked: paused, auth, failures or token_loop. */
+  parked_reason: string | null;
+  /** The row's own interval; null = the policy's. */
+  sync_interval: string | null;
+  /** When a sync that began without a cursor last completed. */
+  last_full_sync_at: string | null;
+  /** When a sync last started. */
+  last_sync_at: string | null;
+  /** When a sync last completed. */
+  last_successful_sync_at: string | null;
+  /** Items of the last completed sync. */
+  items_synced: number;
+  /** Items done by the sync in flight; null = not known. */
+  progress_done: number | null;
+  /** Items expected by the sync in flight; null = not known. */
+  progress_total: number | null;
+  /** Failures in a row; rate limits do not count. */
+  failures: number;
+  /** When the present run of failures began; null = none. */
+  failing_since: string | null;
+  /** Cursor losses in a row, since the last completion. */
+  token_losses: number;
+  /** What went wrong last; null after a completion; at most 8 kB. */
+  error_message: string | null;
+  /** When the row was made. */
+  created_at: string;
+  /** When the row was last written; set by the trigger. */
+  updated_at: string;
+};
+
+/** Per source: how many rows are in which state, due, held, failing and parked, and how late the oldest due one is. */
+export type SyncOverview = {
+  source: SyncSource | null;
+  rows: number | null;
+  idle: number | null;
+  syncing: number | null;
+  error: number | null;
+  rate_limited: number | null;
+  due: number | null;
+  oldest_due_age: string | null;
+  requested: number | null;
+  live_leases: number | null;
+  expired_leases: number | null;
+  failing: number | null;
+  parked_paused: number | null;
+  parked_auth: number | null;
+  parked_failures: number | null;
+  parked_token_loop: number | null;
+  without_cursor: number | null;
+  paused_until: string | null;
+};
+
+/** Arguments of checkpoint_sync(). */
+export type CheckpointSyncArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease: number | string;
+  page_token?: string | null;
+  progress_done?: number | string | null;
+  progress_total?: number | string | null;
+  resource?: string;
+};
+
+/** Arguments of claim_due_syncs(). */
+export type ClaimDueSyncsArgs = {
+  source?: SyncSource | null;
+  max_rows?: number;
+  lease_time?: string | null;
+};
+
+/** Arguments of clear_sync_token(). */
+export type ClearSyncTokenArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease?: number | string | null;
+  resource?: string;
+};
+
+/** Arguments of connect_sync(). */
+export type ConnectSyncArgs = {
+  user_id: string;
+  source: SyncSource;
+  resource?: string;
+};
+
+/** Arguments of disconnect_sync(). */
+export type DisconnectSyncArgs = {
+  user_id: string;
+  source: SyncSource;
+  resource?: string;
+};
+
+/** Arguments of get_sync_policy(). */
+export type GetSyncPolicyArgs = {
+  source: SyncSource;
+};
+
+/** Arguments of get_sync_state(). */
+export type GetSyncStateArgs = {
+  user_id: string;
+  source: SyncSource;
+  resource?: string;
+};
+
+/** Arguments of get_sync_states(). */
+export type GetSyncStatesArgs = {
+  user_id: string;
+};
+
+/** Arguments of get_users_needing_sync(). */
+export type GetUsersNeedingSyncArgs = {
+  source: SyncSource;
+  stale_after?: string | null;
+  max_rows?: number | null;
+};
+
+/** Arguments of mark_rate_limited(). */
+export type MarkRateLimitedArgs = {
+  user_id: string;
+  source: SyncSource;
+  retry_after?: string | null;
+  scope?: string;
+  lease?: number | string | null;
+  resource?: string;
+};
+
+/** Arguments of mark_sync_completed(). */
+export type MarkSyncCompletedArgs = {
+  user_id: string;
+  source: SyncSource;
+  items_synced?: number | string;
+  sync_token?: string | null;
+  history_id?: string | null;
+  updated_min?: string | null;
+  lease?: number | string | null;
+  resource?: string;
+};
+
+/** Arguments of mark_sync_failed(). */
+export type MarkSyncFailedArgs = {
+  user_id: string;
+  source: SyncSource;
+  error_message: string;
+  kind?: string;
+  lease?: number | string | null;
+  resource?: string;
+};
+
+/** Arguments of mark_sync_started(). */
+export type MarkSyncStartedArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease_time?: string | null;
+  resource?: string;
+};
+
+/** Arguments of next_sync_due(). */
+export type NextSyncDueArgs = {
+  source?: SyncSource | null;
+};
+
+/** Arguments of pause_sync(). */
+export type PauseSyncArgs = {
+  user_id: string;
+  source: SyncSource;
+  resource?: string;
+};
+
+/** Arguments of pause_sync_source(). */
+export type PauseSyncSourceArgs = {
+  source: SyncSource;
+  until?: string;
+};
+
+/** Arguments of register_sync_source(). */
+export type RegisterSyncSourceArgs = {
+  label: string;
+};
+
+/** Arguments of release_sync(). */
+export type ReleaseSyncArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease: number | string;
+  resource?: string;
+};
+
+/** Arguments of renew_sync_lease(). */
+export type RenewSyncLeaseArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease: number | string;
+  lease_time?: string | null;
+  resource?: string;
+};
+
+/** Arguments of report_syncs(). */
+export type ReportSyncsArgs = {
+  results: Json;
+};
+
+/** Arguments of request_sync(). */
+export type RequestSyncArgs = {
+  user_id: string;
+  source: SyncSource;
+  resource?: string;
+};
+
+/** Arguments of resume_sync(). */
+export type ResumeSyncArgs = {
+  user_id: string;
+  source: SyncSource;
+  resource?: string;
+};
+
+/** Arguments of resume_sync_source(). */
+export type ResumeSyncSourceArgs = {
+  source: SyncSource;
+};
+
+/** Arguments of set_sync_policy(). */
+export type SetSyncPolicyArgs = {
+  source: SyncSource;
+  changes: Json;
+};
+
+/** Arguments of update_sync_state(). */
+export type UpdateSyncStateArgs = {
+  user_id: string;
+  source: SyncSource;
+  changes: Json;
+  resource?: string;
+};
+
+/** What createClient<Database>() of supabase-js takes. */
+export type Database = {
+  syncstate: {
+    Tables: {
+      custom_source: {
+        Row: CustomSource;
+        Insert: {
+          label: string;
+        };
+        Update: {
+          label?: string;
+        };
+        Relationships: [];
+      };
+      sync_policy: {
+        Row: SyncPolicy;
+        Insert: {
+          source: SyncSource;
+          sync_interval?: string | null;
+          lease_time?: string | null;
+          retry_base?: string | null;
+          retry_cap?: string | null;
+          rate_limit_wait?: string | null;
+          max_failures?: number | null;
+          park_after?: string | null;
+          token_ttl?: string | null;
+          token_ttl_from?: string | null;
+          jitter?: number | null;
+          paused_until?: string | null;
+        };
+        Update: {
+          source?: SyncSource;
+          sync_interval?: string | null;
+          lease_time?: string | null;
+          retry_base?: string | null;
+          retry_cap?: string | null;
+          rate_limit_wait?: string | null;
+          max_failures?: number | null;
+          park_after?: string | null;
+          token_ttl?: string | null;
+          token_ttl_from?: string | null;
+          jitter?: number | null;
+          paused_until?: string | null;
+        };
+        Relationships: [];
+      };
+      sync_state: {
+        Row: SyncState;
+        Insert: {
+          user_id: string;
+          source: SyncSource;
+          resource?: string;
+          status?: SyncStatus;
+          sync_token?: string | null;
+          history_id?: string | null;
+          updated_min?: string | null;
+          token_issued_at?: string | null;
+          last_full_sync_at?: string | null;
+          due_at?: string | null;
+          requested_at?: string | null;
+          parked_reason?: string | null;
+          sync_interval?: string | null;
+          lease?: number | string;
+          lease_expires_at?: string | null;
+          last_sync_at?: string | null;
+          last_successful_sync_at?: string | null;
+          items_synced?: number | string;
+          page_token?: string | null;
+          progress_done?: number | string | null;
+          progress_total?: number | string | null;
+          failures?: number;
+          token_losses?: number;
+          error_message?: string | null;
+          created_at?: string;
+          updated_at?: string;
+          failing_since?: string | null;
+        };
+        Update: {
+          user_id?: string;
+          source?: SyncSource;
+          resource?: string;
+          status?: SyncStatus;
+          sync_token?: string | null;
+          history_id?: string | null;
+          updated_min?: string | null;
+          token_issued_at?: string | null;
+          last_full_sync_at?: string | null;
+          due_at?: string | null;
+          requested_at?: string | null;
+          parked_reason?: string | null;
+          sync_interval?: string | null;
+          lease?: number | string;
+          lease_expires_at?: string | null;
+          last_sync_at?: string | null;
+          last_successful_sync_at?: string | null;
+          items_synced?: number | string;
+          page_token?: string | null;
+          progress_done?: number | string | null;
+          progress_total?: number | string | null;
+          failures?: number;
+          token_losses?: number;
+          error_message?: string | null;
+          created_at?: string;
+          updated_at?: string;
+          failing_since?: string | null;
+        };
+        Relationships: [];
+      };
+    };
+    Views: {
+      my_syncs: {
+        Row: MySyncs;
+        Relationships: [];
+      };
+      sync_overview: {
+        Row: SyncOverview;
+        Relationships: [];
+      };
+    };
+    Functions: {
+      /** Remembers where a long sync stands, and renews its lease. */
+      checkpoint_sync: {
+        Args: CheckpointSyncArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Takes due rows, each with a lease; requested ones first, then the oldest due. */
+      claim_due_syncs: {
+        Args: ClaimDueSyncsArgs;
+        Returns: SyncState[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
+      };
+      /** Reports that the provider has forgotten the cursor: a full sync is next. */
+      clear_sync_token: {
+        Args: ClearSyncTokenArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Starts or takes up again the syncing of an account: makes the row if it is missing, un-parks it, forgets failures, and requests a sync. */
+      connect_sync: {
+        Args: ConnectSyncArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** The user that the session's JWT claims name, or null. */
+      current_user_id: {
+        Args: Record<PropertyKey, never>;
+        Returns: string | null;
+      };
+      /** Ends the syncing of an account: deletes the row; false if there was none. */
+      disconnect_sync: {
+        Args: DisconnectSyncArgs;
+        Returns: boolean;
+      };
+      /** The effective settings of a source: what was overridden, and the built-in defaults for the rest. */
+      get_sync_policy: {
+        Args: GetSyncPolicyArgs;
+        Returns: SyncPolicy;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_policy';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** The row of a user, source and resource, or null. */
+      get_sync_state: {
+        Args: GetSyncStateArgs;
+        Returns: { [Column in keyof SyncState]: SyncState[Column] | null };
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** All rows of a user. */
+      get_sync_states: {
+        Args: GetSyncStatesArgs;
+        Returns: SyncState[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
+      };
+      /** Tells which users have a row that a claim would take now, and takes nothing. */
+      get_users_needing_sync: {
+        Args: GetUsersNeedingSyncArgs;
+        Returns: string[];
+      };
+      /** Reports that the provider's rate limit was hit, and waits it out. */
+      mark_rate_limited: {
+        Args: MarkRateLimitedArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Reports that a sync completed, with its new cursor. */
+      mark_sync_completed: {
+        Args: MarkSyncCompletedArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Reports that a sync failed, and waits, or parks the row where waiting is no use. */
+      mark_sync_failed: {
+        Args: MarkSyncFailedArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Takes one row, due or not, unless somebody else holds it. */
+      mark_sync_started: {
+        Args: MarkSyncStartedArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Tells when a claim will next find a row: how long a worker may sleep. */
+      next_sync_due: {
+        Args: NextSyncDueArgs;
+        Returns: string | null;
+      };
+      /** Parks a row until it is resumed; a sync in flight may finish. */
+      pause_sync: {
+        Args: PauseSyncArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Hands out no row of a source until a time; syncs in flight may finish. */
+      pause_sync_source: {
+        Args: PauseSyncSourceArgs;
+        Returns: SyncPolicy;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_policy';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Adds a label to sync_source, usable once the transaction has committed. */
+      register_sync_source: {
+        Args: RegisterSyncSourceArgs;
+        Returns: undefined;
+      };
+      /** Gives a claimed row back undone; nothing is counted. */
+      release_sync: {
+        Args: ReleaseSyncArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Renews the lease of a sync in flight. */
+      renew_sync_lease: {
+        Args: RenewSyncLeaseArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Reports what became of many syncs in one call. */
+      report_syncs: {
+        Args: ReportSyncsArgs;
+        Returns: SyncState[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
+      };
+      /** Asks for a sync now; tells whether one will come, which it will not for a parked row. */
+      request_sync: {
+        Args: RequestSyncArgs;
+        Returns: boolean;
+      };
+      /** Un-parks a row, which is due at once, and forgets failures. */
+      resume_sync: {
+        Args: ResumeSyncArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Ends the pause of a source; its due rows can be claimed at once. */
+      resume_sync_source: {
+        Args: ResumeSyncSourceArgs;
+        Returns: SyncPolicy;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_policy';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Overrides settings of a source: keys present change, null goes back to the built-in default, keys absent stay; tells the effective settings. */
+      set_sync_policy: {
+        Args: SetSyncPolicyArgs;
+        Returns: SyncPolicy;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_policy';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** The time by which the extension decides: the real time, or syncstate.clock where that is set. */
+      sync_clock: {
+        Args: Record<PropertyKey, never>;
+        Returns: string;
+      };
+      /** Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay. */
+      update_sync_state: {
+        Args: UpdateSyncStateArgs;
+        Returns: SyncState;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+    };
+    Enums: {
+      sync_source: SyncSource;
+      sync_status: SyncStatus;
+    };
+    CompositeTypes: { [_ in never]: never };
+  };
+};
+
+/** The labels of SyncSource, in their order. */
+export const SYNC_SOURCE_LABELS = [
+  'google_calendar',
+  'google_tasks',
+  'google_gmail',
+  'google_contacts',
+] as const satisfies readonly SyncSource[];
+
+/** The labels of SyncStatus, in their order. */
+export const SYNC_STATUS_LABELS = [
+  'idle',
+  'syncing',
+  'error',
+  'rate_limited',
+] as const satisfies readonly SyncStatus[];

@@ -1,0 +1,531 @@
+// The extension as clients of Supabase meet it: supabase-js from npm, as it is,
+// against a double of the REST layer (rest_double.mjs).  And the service in
+// examples/, compiled to build/.
+//
+// Wants a database with the extension and Supabase's roles in PGHOST, PGPORT
+// and PGDATABASE; test/t/081_supabase.pl makes it.
+
+import assert from 'node:assert/strict';
+import { randomUUID } from 'node:crypto';
+import { after, before, beforeEach, test } from 'node:test';
+import { createClient } from '@supabase/supabase-js';
+import pg from 'pg';
+import WebSocket from 'ws';
+import { sign, startDouble } from './rest_double.mjs';
+import { SyncStateError, SyncStateService } from './build/examples/sync-state-service.js';
+
+const SECRET = 'a secret of at least thirty-two characters';
+const now = Math.floor(Date.now() / 1000);
+const token = (claims, ...more) => sign({ iss: 'supabase', iat: now - 60, exp: now + 3600, ...claims }, SECRET, ...more);
+const KEYS = { anon: token({ role: 'anon' }), service_role: token({ role: 'service_role' }) };
+const ada = randomUUID(), ben = randomUUID();
+const userToken = (sub, more = {}) => token({ role: 'authenticated', aud: 'authenticated', sub, ...more });
+
+const admin = new pg.Client();
+let double;
+
+// Before Node 22 there is no WebSocket for the part of supabase-js that we do
+// not use, and it insists.
+const options = (more = {}) => ({
+  db: { schema: 'syncstate' },
+  auth: { persistSession: false, autoRefreshToken: false },
+  realtime: { transport: globalThis.WebSocket ?? WebSocket },
+  ...more,
+});
+const worker = () => createClient(double.url, KEYS.service_role, options());
+const anonymous = () => createClient(double.url, KEYS.anon, options());
+const user = (sub, more) =>
+  createClient(double.url, KEYS.anon, options({ accessToken: async () => userToken(sub, more) }));
+const withToken = (text) => createClient(double.url, KEYS.anon, options({ accessToken: async () => text }));
+
+// The row as it is in the database, bigints and all as text.
+async function stored(user_id, source, resource = '') {
+  const { rows } = await admin.query(
+    `SELECT (SELECT json_object_agg(key, value) FROM json_each_text(row_to_json(s))) AS row FROM syncstate.sync_state AS s
+     WHERE user_id = $1 AND source = $2 AND resource = $3`, [user_id, source, resource]);
+  return rows[0]?.row;
+}
+
+// The data of an answer that has to be one of success.
+async function ok(answer, status = 200) {
+  const { data, error, status: got } = await answer;
+  assert.equal(error, null, JSON.stringify(error));
+  assert.equal(got, status);
+  return data;
+}
+
+// An answer that has to be this error.  postgrest-js gives all four parts.
+async function refused(answer, status, code, { message, details, hint } = {}) {
+  const got = await answer;
+  assert.equal(got.data, null);
+  assert.equal(got.error?.code, code, JSON.stringify(got));
+  assert.equal(got.status, status);
+  assert.deepEqual(Object.keys(got.error).filter((key) => key !== 'name').sort(), ['code', 'details', 'hint', 'message']);
+  if (message !== undefined) assert.match(got.error.message, message);
+  if (details !== undefined) assert.match(got.error.details ?? '', details);
+  if (hint !== undefined) assert.match(got.error.hint ?? '', hint);
+  return got;
+}
+
+before(async () => {
+  await admin.connect();
+  double = await startDouble({ connection: { user: 'authenticator' }, secret: SECRET, schemas: ['public', 'syncstate'] });
+});
+after(async () => {
+  await double?.close();
+  await admin.end();
+});
+beforeEach(() => admin.query('DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy'));
+
+// ---- every function
+
+// What each function is called with, and what has to come; the row of ada's
+// Gmail is there and under lease 1.  kind: who may.
+const state = { user_id: ada, source: 'google_gmail' };
+const held = { ...state, lease: 1 };
+const isState = (status, more = {}) => (data) => assert.deepEqual({ ...data, ...more, ...state, status }, data);
+const isStates = (status) => (data) => {
+  assert.equal(data.length, 1);
+  isState(status)(data[0]);
+};
+const isPolicy = (more) => (data) => assert.deepEqual({ ...data, source: 'google_gmail', retry_base: '00:00:30', ...more }, data);
+const is = (value) => (data) => assert.deepEqual(data, value);
+const isTime = (data) => assert.ok(Math.abs(Date.parse(data) - Date.now()) < 600_000, data);
+const CALLS = {
+  // workers
+  claim_due_syncs: { args: { source: 'google_gmail', max_rows: 10, lease_time: '1 minute' }, free: true, expect: isStates('syncing') },
+  mark_sync_started: { args: { ...state, lease_time: '1 minute', resource: '' }, free: true, expect: isState('syncing', { lease: 2 }) },
+  mark_sync_completed: {
+    args: { ...held, items_synced: 3, sync_token: null, history_id: '18446744073709551615', updated_min: null, resource: '' },
+    expect: isState('idle', { items_synced: 3, history_id: '18446744073709551615' }),
+  },
+  mark_sync_failed: { args: { ...held, error_message: 'HTTP 503', kind: 'permanent', resource: '' }, expect: isState('error', { failures: 1, error_message: 'HTTP 503' }) },
+  mark_rate_limited: { args: { ...held, retry_after: '90 seconds', scope: 'user', resource: '' }, expect: isState('rate_limited') },
+  clear_sync_token: { args: { ...held, resource: '' }, expect: isState('syncing', { token_losses: 1 }) },
+  renew_sync_lease: { args: { ...held, lease_time: '1 hour', resource: '' }, expect: isState('syncing', { lease: 1 }) },
+  checkpoint_sync: { args: { ...held, page_token: 'p2', progress_done: 5, progress_total: 9, resource: '' }, expect: isState('syncing', { page_token: 'p2', progress_done: 5, progress_total: 9 }) },
+  release_sync: { args: { ...held, resource: '' }, expect: isState('idle', { failures: 0 }) },
+  report_syncs: { args: { results: [{ ...held, outcome: 'completed', items_synced: 7 }] }, expect: isStates('idle') },
+  update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '' }, expect: isState('syncing', { history_id: '77' }) },
+  get_users_needing_sync: { args: { source: 'google_gmail', stale_after: '1 minute', max_rows: 5 }, free: true, expect: is([ada]) },
+  next_sync_due: { args: { source: 'google_gmail' }, expect: isTime },
+  get_sync_state: { args: { ...state, resource: '' }, expect: isState('syncing') },
+  get_sync_states: { args: { user_id: ada }, expect: isStates('syncing') },
+  connect_sync: { args: { ...state, resource: '' }, expect: isState('syncing') },
+  disconnect_sync: { args: { ...state, resource: '' }, expect: is(true) },
+  pause_sync: { args: { ...state, resource: '' }, expect: isState('syncing', { parked_reason: 'paused', due_at: null }) },
+  resume_sync: { args: { ...state, resource: '' }, expect: isState('syncing') },
+  get_sync_policy: { args: { source: 'google_gmail' }, expect: isPolicy({ sync_interval: '00:15:00', token_ttl: '7 days' }) },
+  set_sync_policy: { args: { source: 'google_gmail', changes: { sync_interval: '5 minutes' } }, expect: isPolicy({ sync_interval: '00:05:00' }) },
+  pause_sync_source: { args: { source: 'google_gmail', until: '2999-01-01T00:00:00Z' }, expect: isPolicy({ paused_until: '2999-01-01T00:00:00+00:00' }) },
+  resume_sync_source: { args: { source: 'google_gmail' }, expect: isPolicy({ paused_until: null }) },
+
+  // workers and users
+  request_sync: { kind: 'user', args: { ...state, resource: '' }, expect: is(true) },
+  current_user_id: { kind: 'user', args: {}, expect: is(null), expectUser: is(ada) },
+  sync_clock: { kind: 'user', args: {}, expect: isTime },
+  is_legal: { kind: 'user', args: { sync_state: { ...state, resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z' } }, expect: is(true) },
+
+  // administrators
+  grant_worker: { kind: 'admin', args: { role: 'authenticated' } },
+  grant_user: { kind: 'admin', args: { role: 'anon' } },
+  register_sync_source: { kind: 'admin', args: { label: 'outlook' } },
+  watch_users: { kind: 'admin', args: { users: 'syncstate.sync_state', id_column: 'user_id' } },
+};
+
+// ada's Gmail: under lease 1, or due and not held, long enough for stale_after.
+async function makeRow({ free = false } = {}) {
+  await admin.query("SELECT syncstate.mark_sync_started($1, 'google_gmail', '10 minutes')", [ada]);
+  if (free)
+    await admin.query(`UPDATE syncstate.sync_state SET status = 'idle', last_sync_at = now() - interval '1 hour',
+      due_at = now() - interval '1 minute' WHERE user_id = $1`, [ada]);
+}
+
+test('the list of calls is complete', async () => {
+  const { rows } = await admin.query(`
+    SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'syncstate'::regnamespace AND prorettype <> 'trigger'::regtype ORDER BY 1`);
+  assert.deepEqual(Object.keys(CALLS).sort(), rows.map((row) => row.proname).sort());
+});
+
+for (const [name, { args, kind = 'worker', free = false, expect, expectUser = expect }] of Object.entries(CALLS)) {
+  test(`${name}() by rpc()`, async () => {
+    const call = async (client) => {
+      await admin.query('DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy');
+      await makeRow({ free });
+      const before = await stored(ada, 'google_gmail');
+      const answer = await client.rpc(name, args);
+      if (answer.error) assert.deepEqual(await stored(ada, 'google_gmail'), before, 'a call that fails changes nothing');
+      return answer;
+    };
+    const denied = { message: new RegExp(`^permission denied for function ${name}$`) };
+
+    if (kind === 'admin') await refused(call(worker()), 403, '42501', denied);
+    else expect(await ok(call(worker())));
+    if (kind === 'user') expectUser(await ok(call(user(ada))));
+    else await refused(call(user(ada)), 403, '42501', denied);
+    await refused(call(anonymous()), 401, '42501', { message: /^permission denied for schema syncstate$/ });
+  });
+}
+
+test('trigger functions are not exposed', async () => {
+  await refused(worker().rpc('guard'), 404, 'PGRST202');
+});
+
+// ---- arguments
+
+test('arguments are chosen by their names', async () => {
+  await ok(worker().rpc('mark_sync_started', { source: 'google_tasks', user_id: ada }));
+  assert.equal((await stored(ada, 'google_tasks')).status, 'syncing');
+  await refused(worker().rpc('mark_sync_started', { source: 'google_tasks' }), 404, 'PGRST202', {
+    message: /^Could not find the function syncstate.mark_sync_started\(source\) in the schema cache$/,
+  });
+  await refused(worker().rpc('mark_sync_started', { ...state, seconds: 5 }), 404, 'PGRST202', {
+    details: /parameters user_id, source, seconds/,
+  });
+  await refused(worker().rpc('no_such_function', {}), 404, 'PGRST202');
+  await refused(worker().schema('pg_catalog').rpc('now'), 406, 'PGRST106', { hint: /public, syncstate/ });
+});
+
+test('a default is not a null', async () => {
+  await refused(worker().rpc('mark_sync_started', { ...state, resource: null }), 400, '22023', { message: /^resource must not be null/ });
+  await refused(worker().rpc('claim_due_syncs', { max_rows: null }), 400, '22023', { message: /max_rows/ });
+  assert.equal((await ok(worker().rpc('mark_sync_started', { ...state, lease_time: null }))).lease, 1);
+});
+
+test('bad arguments are 400, with what is wrong', async () => {
+  await refused(worker().rpc('claim_due_syncs', { max_rows: 0 }), 400, '22023', { message: /^max_rows must be between 1 and 10000$/, details: /0/ });
+  await refused(worker().rpc('claim_due_syncs', { source: 'google_mail' }), 400, '22P02', { message: /enum/ });
+  await refused(worker().rpc('get_sync_states', { user_id: 'ada' }), 400, '22P02', { message: /uuid/ });
+  await refused(worker().rpc('claim_due_syncs', { lease_time: 'soon' }), 400, '22007');
+  await refused(worker().rpc('report_syncs', { results: { outcome: 'completed' } }), 400, '22023');
+  await refused(worker().rpc('set_sync_policy', { source: 'google_gmail', changes: { interval: '1 hour' } }), 400, '22023');
+});
+
+test('what writes cannot be called by GET', async () => {
+  await refused(worker().rpc('claim_due_syncs', { max_rows: 1 }, { get: true }), 405, '25006', { message: /read-only transaction/ });
+  await refused(worker().rpc('mark_sync_started', state, { get: true }), 405, '25006');
+  assert.equal(await stored(ada, 'google_gmail'), undefined);
+  // and what only reads can, and does so read-only by POST too
+  assert.deepEqual(await ok(worker().rpc('get_users_needing_sync', { source: 'google_gmail' }, { get: true })), []);
+  assert.equal(await ok(worker().rpc('next_sync_due')), null);
+});
+
+// ---- leases
+
+test('a lost lease is 409, a missing row 404', async () => {
+  const first = await ok(worker().rpc('mark_sync_started', state));
+  await refused(worker().rpc('mark_sync_started', state), 409, 'PT409', { message: /held by another worker/, details: /lease expires at/, hint: /request_sync/ });
+  await admin.query("UPDATE syncstate.sync_state SET lease_expires_at = now() - interval '1 second' WHERE user_id = $1", [ada]);
+  const second = await ok(worker().rpc('mark_sync_started', state));
+  assert.equal(second.lease, first.lease + 1);
+
+  const late = { ...state, lease: first.lease };
+  const before = await stored(ada, 'google_gmail');
+  for (const [name, more] of Object.entries({
+    mark_sync_completed: { sync_token: 'stale' }, mark_sync_failed: { error_message: 'late' }, mark_rate_limited: {},
+    clear_sync_token: {}, renew_sync_lease: {}, checkpoint_sync: { page_token: 'late' }, release_sync: {},
+  })) {
+    const { statusText } = await refused(worker().rpc(name, { ...late, ...more }), 409, 'PT409', {
+      message: /^lease on sync state is no longer held$/,
+      details: /^The call gave lease 1; the row is held under lease 2\.$/,
+      hint: /^Drop the work and claim again\.$/,
+    });
+    assert.equal(statusText, 'lease on sync state is no longer held');
+    await refused(worker().rpc(name, { ...late, ...more, resource: 'gone' }), 404, 'PT404');
+  }
+  assert.deepEqual(await stored(ada, 'google_gmail'), before);
+  assert.deepEqual(await ok(worker().rpc('report_syncs', { results: [{ ...late, outcome: 'completed' }] })), []);
+});
+
+test('no row is one of nulls, as of any function that returns a row', async () => {
+  const none = await ok(worker().rpc('get_sync_state', state));
+  assert.ok('user_id' in none && Object.values(none).every((value) => value === null), JSON.stringify(none));
+  assert.deepEqual(await ok(worker().rpc('get_sync_states', { user_id: ada })), []);
+});
+
+test('workers at once never get the same row', async () => {
+  await admin.query(`INSERT INTO syncstate.sync_state (user_id, source)
+    SELECT gen_random_uuid(), 'google_gmail' FROM generate_series(1, 60)`);
+  const claims = await Promise.all(Array.from({ length: 12 }, () => ok(worker().rpc('claim_due_syncs', { max_rows: 10 }))));
+  const claimed = claims.flat().map((row) => row.user_id);
+  assert.equal(new Set(claimed).size, claimed.length);
+  while (claimed.length < 60) {
+    const more = await ok(worker().rpc('claim_due_syncs', { max_rows: 10 }));
+    assert.notEqual(more.length, 0, 'rows are left that nobody can claim');
+    claimed.push(...more.map((row) => row.user_id));
+  }
+  assert.equal(new Set(claimed).size, 60);
+});
+
+// ---- numbers
+
+test('large integers stay what they are', async () => {
+  const history_id = '18446744073709551615';
+  assert.equal((await ok(worker().rpc('mark_sync_completed', { ...state, history_id }))).history_id, history_id);
+  assert.equal((await ok(worker().rpc('get_sync_state', state))).history_id, history_id);
+  await ok(worker().rpc('report_syncs', { results: [{ ...(await started()), outcome: 'completed', history_id: '18446744073709551614' }] }));
+  assert.equal((await stored(ada, 'google_gmail')).history_id, history_id); // never back
+
+  // A bigint is a number in JSON, which JavaScript rounds: 2^53 + 1 goes there
+  // as text, and comes back as text if asked for as text.
+  const items_synced = '9007199254740993';
+  const rounded = await ok(worker().rpc('mark_sync_completed', { ...state, items_synced }));
+  assert.equal((await stored(ada, 'google_gmail')).items_synced, items_synced);
+  assert.equal(rounded.items_synced, 9007199254740992);
+  const exact = await ok(worker().rpc('get_sync_state', state).select('items_synced::text, lease::text'));
+  assert.deepEqual(exact, { items_synced, lease: '1' });
+
+  await admin.query("UPDATE syncstate.sync_state SET lease = 9007199254740992 WHERE user_id = $1", [ada]);
+  const lease = (await ok(worker().rpc('mark_sync_started', state).select('lease::text'))).lease;
+  assert.equal(lease, '9007199254740993');
+  await refused(worker().rpc('renew_sync_lease', { ...state, lease: '9007199254740992' }), 409, 'PT409');
+  await ok(worker().rpc('renew_sync_lease', { ...state, lease }));
+
+  async function started() {
+    const row = await ok(worker().rpc('mark_sync_started', state));
+    return { ...state, lease: row.lease };
+  }
+});
+
+test('texts of any language and length go through', async () => {
+  const error_message = 'Zugriff verweigert: "ключ" \\ 鍵 \u{1F511}\n\tend';
+  const resource = "team's calendar/\u{1F4C5}, (all) & more";
+  await ok(worker().rpc('mark_sync_failed', { ...state, resource, error_message }));
+  assert.equal((await stored(ada, 'google_gmail', resource)).error_message, error_message);
+  assert.equal((await ok(user(ada).from('my_syncs').select('error_message').eq('resource', resource).single())).error_message, error_message);
+  await refused(worker().rpc('mark_sync_failed', { ...state, error_message: 'a\u0000b' }), 400, '22P05');
+});
+
+// ---- users
+
+async function makeUsers() {
+  for (const [user_id, source, resource, error] of [
+    [ada, 'google_contacts', '', null], [ada, 'google_calendar', 'a', 'HTTP 500'], [ada, 'google_calendar', 'b', null],
+    [ada, 'google_gmail', '', null], [ben, 'google_gmail', '', 'HTTP 401'],
+  ]) {
+    await ok(worker().rpc('mark_sync_completed', { user_id, source, resource, items_synced: resource.length, sync_token: 'secret' }));
+    if (error) await ok(worker().rpc('mark_sync_failed', { user_id, source, resource, error_message: error }));
+  }
+  await ok(worker().rpc('pause_sync', { user_id: ada, source: 'google_gmail' }));
+}
+const keys = (rows) => rows.map((row) => row.source.replace('google_', '') + (row.resource && `/${row.resource}`)).join(' ');
+
+test('my_syncs: own rows only, by any filter and order', async () => {
+  await makeUsers();
+  const mine = () => user(ada).from('my_syncs').select('*');
+  const all = await ok(mine());
+  assert.equal(all.length, 4);
+  assert.ok(all.every((row) => row.user_id === ada));
+  for (const column of ['sync_token', 'history_id', 'updated_min', 'page_token', 'lease', 'lease_expires_at'])
+    assert.ok(!(column in all[0]), column);
+
+  // an enum's order is that of its labels
+  assert.equal(keys(await ok(mine().order('source').order('resource', { ascending: false }))), 'calendar/b calendar/a gmail contacts');
+  assert.equal(keys(await ok(mine().order('due_at', { nullsFirst: true }).limit(1))), 'gmail');
+  assert.equal(keys(await ok(mine().eq('source', 'google_calendar').order('resource'))), 'calendar/a calendar/b');
+  assert.equal(keys(await ok(mine().in('source', ['google_gmail', 'google_contacts']).order('source'))), 'gmail contacts');
+  assert.equal(keys(await ok(mine().eq('status', 'error'))), 'calendar/a');
+  assert.equal(keys(await ok(mine().gt('source', 'google_tasks').order('source'))), 'gmail contacts');
+  assert.equal(keys(await ok(mine().is('due_at', null))), 'gmail');
+  assert.equal(keys(await ok(mine().not('error_message', 'is', null))), 'calendar/a');
+  assert.equal(keys(await ok(mine().ilike('error_message', '%http%'))), 'calendar/a');
+  assert.equal(keys(await ok(mine().or('parked_reason.eq.paused,failures.gte.1').order('source'))), 'calendar/a gmail');
+  assert.equal(keys(await ok(mine().lte('due_at', new Date(Date.now() + 60_000).toISOString()))), 'calendar/a');
+  assert.equal((await ok(mine().eq('user_id', ben))).length, 0);
+  assert.deepEqual(await ok(user(ada).from('my_syncs').select('what:source, items_synced').eq('resource', 'a').single()),
+    { what: 'google_calendar', items_synced: 1 });
+
+  const page = await user(ada).from('my_syncs').select('source', { count: 'exact' }).order('source').range(1, 2);
+  assert.deepEqual([page.status, page.count, page.data.length], [206, 4, 2]);
+  const counted = await user(ada).from('my_syncs').select('*', { count: 'exact', head: true });
+  assert.deepEqual([counted.status, counted.count], [200, 4]);
+  assert.equal(await ok(mine().eq('source', 'google_tasks').maybeSingle()), null);
+  await refused(mine().single(), 406, 'PGRST116');
+
+  assert.equal((await ok(user(ben).from('my_syncs').select('*'))).length, 1);
+  assert.equal((await ok(user(randomUUID()).from('my_syncs').select('*'))).length, 0);
+  assert.equal((await ok(worker().from('my_syncs').select('*'))).length, 0); // a service key is nobody
+});
+
+test('users see no cursor and write nothing', async () => {
+  await makeUsers();
+  const before = [await stored(ada, 'google_contacts'), await stored(ben, 'google_gmail')];
+  const denied = [403, '42501', { message: /^permission denied/ }];
+  await refused(user(ada).from('my_syncs').select('sync_token'), 400, '42703');
+  await refused(user(ada).from('sync_state').select('sync_token'), ...denied);
+  await refused(user(ada).from('sync_state').select('*'), ...denied);
+  await refused(user(ada).from('sync_policy').select('*'), ...denied);
+  await refused(user(ada).from('sync_overview').select('*'), ...denied);
+  await refused(user(ada).from('sync_state').insert({ user_id: ada, source: 'google_tasks' }), ...denied);
+  await refused(user(ada).from('sync_state').update({ due_at: null }).eq('user_id', ben), ...denied);
+  await refused(user(ada).from('sync_state').delete().eq('user_id', ada), ...denied);
+  await refused(anonymous().from('my_syncs').select('*'), 401, '42501');
+  assert.deepEqual([await stored(ada, 'google_contacts'), await stored(ben, 'google_gmail')], before);
+});
+
+test('users request syncs of their own rows', async () => {
+  await makeUsers();
+  assert.equal(await ok(user(ada).rpc('request_sync', { user_id: ada, source: 'google_contacts' })), true);
+  assert.equal(await ok(user(ada).rpc('request_sync', { user_id: ada, source: 'google_gmail' })), false); // parked
+  await refused(user(ada).rpc('request_sync', { user_id: ben, source: 'google_gmail' }), 404, 'PT404', { message: /^sync state does not exist or is not visible$/ });
+  await refused(user(ada).rpc('request_sync', { user_id: ada, source: 'google_tasks' }), 404, 'PT404', { message: /^sync state does not exist or is not visible$/ });
+  assert.notEqual((await stored(ada, 'google_contacts')).requested_at, null);
+  assert.equal((await stored(ben, 'google_gmail')).requested_at, null);
+});
+
+test('tokens that are expired, forged or none', async () => {
+  await makeUsers();
+  const ask = (text) => withToken(text).from('my_syncs').select('*');
+  await refused(ask(userToken(ada, { exp: now - 3600 })), 401, 'PGRST303', { message: /^JWT expired$/ });
+  await refused(ask(userToken(ada, { nbf: now + 3600 })), 401, 'PGRST303');
+  const claims = { role: 'authenticated', sub: ada, exp: now + 3600 };
+  await refused(ask(sign(claims, 'another secret of as many characters')), 401, 'PGRST301');
+  await refused(ask(sign(claims, SECRET, { alg: 'none' })), 401, 'PGRST301');
+  const [header, , signature] = userToken(ben).split('.');
+  const forged = Buffer.from(JSON.stringify({ ...claims, role: 'service_role' })).toString('base64url');
+  await refused(ask(`${header}.${forged}.${signature}`), 401, 'PGRST301');
+  await refused(withToken(`${header}.${forged}.${signature}`).rpc('claim_due_syncs'), 401, 'PGRST301');
+  await refused(ask('abc'), 401, 'PGRST301');
+
+  await refused(ask(userToken('not a uuid')), 400, '22P02'); // as auth.uid() would
+  await refused(ask(userToken(ada, { role: 'supabase_admin' })), 401, '22023'); // no such role here
+  await refused(ask(userToken(ada, { role: 'regress_syncstate_outsider' })), 403, '42501');
+  assert.equal((await ok(ask(userToken(ada)))).length, 4);
+  assert.equal((await ok(ask(userToken('')))).length, 0);
+});
+
+test('nobody leaves an identity behind in a connection', async () => {
+  await makeUsers();
+  const turns = await Promise.all(Array.from({ length: 60 }, async (_, i) => {
+    if (i % 4 === 0) return (await user(ada).from('my_syncs').select('*')).data?.length;
+    if (i % 4 === 1) return (await user(ben).from('my_syncs').select('*')).data?.length;
+    if (i % 4 === 2) return (await worker().rpc('current_user_id')).data;
+    return (await anonymous().from('my_syncs').select('*')).status;
+  }));
+  turns.forEach((turn, i) => assert.equal(turn, [4, 1, null, 401][i % 4], `turn ${i}`));
+});
+
+test('settings of a role apply', async () => {
+  // to show them, a function of the site's own
+  assert.equal(await ok(worker().schema('public').rpc('setting', { name: 'statement_timeout' })), '0');
+  assert.equal(await ok(user(ada).schema('public').rpc('setting', { name: 'statement_timeout' })), '8s');
+  assert.equal(await ok(user(ada).schema('public').rpc('setting', { name: 'role' })), 'authenticated');
+  assert.equal(await ok(worker().schema('syncstate').rpc('current_user_id')), null);
+});
+
+// ---- tables
+
+test('workers write the table as if it were any other', async () => {
+  const table = () => worker().from('sync_state');
+  const options = { onConflict: 'user_id,source,resource' };
+  await ok(table().upsert({ ...state, status: 'syncing' }, options), 201);
+  const first = await stored(ada, 'google_gmail');
+  assert.equal(first.lease, '1');
+  assert.notEqual(first.lease_expires_at, null);
+  const [row] = await ok(table().upsert([{ ...state, status: 'idle', history_id: '18446744073709551615' }], options).select(), 201);
+  assert.deepEqual([row.status, row.lease_expires_at, row.history_id], ['idle', null, '18446744073709551615']);
+  await refused(table().insert(state), 409, '23505');
+  await refused(table().upsert({ ...state, status: 'done' }, options), 400, '22P02');
+  await refused(table().update({ failures: -1 }).eq('user_id', ada), 400, '23514');
+  await refused(table().update({ no_such: 1 }).eq('user_id', ada), 400, 'PGRST204');
+  await ok(table().update({ error_message: 'by hand' }).eq('user_id', ada).eq('source', 'google_gmail'), 204);
+  assert.equal((await stored(ada, 'google_gmail')).error_message, 'by hand');
+  assert.equal((await ok(worker().from('sync_overview').select('rows, idle').eq('source', 'google_gmail').single())).rows, 1);
+  await ok(table().delete().eq('user_id', ada), 204);
+  assert.equal(await stored(ada, 'google_gmail'), undefined);
+});
+
+// ---- the service of examples/
+
+const service = (client = worker()) => new SyncStateService(client);
+const lost = (error) => error instanceof SyncStateError && error.leaseLost;
+
+test('service: a sync from start to end', async () => {
+  const states = service();
+  assert.equal(await states.getState(ada, 'google_gmail'), null);
+  const row = await states.markSyncStarted(ada, 'google_gmail', { leaseSeconds: 120 });
+  assert.deepEqual([row.status, row.lease, row.sync_token], ['syncing', 1, null]);
+  assert.equal(Date.parse(row.lease_expires_at) - Date.parse(row.last_sync_at), 120_000);
+  assert.equal(await states.markSyncStarted(ada, 'google_gmail'), null); // somebody is at it
+  const done = await states.markSyncCompleted(ada, 'google_gmail', 12, { historyId: '18446744073709551615' }, { lease: row.lease });
+  assert.deepEqual([done.status, done.items_synced, done.history_id], ['idle', 12, '18446744073709551615']);
+  assert.deepEqual(await states.getState(ada, 'google_gmail'), done);
+  // a Date, and what is left out stays
+  const tasks = await states.markSyncCompleted(ada, 'google_tasks', 1, { updatedMin: new Date('2026-03-02T09:00:00Z') }, { resource: 'list' });
+  assert.equal(tasks.updated_min, '2026-03-02T09:00:00+00:00');
+  assert.equal((await states.markSyncCompleted(ada, 'google_tasks', 0, {}, { resource: 'list' })).updated_min, tasks.updated_min);
+  assert.equal((await states.getState(ada, 'google_tasks', 'list')).items_synced, 0);
+  assert.equal(await states.getState(ada, 'google_tasks'), null);
+});
+
+test('service: what goes wrong', async () => {
+  const states = service();
+  const failed = await states.markSyncFailed(ada, 'google_gmail', new Error('HTTP 503'));
+  assert.deepEqual([failed.status, failed.failures, failed.error_message], ['error', 1, 'HTTP 503']);
+  assert.ok(Date.parse(failed.due_at) - Date.now() < 31_000);
+  const permanent = await states.markSyncFailed(ada, 'google_gmail', 'HTTP 400', { kind: 'permanent' });
+  assert.ok(Date.parse(permanent.due_at) - Date.now() > 3_500_000);
+  const auth = await states.markSyncFailed(ada, 'google_gmail', 'HTTP 401', { kind: 'auth' });
+  assert.deepEqual([auth.due_at, auth.parked_reason], [null, 'auth']);
+
+  const limited = await states.markRateLimited(ada, 'google_calendar', 90, { resource: 'c' });
+  assert.deepEqual([limited.status, limited.failures], ['rate_limited', 0]);
+  const wait = Date.parse(limited.due_at) - Date.now();
+  assert.ok(wait > 80_000 && wait < 100_000, String(wait));
+  await states.markRateLimited(ben, 'google_contacts', undefined, { scope: 'source' });
+  assert.notEqual((await ok(worker().rpc('get_sync_policy', { source: 'google_contacts' }))).paused_until, null);
+
+  await states.markSyncCompleted(ada, 'google_calendar', 3, { syncToken: 'token' });
+  const cleared = await states.clearSyncToken(ada, 'google_calendar');
+  assert.deepEqual([cleared.sync_token, cleared.token_losses], [null, 1]);
+});
+
+test('service: a late report changes nothing', async () => {
+  const states = service();
+  const first = await states.markSyncStarted(ada, 'google_gmail');
+  await admin.query("UPDATE syncstate.sync_state SET lease_expires_at = now() - interval '1 second' WHERE user_id = $1", [ada]);
+  const second = await states.markSyncStarted(ada, 'google_gmail');
+  const before = await stored(ada, 'google_gmail');
+  const late = { lease: first.lease };
+  await assert.rejects(states.markSyncCompleted(ada, 'google_gmail', 1, { historyId: '1' }, late), lost);
+  await assert.rejects(states.markSyncFailed(ada, 'google_gmail', 'late', late), lost);
+  await assert.rejects(states.markRateLimited(ada, 'google_gmail', 5, late), lost);
+  await assert.rejects(states.clearSyncToken(ada, 'google_gmail', late), lost);
+  assert.deepEqual(await stored(ada, 'google_gmail'), before);
+  const cleared = await states.clearSyncToken(ada, 'google_gmail', { lease: second.lease });
+  assert.equal(cleared.status, 'syncing'); // the run goes on, in full
+  await states.markSyncFailed(ada, 'google_gmail', 'HTTP 503', { lease: second.lease });
+  await ok(worker().rpc('disconnect_sync', state));
+  await assert.rejects(states.markSyncCompleted(ada, 'google_gmail', 1, {}, { lease: second.lease }), lost);
+});
+
+test('service: updateState changes what is given', async () => {
+  const states = service();
+  await states.updateState(ada, 'google_gmail', { sync_interval: '5 minutes', history_id: '18446744073709551615' });
+  const row = await states.updateState(ada, 'google_gmail', { error_message: 'by hand', sync_interval: null });
+  assert.deepEqual([row.error_message, row.sync_interval, row.history_id], ['by hand', null, '18446744073709551615']);
+  await assert.rejects(states.updateState(ada, 'google_gmail', { no_such: 1 }),
+    (error) => error instanceof SyncStateError && !error.leaseLost && error.code === '22023' && error.status === 400);
+});
+
+test('service: who is due', async () => {
+  const states = service();
+  await admin.query(`INSERT INTO syncstate.sync_state (user_id, source, due_at, last_sync_at) VALUES
+    ($1, 'google_gmail', now() - interval '1 minute', now() - interval '5 minutes'),
+    ($2, 'google_gmail', now() - interval '1 hour', now() - interval '2 hours'),
+    ($3, 'google_gmail', now() + interval '1 hour', null)`, [ada, ben, randomUUID()]);
+  assert.deepEqual(await states.getUsersNeedingSync('google_gmail'), [ben, ada]);
+  assert.deepEqual(await states.getUsersNeedingSync('google_gmail', { staleAfterSeconds: 3600 }), [ben]);
+  assert.deepEqual(await states.getUsersNeedingSync('google_gmail', { maxRows: 1 }), [ben]);
+  assert.deepEqual(await states.getUsersNeedingSync('google_calendar'), []);
+});
+
+test('service: errors are thrown with all that is known', async () => {
+  await assert.rejects(service(user(ada)).getState(ada, 'google_gmail'),
+    (error) => error.code === '42501' && error.status === 403 && /permission denied/.test(error.message));
+  await assert.rejects(service().markRateLimited(ada, 'google_gmail', 5, { scope: 'world' }),
+    (error) => error.code === '22023' && error.status === 400 && error.details !== null);
+  // nothing answers
+  const gone = createClient('http://127.0.0.1:9', KEYS.service_role, options());
+  await assert.rejects(service(gone).markSyncFailed(ada, 'google_gmail', 'x'), (error) => error instanceof SyncStateError && error.status === 0);
+});

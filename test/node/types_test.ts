@@ -1,0 +1,81 @@
+// Compiled, never run: what the types of examples/ let an application write,
+// and what they refuse.  An @ts-expect-error that meets no error is one.
+
+import { createClient } from '@supabase/supabase-js';
+import { SyncStateService } from '../../examples/sync-state-service.js';
+import { SYNC_SOURCE_LABELS } from '../../examples/syncstate-types.js';
+import type { ClaimDueSyncsArgs, Database, MySyncs, SyncSource, SyncState } from '../../examples/syncstate-types.js';
+
+const client = createClient<Database>('http://127.0.0.1', 'key');
+const syncstate = client.schema('syncstate');
+const user_id = '00000000-0000-4000-8000-000000000001';
+
+// Whatever the application's own types: none, others, or these.
+new SyncStateService(createClient('http://127.0.0.1', 'key'));
+new SyncStateService(createClient<{ public: Database['syncstate'] }>('http://127.0.0.1', 'key'));
+const service = new SyncStateService(client);
+
+export async function functions(): Promise<void> {
+  const claimed: SyncState[] = (await syncstate.rpc('claim_due_syncs', { source: 'google_gmail', max_rows: 5 }).throwOnError()).data;
+  await syncstate.rpc('claim_due_syncs', {});
+  await syncstate.rpc('claim_due_syncs', { source: null, lease_time: '5 minutes' });
+  const started: SyncState = (await syncstate.rpc('mark_sync_started', { user_id, source: 'google_tasks' }).throwOnError()).data;
+  const lease: number = started.lease;
+  await syncstate.rpc('mark_sync_completed', { user_id, source: 'google_gmail', items_synced: '9007199254740993', lease });
+  const due: string | null = (await syncstate.rpc('next_sync_due', {}).throwOnError()).data;
+  const users: string[] = (await syncstate.rpc('get_users_needing_sync', { source: 'google_gmail' }).throwOnError()).data;
+  const comes: boolean = (await syncstate.rpc('request_sync', { user_id, source: 'google_gmail' }).throwOnError()).data;
+  const interval: string | null = (await syncstate.rpc('get_sync_policy', { source: 'google_gmail' }).throwOnError()).data.sync_interval;
+  void [claimed, due, users, comes, interval];
+
+  const perhaps = (await syncstate.rpc('get_sync_state', { user_id, source: 'google_gmail' }).throwOnError()).data;
+  // @ts-expect-error -- without a row, every column is null
+  const id: string = perhaps.user_id;
+  // @ts-expect-error -- next_sync_due() may be null
+  const never_null: string = (await syncstate.rpc('next_sync_due', {}).throwOnError()).data;
+  // @ts-expect-error -- no such source
+  await syncstate.rpc('claim_due_syncs', { source: 'google_mail' });
+  // @ts-expect-error -- no such function
+  await syncstate.rpc('claim_due_sync', {});
+  // @ts-expect-error -- user_id is missing
+  await syncstate.rpc('mark_sync_started', { source: 'google_tasks' });
+  // @ts-expect-error -- an interval is text
+  await syncstate.rpc('mark_sync_started', { user_id, source: 'google_tasks', lease_time: 300 });
+  // @ts-expect-error -- a lease must be given
+  await syncstate.rpc('renew_sync_lease', { user_id, source: 'google_tasks' });
+  // @ts-expect-error -- max_rows has a default, but must not be null
+  const claim: ClaimDueSyncsArgs = { max_rows: null };
+  void [id, never_null, claim];
+}
+
+export async function views(): Promise<void> {
+  const mine: MySyncs[] = (await syncstate.from('my_syncs').select('*').eq('source', 'google_gmail').order('due_at').throwOnError()).data;
+  const status: 'idle' | 'syncing' | 'error' | 'rate_limited' | undefined = mine[0]?.status;
+  const some = (await syncstate.from('my_syncs').select('source, items_synced').throwOnError()).data;
+  const items: number | undefined = some[0]?.items_synced;
+  await syncstate.from('sync_state').upsert({ user_id, source: 'google_tasks', status: 'syncing' }, { onConflict: 'user_id,source,resource' });
+  void [status, items];
+
+  // @ts-expect-error -- users do not see the cursor
+  void mine[0]?.sync_token;
+  // @ts-expect-error -- a view that nobody writes
+  await syncstate.from('my_syncs').insert({ user_id, source: 'google_tasks' });
+  // @ts-expect-error -- no such status
+  await syncstate.from('sync_state').upsert({ user_id, source: 'google_tasks', status: 'done' });
+}
+
+export async function methods(): Promise<void> {
+  const state: SyncState | null = await service.getState(user_id, 'google_gmail');
+  await service.updateState(user_id, 'google_gmail', { history_id: '7', sync_interval: '5 minutes', error_message: null });
+  const lease = (await service.markSyncStarted(user_id, 'google_gmail'))?.lease;
+  await service.markSyncCompleted(user_id, 'google_gmail', 3, { historyId: '7' }, lease === undefined ? {} : { lease });
+  await service.markSyncFailed(user_id, 'google_gmail', new Error('HTTP 401'), { kind: 'auth' });
+  await service.markRateLimited(user_id, 'google_gmail', 30, { scope: 'source' });
+  const first: SyncSource = SYNC_SOURCE_LABELS[0];
+  void [state, first];
+
+  // @ts-expect-error -- no such kind
+  await service.markSyncFailed(user_id, 'google_gmail', 'HTTP 401', { kind: 'fatal' });
+  // @ts-expect-error -- the lease is the database's to count
+  await service.updateState(user_id, 'google_gmail', { lease: 7 });
+}

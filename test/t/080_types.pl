@@ -1,0 +1,32 @@
+# The TypeScript types in examples/ are those of the schema, and the examples
+# and what an application may write compile with them.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $dir = 'test/node';
+
+# Not skipped: then nobody would notice that it is never run.
+ok(run_log([ "$dir/setup", '--check' ]), 'the npm packages are there')
+  or do { diag "run $dir/setup"; done_testing(); exit };
+
+my $node = PostgreSQL::Test::Cluster->new('types');
+$node->init;
+$node->start;
+
+my ($types, $err) = ('', '');
+{
+	local @ENV{qw(PGHOST PGPORT)} = ($node->host, $node->port);
+	ok(IPC::Run::run([ "$dir/types" ], '>', \$types, '2>', \$err), 'types are made from the catalogs') or diag $err;
+}
+ok($types eq slurp_file('examples/syncstate-types.ts'), 'examples/syncstate-types.ts is up to date')
+  or diag 'run `make types`';
+$node->stop;
+
+my $said = '';
+ok(IPC::Run::run([ 'node', "$dir/node_modules/typescript/bin/tsc", '-p', $dir, '--noEmit' ], '>&', \$said),
+	'the examples compile, and types_test.ts does and does not where it says so') or diag $said;
+
+done_testing();
