@@ -46,12 +46,17 @@ dist:
 # Everything from nothing: install what is missing, build, and run against a
 # throw-away server.  See test/setup for the choice of the server's version.
 # Without the npm packages only the tests that need them fail.
-.PHONY: test demo
+.PHONY: test demo types
 test:
 	@rm -rf results output_iso tmp_check regression.diffs regression.out
 	@$(ready) && { test/node/setup || :; } && test/with-server test/run
 demo:
 	@$(ready) && test/with-server test/demo/run
+
+# After a change of the schema: the TypeScript types of the examples.
+types:
+	@$(ready) && test/node/setup && types=$$(test/with-server test/node/types) && \
+		printf '%s\n' "$$types" >examples/syncstate-types.ts
 
 define ready
 PG_CONFIG=$$(test/setup) && export PG_CONFIG && \

@@ -233,8 +233,14 @@ test('a lost lease is 409, a missing row 404', async () => {
     assert.equal(statusText, 'lease on sync state is no longer held');
     await refused(worker().rpc(name, { ...late, ...more, resource: 'gone' }), 404, 'PT404');
   }
-  assert.deepEqual(await stored(ada, 'google_gmail'), before);
   assert.deepEqual(await ok(worker().rpc('report_syncs', { results: [{ ...late, outcome: 'completed' }] })), []);
+  assert.deepEqual(await stored(ada, 'google_gmail'), before);
+
+  // nor does a report that is sent twice
+  const report = { ...state, lease: second.lease, items_synced: 3 };
+  const done = await ok(worker().rpc('mark_sync_completed', report));
+  await refused(worker().rpc('mark_sync_completed', report), 409, 'PT409');
+  assert.deepEqual(await ok(worker().rpc('get_sync_state', state)), done);
 });
 
 test('no row is one of nulls, as of any function that returns a row', async () => {

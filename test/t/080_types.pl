@@ -25,8 +25,18 @@ ok($types eq slurp_file('examples/syncstate-types.ts'), 'examples/syncstate-type
   or diag 'run `make types`';
 $node->stop;
 
+# The TypeScript of the README, which leaves out what is the reader's.
+my ($block) = slurp_file('README.md') =~ /^```ts\n(.*?)^```$/ms;
+ok($block, 'the README has TypeScript');
+$block =~ s{'\./(?=sync)}{'../../examples/}g;
+unlink "$dir/readme_blocks.ts";
+append_to_file("$dir/readme_blocks.ts", <<'EOT' . $block . 'void [rows, error, mine];');
+declare const url: string, serviceKey: string, anonKey: string, userId: string;
+declare function fetchMail(userId: string, historyId: string | null): Promise<{ items: object[]; historyId: string }>;
+EOT
+
 my $said = '';
 ok(IPC::Run::run([ 'node', "$dir/node_modules/typescript/bin/tsc", '-p', $dir, '--noEmit' ], '>&', \$said),
-	'the examples compile, and types_test.ts does and does not where it says so') or diag $said;
+	'the examples and the README compile, and types_test.ts does and does not where it says so') or diag $said;
 
 done_testing();
