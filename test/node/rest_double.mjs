@@ -6,7 +6,8 @@
 // same settings in the same order, and sends statements of the same shape, with
 // arguments and rows as JSON through json_to_record.  Errors and statuses are
 // PostgREST's too.  Not there: embedding, JSON paths, full text search, CSV,
-// OpenAPI, pre-requests, and hints that guess.
+// OpenAPI, pre-requests, hints that guess, preferences other than count, return,
+// resolution and timezone, and statuses and headers that a function sets.
 
 import { createHash, createHmac, timingSafeEqual } from 'node:crypto';
 import { createServer } from 'node:http';
