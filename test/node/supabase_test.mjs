@@ -210,6 +210,13 @@ test('what writes cannot be called by GET', async () => {
   assert.equal(await ok(worker().rpc('next_sync_due')), null);
 });
 
+test('an overloaded name is refused, which is why we have none', async () => {
+  const twice = (args) => worker().schema('public').rpc('twice', args);
+  await refused(twice({ a: 1 }), 300, 'PGRST203');
+  assert.equal(await ok(twice({ a: 1, b: 2 })), 3);
+  assert.equal(await ok(twice({ a: 1, c: 'x' })), '1x');
+});
+
 // ---- leases
 
 test('a lost lease is 409, a missing row 404', async () => {
@@ -241,6 +248,21 @@ test('a lost lease is 409, a missing row 404', async () => {
   const done = await ok(worker().rpc('mark_sync_completed', report));
   await refused(worker().rpc('mark_sync_completed', report), 409, 'PT409');
   assert.deepEqual(await ok(worker().rpc('get_sync_state', state)), done);
+});
+
+test('items and cursor in one transaction, by a function of the site', async () => {
+  const calendar = { user_id: ada, source: 'google_calendar' };
+  const commit = (lease, items, sync_token) =>
+    worker().schema('public').rpc('commit_events', { user_id: ada, lease, items, sync_token });
+  const titles = async () => (await ok(worker().schema('public').from('events').select('title').eq('user_id', ada).order('id'))).map((row) => row.title);
+  const { lease } = await ok(worker().rpc('mark_sync_started', calendar));
+  const done = await ok(commit(lease, [{ id: 'e1', title: 'Breakfast' }, { id: 'e2', title: 'Dentist' }], 'token-1'));
+  assert.deepEqual([done.status, done.sync_token, done.items_synced], ['idle', 'token-1', 2]);
+  assert.deepEqual(await titles(), ['Breakfast', 'Dentist']);
+  await refused(commit(lease, [{ id: 'e1', title: 'stale' }], 'stale'), 409, 'PT409');
+  assert.deepEqual(await titles(), ['Breakfast', 'Dentist']);
+  assert.equal((await stored(ada, 'google_calendar')).sync_token, 'token-1');
+  await refused(user(ada).schema('public').rpc('commit_events', { user_id: ada, lease: 2, items: [], sync_token: 'x' }), 403, '42501');
 });
 
 test('no row is one of nulls, as of any function that returns a row', async () => {

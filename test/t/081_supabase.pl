@@ -33,7 +33,18 @@ $node->safe_psql('postgres', q{
 	GRANT anon, authenticated, service_role, regress_syncstate_outsider TO authenticator;
 	ALTER ROLE authenticated SET statement_timeout = '8s';
 	CREATE FUNCTION public.setting(name text) RETURNS text LANGUAGE sql STABLE AS 'SELECT current_setting(name)';
+	CREATE FUNCTION public.twice(a int, b int DEFAULT 0) RETURNS int LANGUAGE sql STABLE AS 'SELECT a + b';
+	CREATE FUNCTION public.twice(a int, c text DEFAULT '') RETURNS text LANGUAGE sql STABLE AS 'SELECT a || c';
 	CREATE EXTENSION syncstate});
+
+# The README's function that writes items and cursor.
+my ($commit) = slurp_file('README.md') =~ /^```sql\n(CREATE FUNCTION commit_events.*?)^```$/ms;
+$node->safe_psql('postgres', qq{
+	CREATE TABLE events (user_id uuid, id text, title text, PRIMARY KEY (user_id, id));
+	GRANT ALL ON events TO service_role;
+	$commit
+	REVOKE EXECUTE ON FUNCTION commit_events FROM PUBLIC;
+	GRANT EXECUTE ON FUNCTION commit_events TO service_role});
 
 # Everything is on loopback and on a socket: no proxy of the environment.
 delete @ENV{qw(http_proxy https_proxy HTTP_PROXY HTTPS_PROXY)};
