@@ -1,14 +1,15 @@
 EXTENSION   = syncstate
 MODULE_big  = syncstate
 OBJS        = src/syncstate.o src/lifecycle.o src/claim.o src/policy.o \
-              src/identity.o src/store.o src/guard.o src/args.o
+              src/identity.o src/store.o src/row.o src/guard.o src/args.o
 DATA        = $(wildcard sql/syncstate--*.sql)
 PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 
 # Tests, in this order.  `make installcheck` runs all three kinds against a
 # running server, like that of any other extension.
 REGRESS     = install identity acl policy guard lifecycle errors claim \
-              steering report sources overview property uninstall
+              steering report ways sources overview property \
+              uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1

@@ -19,10 +19,9 @@
  * Both are hints: losing them costs time, never correctness.  The indexes end
  * in user_id and resource, so that a place is exact among equal times too.
  *
- * A row is first looked at under the statement's snapshot, then locked (rows
- * that others have locked are skipped), then looked at again if the lock found
- * a newer version.  Rows stay locked until the transaction ends.  All rows
- * found are started by one UPDATE by ctid.
+ * A row is looked at under the statement's snapshot and started at once, unless
+ * somebody has locked or changed it meanwhile: then it is skipped, or locked
+ * and looked at again.
  *
  * src/claim.c
  *
@@ -90,8 +89,6 @@
  */
 #define ORDINARY_SHARE	4
 
-#define LEASE_EXPIRED_MESSAGE	"lease expired without a report"
-
 typedef enum Lane
 {
 	LANE_PRIORITY,				/* by requested_at */
@@ -142,31 +139,27 @@ typedef struct Walk
 	SyncState	row;			/* the row, once fetched */
 } Walk;
 
-/* A row that a claim will start. */
+/* A row that a claim has started. */
 typedef struct Taken
 {
-	ItemPointerData tid;
-	SyncKey		key;
-	int64		lease_time;
-	bool		clear_cursor;
 	bool		requested;
 	TimestampTz since;			/* when it was requested, or fell due */
 	int			order;			/* in which it was found */
-	Datum		result;			/* the started row; 0 = none */
+	HeapTuple	result;			/* the started row */
 } Taken;
 
 typedef struct Claim
 {
 	Walk		walk;
+	RowAccess	rows;
 	TupleTableSlot *locked;
 	SyncPolicy	policy;			/* of the source at hand */
 	SourceHints *hints;			/* of the source at hand */
-	TimestampTz now;
+	TimestampTz now;			/* what is due, is due by now */
+	TimestampTz start;			/* of the syncs: not before the snapshot */
 	int64		lease_time;		/* 0 = the policy's */
 	int			ntaken;
 	Taken	   *taken;			/* room for max_rows */
-	List	   *hopeless;		/* ItemPointers of rows to be parked */
-	HTAB	   *seen;			/* tids of rows taken that may be met again */
 } Claim;
 
 /* How a walk over a part of a lane ended. */
@@ -200,8 +193,7 @@ static WalkEnd claim_part(Claim *claim, Lane lane, const Place *after,
 						  const Place *stop, int64 max_visits, int limit,
 						  Place *reached);
 static void try_take(Claim *claim);
-static void start_taken(Claim *claim);
-static int	compare_groups(const void *a, const void *b);
+static TM_Result take(Claim *claim, bool try);
 static int	compare_order(const void *a, const void *b);
 static void check_privileges(AclMode mode);
 
@@ -254,8 +246,11 @@ syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
 	}
 
 	claim.now = syncstate_now();
+	SPI_connect();
 	claim.taken = palloc(max_rows * sizeof(Taken));
+	syncstate_rows_open(&claim.rows);
 	PushActiveSnapshot(GetTransactionSnapshot());
+	claim.start = syncstate_now();
 	walk_open(&claim.walk, RowExclusiveLock, GetActiveSnapshot());
 	claim.locked = table_slot_create(claim.walk.rel, NULL);
 
@@ -280,21 +275,13 @@ syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
 
 	ExecDropSingleTupleTableSlot(claim.locked);
 	walk_close(&claim.walk, NoLock);
+	syncstate_rows_close(&claim.rows);
 	PopActiveSnapshot();
 
-	if (claim.ntaken > 0 || claim.hopeless != NIL)
-	{
-		SPI_connect();
-		start_taken(&claim);
-		for (int i = 0; i < claim.ntaken; i++)
-		{
-			/* row security may have kept it from us */
-			if (claim.taken[i].result != (Datum) 0)
-				syncstate_store_return_row(rsinfo,
-										   claim.taken[i].result);
-		}
-		SPI_finish();
-	}
+	qsort(claim.taken, claim.ntaken, sizeof(Taken), compare_order);
+	for (int i = 0; i < claim.ntaken; i++)
+		tuplestore_puttuple(rsinfo->setResult, claim.taken[i].result);
+	SPI_finish();
 	return (Datum) 0;
 }
 
@@ -318,13 +305,14 @@ syncstate_mark_sync_started(PG_FUNCTION_ARGS)
 	int64		lease_time = syncstate_arg_duration(fcinfo, 2, "lease_time",
 													MIN_DURATION, MAX_LEASE_TIME);
 	SyncPolicy	policy = *syncstate_policy(key.source);
+	RowAccess	rows;
 	SyncState	row;
 	TimestampTz now;
 	Datum		result;
-	bool		isnull;
 
 	SPI_connect();
-	syncstate_lock_row(&key, true, &row);
+	syncstate_rows_open(&rows);
+	syncstate_lock_row(&rows, &key, true, &row);
 	now = syncstate_now();
 	if (row.status == SYNC_SYNCING && row.lease_expires_at > now)
 		ereport(ERROR,
@@ -333,14 +321,9 @@ syncstate_mark_sync_started(PG_FUNCTION_ARGS)
 				 errdetail("Its lease expires at %s.",
 						   timestamptz_to_str(row.lease_expires_at)),
 				 errhint("Wait, or ask for another sync with request_sync().")));
-	syncstate_store_start(&row.ctid, 1,
-						  now + (lease_time != 0 ? lease_time : policy.lease_time),
-						  now, syncstate_cursor_is_dead(&policy, &row, now));
-	if (SPI_processed != 1)
-		syncstate_no_such_row();
-	result = SPI_datumTransfer(SPI_getbinval(SPI_tuptable->vals[0],
-											 SPI_tuptable->tupdesc, 4, &isnull),
-							   false, -1);
+	syncstate_start(&row, &policy, lease_time, now);
+	result = syncstate_write_row(&rows, &row);
+	syncstate_rows_close(&rows);
 	SPI_finish();
 	return result;
 }
@@ -828,178 +811,74 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 	}
 }
 
-/* Locks the row that the walk stands at, and takes it if it is still claimable. */
+/*
+ * Takes the row that the walk stands at, if it is still claimable and nobody is
+ * at it.  A row that this claim has taken already is not: a claim may meet a
+ * row twice, since a requested one stands in both lanes.
+ */
 static void
 try_take(Claim *claim)
 {
 	SyncState  *row = &claim->walk.row;
 	ItemPointerData tid = row->ctid;
-	int			flags = TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS;
-	TM_FailureData tmfd;
-	Taken	   *taken;
+	TM_Result	result;
+
+	if (claim->rows.plain)
+	{
+		syncstate_row_from_tuple(ExecCopySlotHeapTuple(claim->walk.slot),
+								 RelationGetDescr(claim->rows.rel), row);
+		if (take(claim, true) == TM_Ok)
+			return;
+	}
 
 	/*
-	 * A claim may meet a row twice: a requested one stands in both lanes, and
-	 * without hints every walk begins at the beginning.
+	 * It has to be locked anyway, or somebody is or was at it, which may be
+	 * this very transaction.
 	 */
-	bool		again = row->requested_at != NO_TIME || syncstate_clock_is_set();
-
-	if (again && claim->seen != NULL &&
-		hash_search(claim->seen, &tid, HASH_FIND, NULL) != NULL)
+	result = syncstate_rows_lock_tid(&claim->rows, tid, claim->walk.snapshot,
+									 claim->locked, LockWaitSkip, row);
+	if (result != TM_Ok || row->key.source != claim->policy.source ||
+		claimable_at(row, &claim->policy) > claim->now)
 		return;
-
-	if (!IsolationUsesXactSnapshot())
-		flags |= TUPLE_LOCK_FLAG_FIND_LAST_VERSION;
-	switch (table_tuple_lock(claim->walk.rel, &tid, claim->walk.snapshot,
-							 claim->locked, GetCurrentCommandId(true),
-							 LockTupleNoKeyExclusive, LockWaitSkip, flags,
-							 &tmfd))
-	{
-		case TM_Ok:
-			break;
-		case TM_WouldBlock:		/* somebody is at it */
-		case TM_Updated:		/* somebody was at it since our snapshot */
-		case TM_Deleted:
-		case TM_SelfModified:
-		case TM_Invisible:
-			return;
-		default:
-			elog(ERROR, "unexpected result of locking a sync state");
-	}
-
-	/* a newer version than the snapshot's needs a second look */
-	if (tmfd.traversed)
-	{
-		slot_getallattrs(claim->locked);
-		syncstate_state_from_datums(claim->locked->tts_values,
-									claim->locked->tts_isnull, row);
-		row->ctid = claim->locked->tts_tid;
-		if (row->key.source != claim->policy.source ||
-			claimable_at(row, &claim->policy) > claim->now)
-			return;
-	}
-
-	if (again || row->requested_at != NO_TIME)
-	{
-		bool		found;
-
-		if (claim->seen == NULL)
-		{
-			HASHCTL		ctl = {.keysize = sizeof(ItemPointerData),
-			.entrysize = sizeof(ItemPointerData)};
-
-			ctl.hcxt = CurrentMemoryContext;
-			claim->seen = hash_create("syncstate claim", 256, &ctl,
-									  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-		}
-		hash_search(claim->seen, &row->ctid, HASH_ENTER, &found);
-		if (found)
-			return;
-	}
-
-	if (would_park(row, &claim->policy, claim->now))
-	{
-		ItemPointer hopeless = palloc(sizeof(ItemPointerData));
-
-		*hopeless = row->ctid;
-		claim->hopeless = lappend(claim->hopeless, hopeless);
-		return;
-	}
-
-	taken = &claim->taken[claim->ntaken];
-	taken->tid = row->ctid;
-	taken->key = row->key;
-	taken->key.resource =
-		cstring_to_text_with_len(VARDATA_ANY(row->key.resource),
-								 VARSIZE_ANY_EXHDR(row->key.resource));
-	taken->lease_time = claim->lease_time != 0 ?
-		claim->lease_time : claim->policy.lease_time;
-	taken->clear_cursor = syncstate_cursor_is_dead(&claim->policy, row,
-												   claim->now);
-	taken->order = claim->ntaken;
-	taken->requested = row->requested_at != NO_TIME;
-	taken->since = taken->requested ? row->requested_at : row->due_at;
-	taken->result = (Datum) 0;
-	claim->ntaken++;
+	claim->start = syncstate_now();
+	(void) take(claim, false);
 }
 
 /*
- * Starts the rows taken: one statement for all whose lease is as long and whose
- * cursor lives, and one for each other such group.  They start now and not when
- * the walk began: a request that the lock found is older than the start.
+ * Starts the claimable row at hand, or parks it where its lease ran out once
+ * too often.
  *
- * The statement returns rows in the order of their ctids; they are matched by
- * key, since row security may leave some out, and put into the order that the
- * claim promises.
+ * try: it is not locked, and may have been changed since it was read
  */
-static void
-start_taken(Claim *claim)
+static TM_Result
+take(Claim *claim, bool try)
 {
-	TimestampTz now = syncstate_now();
-	ItemPointerData *tids = palloc(Max(claim->ntaken,
-									   list_length(claim->hopeless)) *
-								   sizeof(ItemPointerData));
+	SyncState	row = claim->walk.row;
+	bool		hopeless = would_park(&row, &claim->policy, claim->now);
+	TM_Result	result = TM_Ok;
+	HeapTuple	written;
+	Taken	   *taken;
 
-	if (claim->hopeless != NIL)
-	{
-		int			ntids = 0;
-		ListCell   *lc;
+	if (hopeless)
+		syncstate_give_up(&row, claim->start);
+	else
+		syncstate_start(&row, &claim->policy, claim->lease_time, claim->start);
+	if (try)
+		result = syncstate_rows_try(&claim->rows, &row, &written);
+	else
+		written = syncstate_rows_write(&claim->rows, &row);
 
-		foreach(lc, claim->hopeless)
-			tids[ntids++] = *(ItemPointer) lfirst(lc);
-		syncstate_store_park_expired(tids, ntids, LEASE_EXPIRED_MESSAGE, now);
-	}
+	/* row security may have kept it from us */
+	if (result != TM_Ok || written == NULL || hopeless)
+		return result;
 
-	qsort(claim->taken, claim->ntaken, sizeof(Taken), compare_groups);
-	for (int first = 0; first < claim->ntaken;)
-	{
-		Taken	   *group = &claim->taken[first];
-		int			size = 0;
-		int			at = 0;
-
-		while (first + size < claim->ntaken &&
-			   group[size].lease_time == group->lease_time &&
-			   group[size].clear_cursor == group->clear_cursor)
-		{
-			tids[size] = group[size].tid;
-			size++;
-		}
-		syncstate_store_start(tids, size, now + group->lease_time, now,
-							  group->clear_cursor);
-		for (uint64 i = 0; i < SPI_processed; i++)
-		{
-			HeapTuple	tuple = SPI_tuptable->vals[i];
-			TupleDesc	tupdesc = SPI_tuptable->tupdesc;
-			bool		isnull;
-			SyncKey		key;
-
-			key.user_id = *DatumGetUUIDP(SPI_getbinval(tuple, tupdesc, 1, &isnull));
-			key.source = DatumGetObjectId(SPI_getbinval(tuple, tupdesc, 2, &isnull));
-			key.resource = DatumGetTextPP(SPI_getbinval(tuple, tupdesc, 3, &isnull));
-			while (at < size && !syncstate_same_key(&group[at].key, &key))
-				at++;
-			if (at == size)
-				elog(ERROR, "started a sync state that was not taken");
-			group[at++].result = SPI_getbinval(tuple, tupdesc, 4, &isnull);
-		}
-		first += size;
-	}
-	qsort(claim->taken, claim->ntaken, sizeof(Taken), compare_order);
-}
-
-/* qsort comparator: by group, and in it by ctid, as a TID scan returns rows. */
-static int
-compare_groups(const void *a, const void *b)
-{
-	const Taken *x = a;
-	const Taken *y = b;
-
-	if (x->lease_time != y->lease_time)
-		return x->lease_time < y->lease_time ? -1 : 1;
-	if (x->clear_cursor != y->clear_cursor)
-		return x->clear_cursor ? 1 : -1;
-	return ItemPointerCompare(unconstify(ItemPointerData *, &x->tid),
-							  unconstify(ItemPointerData *, &y->tid));
+	taken = &claim->taken[claim->ntaken];
+	taken->order = claim->ntaken++;
+	taken->requested = claim->walk.row.requested_at != NO_TIME;
+	taken->since = taken->requested ?
+		claim->walk.row.requested_at : claim->walk.row.due_at;
+	taken->result = written;
+	return TM_Ok;
 }
 
 /* qsort comparator: requested ones first, then the oldest, of all sources. */

@@ -9,8 +9,7 @@
  * policy and the time, runs no SQL and raises no error, so that a batch of
  * reports can apply the very same ones to many rows.
  *
- * The start of a sync is not here but in claim.c: a claim starts many rows in
- * one statement, and mark_sync_started() starts its row by the same one.
+ * The functions that start a sync are in claim.c, the transition is here.
  *
  * src/lifecycle.c
  *
@@ -30,10 +29,12 @@
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "syncstate.h"
 
 #define RATE_LIMIT_MESSAGE	"API rate limit exceeded"
+#define LEASE_EXPIRED_MESSAGE	"lease expired without a report"
 #define CUT_MARK			" [cut]"
 
 /* From this many cursor losses in a row on, the row waits; then it is parked. */
@@ -102,11 +103,11 @@ typedef struct Report
 	int64		progress_total; /* checkpoint; NO_COUNT keeps */
 } Report;
 
-/* A report of a batch and the row it was applied to. */
+/* A report of a batch and the row it was applied to, as it is now. */
 typedef struct Applied
 {
 	const Report *report;
-	SyncState  *row;
+	HeapTuple	result;
 } Applied;
 
 typedef void (*TransitionFunction) (SyncState *row, const Report *report,
@@ -170,9 +171,12 @@ static const Transition transitions[] = {
 
 static Report *read_reports(Jsonb *results, int *nreports);
 static void read_report(JsonbContainer *object, Report *report);
-static char *json_text(JsonbContainer *object, const char *key);
-static text *json_limited_text(JsonbContainer *object, const char *key,
-							   int max_bytes);
+static char *json_text(const char *key, const JsonbValue *value);
+static text *limited_text(const char *key, const char *string, int max_bytes);
+static bool apply_one_of(RowAccess *rows, const Report *reports, int nreports,
+						 TimestampTz *now, Applied *applied);
+static const Report *held_report(const SyncState *row, const Report *reports,
+								 int nreports);
 static void report_context(void *arg);
 static int	compare_reports(const void *a, const void *b);
 static int	compare_applied(const void *a, const void *b);
@@ -187,6 +191,7 @@ static void check_row(SyncState *row);
 static void park(SyncState *row, ParkedReason reason);
 static void check_lease(const SyncState *row, int64 lease);
 static int	compare_history_ids(const text *a, const text *b);
+static void count_failure(SyncState *row, TimestampTz now);
 static void end_run(SyncState *row, SyncStatus status, text *error_message);
 static void wait_after_failure(SyncState *row, const SyncPolicy *policy,
 							   int32 n, TimestampTz now);
@@ -424,15 +429,9 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Report	   *reports;
 	int			nreports;
-	SyncKey    *keys;
-	int			nkeys = 0;
-	int		   *first_report;	/* of each key */
-	SyncState  *rows;
-	int		   *key_of_row;
-	int			nrows;
+	RowAccess	rows;
 	Applied    *applied;
 	int			napplied = 0;
-	SyncState  *ended;
 	TimestampTz now;
 
 	if (PG_ARGISNULL(0))
@@ -444,58 +443,32 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	if (nreports == 0)
 		return (Datum) 0;
 
-	/* each key once, in the order in which every batch locks */
-	qsort(reports, nreports, sizeof(Report), compare_reports);
-	keys = palloc(nreports * sizeof(SyncKey));
-	first_report = palloc((nreports + 1) * sizeof(int));
-	for (int i = 0; i < nreports; i++)
-	{
-		if (i == 0 || !syncstate_same_key(&reports[i].key, &reports[i - 1].key))
-		{
-			first_report[nkeys] = i;
-			keys[nkeys++] = reports[i].key;
-		}
-	}
-	first_report[nkeys] = nreports;
-
 	SPI_connect();
-	rows = palloc(nkeys * sizeof(SyncState));
-	key_of_row = palloc(nkeys * sizeof(int));
-	applied = palloc(nkeys * sizeof(Applied));
-	nrows = syncstate_store_lock_many(keys, nkeys, rows, key_of_row);
+	applied = palloc(nreports * sizeof(Applied));
+	syncstate_rows_open(&rows);
+	syncstate_rows_look(&rows);
 	now = syncstate_now();
 
-	/* at most one report applies to a row, since each one ends the run */
-	for (int i = 0; i < nrows; i++)
+	/* each row once, in the order in which every batch locks */
+	qsort(reports, nreports, sizeof(Report), compare_reports);
+	for (int first = 0, end; first < nreports; first = end)
 	{
-		int			key = key_of_row[i];
+		const SyncKey *key = &reports[first].key;
 
-		for (int r = first_report[key]; r < first_report[key + 1]; r++)
+		for (end = first + 1; end < nreports; end++)
 		{
-			const Report *report = &reports[r];
-
-			if (!lease_is_held(&rows[i], report->lease))
-				continue;
-			transitions[report->transition].apply(&rows[i], report,
-												  syncstate_policy(keys[key].source),
-												  now);
-			rows[i].updated_at = now;
-			applied[napplied].row = &rows[i];
-			applied[napplied++].report = report;
-			break;
+			if (!syncstate_same_key(&reports[end].key, key))
+				break;
 		}
+		if (apply_one_of(&rows, &reports[first], end - first, &now,
+						 &applied[napplied]))
+			napplied++;
 	}
+	syncstate_rows_close(&rows);
 
-	/* the statement returns rows in the order in which it was given them */
 	qsort(applied, napplied, sizeof(Applied), compare_applied);
-	ended = palloc(Max(napplied, 1) * sizeof(SyncState));
 	for (int i = 0; i < napplied; i++)
-		ended[i] = *applied[i].row;
-	if (napplied > 0)
-	{
-		syncstate_store_write_many(ended, napplied);
-		syncstate_store_return(rsinfo, 1);
-	}
+		tuplestore_puttuple(rsinfo->setResult, applied[i].result);
 	limit_sources(applied, napplied, now);
 	SPI_finish();
 	return (Datum) 0;
@@ -622,6 +595,7 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 	};
 	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 3);
 	Jsonb	   *changes = syncstate_arg_object(fcinfo, 2, "changes");
+	RowAccess	rows;
 	SyncState	old;
 	SyncState	row;
 	Datum		result;
@@ -629,14 +603,16 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 	syncstate_check_keys("changes", &changes->root, keys, lengthof(keys));
 
 	SPI_connect();
-	syncstate_lock_row(&key, true, &old);
+	syncstate_rows_open(&rows);
+	syncstate_lock_row(&rows, &key, true, &old);
 	syncstate_store_change(&old, JsonbPGetDatum(changes), &row);
 	check_row(&row);
 	syncstate_guard_update(&old, &row,
 						   getKeyJsonValueFromContainer(&changes->root, "status",
 														strlen("status"), NULL) != NULL,
 						   syncstate_now());
-	result = syncstate_store_write(&row);
+	result = syncstate_write_row(&rows, &row);
+	syncstate_rows_close(&rows);
 	SPI_finish();
 	return result;
 }
@@ -696,6 +672,27 @@ read_report(JsonbContainer *object, Report *report)
 {
 	enum
 	{
+		USER_ID, SOURCE, RESOURCE, LEASE, OUTCOME, ITEMS_SYNCED, SYNC_TOKEN,
+		HISTORY_ID, UPDATED_MIN, ERROR_MESSAGE, KIND, RETRY_AFTER, SCOPE,
+		NUM_KEYS,
+	};
+	static const char *const keys[NUM_KEYS] = {
+		[USER_ID] = "user_id",
+		[SOURCE] = "source",
+		[RESOURCE] = "resource",
+		[LEASE] = "lease",
+		[OUTCOME] = "outcome",
+		[ITEMS_SYNCED] = "items_synced",
+		[SYNC_TOKEN] = "sync_token",
+		[HISTORY_ID] = "history_id",
+		[UPDATED_MIN] = "updated_min",
+		[ERROR_MESSAGE] = "error_message",
+		[KIND] = "kind",
+		[RETRY_AFTER] = "retry_after",
+		[SCOPE] = "scope",
+	};
+	enum
+	{
 		COMPLETED, FAILED, RATE_LIMITED, RELEASED,
 	};
 	static const char *const outcomes[] = {
@@ -704,129 +701,154 @@ read_report(JsonbContainer *object, Report *report)
 		[RATE_LIMITED] = "rate_limited",
 		[RELEASED] = "released",
 	};
-	static const TransitionId outcome_transitions[] = {
-		[COMPLETED] = COMPLETE,
-		[FAILED] = FAIL,
-		[RATE_LIMITED] = RATE_LIMIT,
-		[RELEASED] = RELEASE,
-	};
 
-	/* the first five belong to all, the others to an outcome each */
-	static const char *const keys[][9] = {
-		[COMPLETED] = {"user_id", "source", "resource", "lease", "outcome",
-		"items_synced", "sync_token", "history_id", "updated_min"},
-		[FAILED] = {"user_id", "source", "resource", "lease", "outcome",
-		"error_message", "kind"},
-		[RATE_LIMITED] = {"user_id", "source", "resource", "lease", "outcome",
-		"retry_after", "scope"},
-		[RELEASED] = {"user_id", "source", "resource", "lease", "outcome"},
+	/* the keys up to "outcome" belong to all, these to an outcome each */
+	static const struct
+	{
+		TransitionId transition;
+		int			first;
+		int			end;
+	}			arguments[] = {
+		[COMPLETED] = {COMPLETE, ITEMS_SYNCED, UPDATED_MIN + 1},
+		[FAILED] = {FAIL, ERROR_MESSAGE, KIND + 1},
+		[RATE_LIMITED] = {RATE_LIMIT, RETRY_AFTER, SCOPE + 1},
+		[RELEASED] = {RELEASE, NUM_KEYS, NUM_KEYS},
 	};
-	static const int nkeys[] = {
-		[COMPLETED] = 9,
-		[FAILED] = 7,
-		[RATE_LIMITED] = 7,
-		[RELEASED] = 5,
-	};
-	static const char *const required[] = {
-		"user_id", "source", "lease", "outcome",
-	};
+	static const int required[] = {USER_ID, SOURCE, LEASE, OUTCOME};
+	JsonbIterator *it = JsonbIteratorInit(object);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	const char *known[NUM_KEYS];
+	int			nknown = 0;
+	bool		present[NUM_KEYS] = {false};
+	char	   *words[NUM_KEYS] = {NULL};	/* NULL: null or absent */
+	bool		all_known = true;
+	int			key = NUM_KEYS;
 	const SyncPolicy *policies;
 	int			npolicies;
 	int			outcome;
-	char	   *word;
+
+	/* one pass over the object, in whatever order it keeps its keys */
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+		{
+			for (key = 0; key < NUM_KEYS; key++)
+			{
+				if (strlen(keys[key]) == (size_t) value.val.string.len &&
+					memcmp(keys[key], value.val.string.val,
+						   value.val.string.len) == 0)
+					break;
+			}
+			all_known = all_known && key < NUM_KEYS;
+		}
+		else if (token == WJB_VALUE && key < NUM_KEYS)
+		{
+			present[key] = true;
+			words[key] = json_text(keys[key], &value);
+		}
+	}
 
 	for (size_t i = 0; i < lengthof(required); i++)
 	{
-		if (json_text(object, required[i]) == NULL)
+		if (words[required[i]] == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must not be null", required[i])));
+					 errmsg("%s must not be null", keys[required[i]])));
 	}
-	outcome = syncstate_check_word("outcome", json_text(object, "outcome"),
+	outcome = syncstate_check_word(keys[OUTCOME], words[OUTCOME],
 								   outcomes, lengthof(outcomes));
-	syncstate_check_keys("report", object, keys[outcome], nkeys[outcome]);
+	for (key = 0; key < NUM_KEYS; key++)
+	{
+		if (key <= OUTCOME || (key >= arguments[outcome].first &&
+							   key < arguments[outcome].end))
+			known[nknown++] = keys[key];
+		else
+			all_known = all_known && !present[key];
+	}
+	if (!all_known)
+		syncstate_check_keys("report", object, known, nknown);
 
-	report->transition = outcome_transitions[outcome];
+	report->transition = arguments[outcome].transition;
 	report->key.user_id =
 		*DatumGetUUIDP(DirectFunctionCall1(uuid_in,
-										   CStringGetDatum(json_text(object, "user_id"))));
+										   CStringGetDatum(words[USER_ID])));
 	report->key.source =
 		DatumGetObjectId(DirectFunctionCall2(enum_in,
-											 CStringGetDatum(json_text(object, "source")),
+											 CStringGetDatum(words[SOURCE]),
 											 ObjectIdGetDatum(syncstate_store_ids()->source_type)));
 	policies = syncstate_policies(&npolicies);
 	while (report->source_rank < npolicies &&
 		   policies[report->source_rank].source != report->key.source)
 		report->source_rank++;
-	report->key.resource = json_limited_text(object, "resource",
-											 MAX_RESOURCE_BYTES);
+	report->key.resource = limited_text(keys[RESOURCE], words[RESOURCE],
+										MAX_RESOURCE_BYTES);
 	if (report->key.resource == NULL)
 		report->key.resource = cstring_to_text("");
 	report->has_lease = true;
 	report->lease =
-		DatumGetInt64(DirectFunctionCall1(int8in,
-										  CStringGetDatum(json_text(object, "lease"))));
+		DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(words[LEASE])));
 
 	switch (outcome)
 	{
 		case COMPLETED:
-			if ((word = json_text(object, "items_synced")) != NULL)
+			if (words[ITEMS_SYNCED] != NULL)
 				report->items_synced =
 					DatumGetInt64(DirectFunctionCall1(int8in,
-													  CStringGetDatum(word)));
-			syncstate_check_count("items_synced", report->items_synced);
-			report->sync_token = json_limited_text(object, "sync_token",
-												   MAX_TOKEN_BYTES);
-			report->history_id = json_limited_text(object, "history_id",
-												   MAX_TOKEN_BYTES);
+													  CStringGetDatum(words[ITEMS_SYNCED])));
+			syncstate_check_count(keys[ITEMS_SYNCED], report->items_synced);
+			report->sync_token = limited_text(keys[SYNC_TOKEN],
+											  words[SYNC_TOKEN],
+											  MAX_TOKEN_BYTES);
+			report->history_id = limited_text(keys[HISTORY_ID],
+											  words[HISTORY_ID],
+											  MAX_TOKEN_BYTES);
 			if (report->history_id != NULL)
 				report->history_id = syncstate_tidy_history_id(report->history_id);
 			if (report->history_id != NULL)
-				syncstate_check_history_id("history_id", report->history_id);
+				syncstate_check_history_id(keys[HISTORY_ID], report->history_id);
 			report->updated_min = NO_TIME;
-			if ((word = json_text(object, "updated_min")) != NULL)
+			if (words[UPDATED_MIN] != NULL)
 			{
 				report->updated_min =
 					DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
-															CStringGetDatum(word),
+															CStringGetDatum(words[UPDATED_MIN]),
 															ObjectIdGetDatum(InvalidOid),
 															Int32GetDatum(-1)));
-				syncstate_check_time("updated_min", report->updated_min);
+				syncstate_check_time(keys[UPDATED_MIN], report->updated_min);
 			}
 			break;
 		case FAILED:
-			word = json_text(object, "error_message");
-			if (word == NULL)
+			if (words[ERROR_MESSAGE] == NULL)
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("error_message must not be null")));
-			report->error_message = cut_message(cstring_to_text(word));
-			if ((word = json_text(object, "kind")) != NULL)
-				report->kind = syncstate_check_word("kind", word, failure_kinds,
+						 errmsg("%s must not be null", keys[ERROR_MESSAGE])));
+			report->error_message = cut_message(cstring_to_text(words[ERROR_MESSAGE]));
+			if (words[KIND] != NULL)
+				report->kind = syncstate_check_word(keys[KIND], words[KIND],
+													failure_kinds,
 													lengthof(failure_kinds));
 			break;
 		case RATE_LIMITED:
-			if ((word = json_text(object, "retry_after")) != NULL)
+			if (words[RETRY_AFTER] != NULL)
 				report->retry_after =
 					clamped_wait(DatumGetIntervalP(DirectFunctionCall3(interval_in,
-																	   CStringGetDatum(word),
+																	   CStringGetDatum(words[RETRY_AFTER]),
 																	   ObjectIdGetDatum(InvalidOid),
 																	   Int32GetDatum(-1))));
-			if ((word = json_text(object, "scope")) != NULL)
-				report->scope = syncstate_check_word("scope", word, limit_scopes,
+			if (words[SCOPE] != NULL)
+				report->scope = syncstate_check_word(keys[SCOPE], words[SCOPE],
+													 limit_scopes,
 													 lengthof(limit_scopes));
 			break;
 	}
 }
 
-/* The text of a string or number in a JSON object; NULL if null or absent. */
+/* The text of a JSON string or number; NULL if null. */
 static char *
-json_text(JsonbContainer *object, const char *key)
+json_text(const char *key, const JsonbValue *value)
 {
-	JsonbValue *value = getKeyJsonValueFromContainer(object, key, strlen(key),
-													 NULL);
-
-	if (value == NULL || value->type == jbvNull)
+	if (value->type == jbvNull)
 		return NULL;
 	if (value->type == jbvString)
 		return pnstrdup(value->val.string.val, value->val.string.len);
@@ -839,14 +861,59 @@ json_text(JsonbContainer *object, const char *key)
 }
 
 static text *
-json_limited_text(JsonbContainer *object, const char *key, int max_bytes)
+limited_text(const char *key, const char *string, int max_bytes)
 {
-	char	   *string = json_text(object, key);
-
 	if (string == NULL)
 		return NULL;
 	syncstate_check_size(key, strlen(string), max_bytes);
 	return cstring_to_text(string);
+}
+
+/*
+ * Applies to a row the first report of it whose lease is held: at most one is,
+ * since each ends the run.  Returns false if none is.  *now moves on when there
+ * was a lock to wait for.
+ */
+static bool
+apply_one_of(RowAccess *rows, const Report *reports, int nreports,
+			 TimestampTz *now, Applied *applied)
+{
+	const SyncKey *key = &reports[0].key;
+	const SyncPolicy *policy = syncstate_policy(key->source);
+	SyncState	row;
+	const Report *report;
+
+	if (syncstate_rows_read(rows, key, &row) &&
+		(report = held_report(&row, reports, nreports)) != NULL)
+	{
+		transitions[report->transition].apply(&row, report, policy, *now);
+		row.updated_at = *now;
+		applied->report = report;
+		if (syncstate_rows_try(rows, &row, &applied->result) == TM_Ok)
+			return true;
+	}
+
+	if (!syncstate_rows_lock(rows, key, &row) ||
+		(report = held_report(&row, reports, nreports)) == NULL)
+		return false;
+	*now = syncstate_now();
+	transitions[report->transition].apply(&row, report, policy, *now);
+	row.updated_at = *now;
+	applied->report = report;
+	applied->result = syncstate_rows_write(rows, &row);
+	return applied->result != NULL;
+}
+
+/* The first of the reports of a row whose lease is held; NULL if none is. */
+static const Report *
+held_report(const SyncState *row, const Report *reports, int nreports)
+{
+	for (int i = 0; i < nreports; i++)
+	{
+		if (lease_is_held(row, reports[i].lease))
+			return &reports[i];
+	}
+	return NULL;
 }
 
 /* Error context: which report of a batch is being read. */
@@ -901,23 +968,47 @@ apply(TransitionId id, const Report *report)
 {
 	const Transition *transition = &transitions[id];
 	SyncPolicy	policy = *syncstate_policy(report->key.source);
+	RowAccess	rows;
 	SyncState	row;
+	HeapTuple	written;
 	TimestampTz now;
-	Datum		result;
+	Datum		result = (Datum) 0;
 
 	SPI_connect();
-	syncstate_lock_row(&report->key, transition->makes_row && !report->has_lease, &row);
-	if (report->has_lease)
-		check_lease(&row, report->lease);
+	syncstate_rows_open(&rows);
 
-	/* the time after the wait for the lock, not before it */
-	now = syncstate_now();
-	transition->apply(&row, report, &policy, now);
-	row.updated_at = now;
-	result = syncstate_store_write(&row);
+	/* who holds the lease is mostly alone with the row */
+	if (report->has_lease)
+	{
+		syncstate_rows_look(&rows);
+		if (syncstate_rows_read(&rows, &report->key, &row) &&
+			lease_is_held(&row, report->lease))
+		{
+			now = syncstate_now();
+			transition->apply(&row, report, &policy, now);
+			row.updated_at = now;
+			if (syncstate_rows_try(&rows, &row, &written) == TM_Ok)
+				result = syncstate_row_datum(written);
+		}
+	}
+	if (result == (Datum) 0)
+	{
+		syncstate_lock_row(&rows, &report->key,
+						   transition->makes_row && !report->has_lease, &row);
+		if (report->has_lease)
+			check_lease(&row, report->lease);
+
+		/* the time after the wait for the lock, not before it */
+		now = syncstate_now();
+		transition->apply(&row, report, &policy, now);
+		row.updated_at = now;
+		result = syncstate_write_row(&rows, &row);
+	}
+	syncstate_rows_close(&rows);
+
 	if (id == RATE_LIMIT)
 	{
-		Applied		applied = {.report = report, .row = &row};
+		Applied		applied = {.report = report};
 
 		limit_sources(&applied, 1, now);
 	}
@@ -929,17 +1020,33 @@ apply(TransitionId id, const Report *report)
 
 /* Locks and reads the row of a key, and makes it where that is asked for. */
 void
-syncstate_lock_row(const SyncKey *key, bool make, SyncState *row)
+syncstate_lock_row(RowAccess *rows, const SyncKey *key, bool make,
+				   SyncState *row)
 {
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
-		if (syncstate_store_lock(key, row))
+		syncstate_rows_look(rows);
+		if (syncstate_rows_lock(rows, key, row))
 			return;
 		if (!make)
 			break;
 		syncstate_store_make(key);
 	}
 	syncstate_no_such_row();
+}
+
+/*
+ * Writes a row that was locked; returns it as it is now.  Row security may hide
+ * a row from UPDATE: then there is no such row.
+ */
+Datum
+syncstate_write_row(RowAccess *rows, const SyncState *row)
+{
+	HeapTuple	written = syncstate_rows_write(rows, row);
+
+	if (written == NULL)
+		syncstate_no_such_row();
+	return syncstate_row_datum(written);
 }
 
 /* The same words for a row that is not there and one that is not shown. */
@@ -1015,6 +1122,45 @@ syncstate_wake_workers(const SyncPolicy *policy)
 
 /* ------------------------------------------------------------ transitions */
 
+/*
+ * A start, by a claim or by name.  A row that is 'syncing' here has a lease
+ * that ran out unreported, which counts as a failure.  A cursor that the
+ * provider has forgotten by now is not handed out.
+ *
+ *	lease_time	microseconds; 0 = the policy's
+ */
+void
+syncstate_start(SyncState *row, const SyncPolicy *policy, int64 lease_time,
+				TimestampTz now)
+{
+	if (row->status == SYNC_SYNCING)
+		count_failure(row, now);
+	if (syncstate_cursor_is_dead(policy, row, now))
+		syncstate_drop_cursor(row);
+	row->status = SYNC_SYNCING;
+	row->lease++;
+	row->lease_expires_at = now +
+		(lease_time != 0 ? lease_time : policy->lease_time);
+	row->last_sync_at = now;
+	row->requested_at = NO_TIME;
+	row->error_message = NULL;
+	row->updated_at = now;
+
+	/* a run that crashes comes back when its lease ends, not later */
+	if (row->due_at != NO_TIME)
+		row->due_at = Min(row->due_at, now);
+}
+
+/* The end of a row whose lease ran out once too often. */
+void
+syncstate_give_up(SyncState *row, TimestampTz now)
+{
+	count_failure(row, now);
+	end_run(row, SYNC_ERROR, cstring_to_text(LEASE_EXPIRED_MESSAGE));
+	park(row, PARKED_FAILURES);
+	row->updated_at = now;
+}
+
 static void
 complete(SyncState *row, const Report *report, const SyncPolicy *policy,
 		 TimestampTz now)
@@ -1063,11 +1209,7 @@ static void
 fail(SyncState *row, const Report *report, const SyncPolicy *policy,
 	 TimestampTz now)
 {
-	if (row->failures < PG_INT32_MAX)
-		row->failures++;
-	if (row->failing_since == NO_TIME)
-		row->failing_since = now;
-
+	count_failure(row, now);
 	end_run(row, SYNC_ERROR, report->error_message);
 	if (report->kind == FAILURE_AUTH)
 		park(row, PARKED_AUTH);
@@ -1232,6 +1374,16 @@ syncstate_is_parked_reason(const text *reason)
 			return true;
 	}
 	return false;
+}
+
+/* One more failure of the present run of them. */
+static void
+count_failure(SyncState *row, TimestampTz now)
+{
+	if (row->failures < PG_INT32_MAX)
+		row->failures++;
+	if (row->failing_since == NO_TIME)
+		row->failing_since = now;
 }
 
 /* Nobody holds the row any more. */

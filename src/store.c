@@ -24,6 +24,7 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_enum.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -32,6 +33,7 @@
 #include "optimizer/cost.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/catcache.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -64,11 +66,7 @@ typedef enum PlanId
 {
 	PLAN_LOCK,
 	PLAN_MAKE,
-	PLAN_LOCK_MANY,
 	PLAN_WRITE,
-	PLAN_WRITE_MANY,
-	PLAN_START,
-	PLAN_PARK_EXPIRED,
 	PLAN_DELETE,
 	PLAN_REQUEST,
 	PLAN_REQUEST_LOCK,
@@ -85,8 +83,6 @@ typedef enum PlanId
 #define ARG_SOURCE		((Oid) 1)
 #define ARG_STATUS		((Oid) 2)
 #define ARG_POLICY		((Oid) 3)
-#define ARG_SOURCE_ARRAY	((Oid) 4)
-#define ARG_STATUS_ARRAY	((Oid) 5)
 
 #define MAX_PLAN_ARGS	30
 
@@ -104,18 +100,6 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		3, {UUIDOID, ARG_SOURCE, TEXTOID}
 	},
 
-	/* locks in the order of the keys, so that two batches never deadlock */
-	[PLAN_LOCK_MANY] = {
-		"SELECT " COLUMNS("s") ", s.ctid, k.ord "
-		"FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), "
-		"pg_catalog.unnest($3)) WITH ORDINALITY "
-		"AS k (user_id, source, resource, ord), syncstate.sync_state AS s "
-		"WHERE s.user_id OPERATOR(pg_catalog.=) k.user_id "
-		"AND s.source OPERATOR(pg_catalog.=) k.source "
-		"AND s.resource OPERATOR(pg_catalog.=) k.resource "
-		"ORDER BY k.ord FOR NO KEY UPDATE OF s",
-		3, {UUIDARRAYOID, ARG_SOURCE_ARRAY, TEXTARRAYOID}
-	},
 	[PLAN_MAKE] = {
 		"INSERT INTO syncstate.sync_state (user_id, source, resource) "
 		"VALUES ($1, $2, $3) "
@@ -123,7 +107,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		3, {UUIDOID, ARG_SOURCE, TEXTOID}
 	},
 
-	/* keep in sync with write_args(), and with the one for many rows below */
+	/* keep in sync with syncstate_store_write() */
 	[PLAN_WRITE] = {
 		"UPDATE syncstate.sync_state AS s SET status = $2, sync_token = $3, "
 		"history_id = $4, updated_min = $5, token_issued_at = $6, "
@@ -142,93 +126,6 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 
-	/* the same for many rows; each array has a column of them */
-	[PLAN_WRITE_MANY] = {
-		"UPDATE syncstate.sync_state AS s SET status = w.status, "
-		"sync_token = w.sync_token, history_id = w.history_id, "
-		"updated_min = w.updated_min, token_issued_at = w.token_issued_at, "
-		"last_full_sync_at = w.last_full_sync_at, due_at = w.due_at, "
-		"requested_at = w.requested_at, parked_reason = w.parked_reason, "
-		"sync_interval = w.sync_interval, lease = w.lease, "
-		"lease_expires_at = w.lease_expires_at, "
-		"last_sync_at = w.last_sync_at, "
-		"last_successful_sync_at = w.last_successful_sync_at, "
-		"items_synced = w.items_synced, page_token = w.page_token, "
-		"progress_done = w.progress_done, "
-		"progress_total = w.progress_total, failures = w.failures, "
-		"token_losses = w.token_losses, error_message = w.error_message, "
-		"updated_at = w.updated_at, failing_since = w.failing_since "
-		"FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), "
-		"pg_catalog.unnest($3), pg_catalog.unnest($4), "
-		"pg_catalog.unnest($5), pg_catalog.unnest($6), "
-		"pg_catalog.unnest($7), pg_catalog.unnest($8), "
-		"pg_catalog.unnest($9), pg_catalog.unnest($10), "
-		"pg_catalog.unnest($11), pg_catalog.unnest($12), "
-		"pg_catalog.unnest($13), pg_catalog.unnest($14), "
-		"pg_catalog.unnest($15), pg_catalog.unnest($16), "
-		"pg_catalog.unnest($17), pg_catalog.unnest($18), "
-		"pg_catalog.unnest($19), pg_catalog.unnest($20), "
-		"pg_catalog.unnest($21), pg_catalog.unnest($22), "
-		"pg_catalog.unnest($23), pg_catalog.unnest($24)) "
-		"AS w (ctid, status, sync_token, history_id, updated_min, "
-		"token_issued_at, last_full_sync_at, due_at, requested_at, "
-		"parked_reason, sync_interval, lease, lease_expires_at, "
-		"last_sync_at, last_successful_sync_at, items_synced, page_token, "
-		"progress_done, progress_total, failures, token_losses, "
-		"error_message, updated_at, failing_since) "
-		"WHERE s.ctid OPERATOR(pg_catalog.=) w.ctid RETURNING s",
-		24, {TIDARRAYOID, ARG_STATUS_ARRAY, TEXTARRAYOID, TEXTARRAYOID,
-			TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
-			TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID,
-			INTERVALARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
-			TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID,
-			TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID,
-			INT4ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-		TIMESTAMPTZARRAYOID}
-	},
-
-	/*
-	 * A start.  A row that is 'syncing' here has a lease that ran out
-	 * unreported, which counts as a failure.
-	 */
-	[PLAN_START] = {
-		"UPDATE syncstate.sync_state AS s SET "
-		"status = 'syncing'::syncstate.sync_status, "
-		"lease = s.lease OPERATOR(pg_catalog.+) 1, "
-		"lease_expires_at = $2, last_sync_at = $3, requested_at = NULL, "
-		"error_message = NULL, updated_at = $3, "
-		"due_at = CASE WHEN s.due_at OPERATOR(pg_catalog.>) $3 THEN $3 "
-		"ELSE s.due_at END, "
-		"failures = CASE WHEN s.status OPERATOR(pg_catalog.=) "
-		"'syncing'::syncstate.sync_status "
-		"AND s.failures OPERATOR(pg_catalog.<) 2147483647 "
-		"THEN s.failures OPERATOR(pg_catalog.+) 1 ELSE s.failures END, "
-		"failing_since = CASE WHEN s.failing_since IS NULL "
-		"AND s.status OPERATOR(pg_catalog.=) 'syncing'::syncstate.sync_status "
-		"THEN $3 ELSE s.failing_since END, "
-		"sync_token = CASE WHEN $4 THEN NULL ELSE s.sync_token END, "
-		"history_id = CASE WHEN $4 THEN NULL ELSE s.history_id END, "
-		"updated_min = CASE WHEN $4 THEN NULL ELSE s.updated_min END, "
-		"token_issued_at = CASE WHEN $4 THEN NULL ELSE s.token_issued_at END, "
-		"page_token = CASE WHEN $4 THEN NULL ELSE s.page_token END, "
-		"progress_done = CASE WHEN $4 THEN NULL ELSE s.progress_done END, "
-		"progress_total = CASE WHEN $4 THEN NULL ELSE s.progress_total END "
-		"WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) "
-		"RETURNING s.user_id, s.source, s.resource, s",
-		4, {TIDARRAYOID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID}
-	},
-	[PLAN_PARK_EXPIRED] = {
-		"UPDATE syncstate.sync_state AS s SET "
-		"status = 'error'::syncstate.sync_status, lease_expires_at = NULL, "
-		"due_at = NULL, parked_reason = 'failures', "
-		"failures = CASE WHEN s.failures OPERATOR(pg_catalog.<) 2147483647 "
-		"THEN s.failures OPERATOR(pg_catalog.+) 1 ELSE s.failures END, "
-		"failing_since = CASE WHEN s.failing_since IS NULL THEN $3 "
-		"ELSE s.failing_since END, "
-		"error_message = $2, updated_at = $3 "
-		"WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1)",
-		3, {TIDARRAYOID, TEXTOID, TIMESTAMPTZOID}
-	},
 	[PLAN_DELETE] = {
 		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES,
 		3, {UUIDOID, ARG_SOURCE, TEXTOID}
@@ -345,17 +242,12 @@ static const char *const status_names[NUM_STATUSES] = {
 
 static void load_ids(void);
 static void state_rel_changed(Datum arg, Oid relid);
+static Oid	function_oid(const char *name, Oid namespace);
 static Oid	type_oid(const char *name, Oid namespace);
 static Oid	relation_oid(const char *name, Oid namespace);
 static SPIPlanPtr plan(PlanId id);
 static uint64 run(PlanId id, Datum *values, const char *nulls, bool own_write);
 static void key_args(const SyncKey *key, Datum *values);
-static Datum column_array(Datum *values, bool *nulls, int nvalues, Oid type);
-static int	write_args(const SyncState *row, Datum *values, char *nulls);
-static Datum tid_array(const ItemPointerData *tids, int ntids);
-static SyncStatus status_of(Oid label);
-static TimestampTz time_of(Datum value, const char *column);
-static int64 count_of(Datum value, const char *column);
 static void read_row(HeapTuple tuple, TupleDesc tupdesc, SyncState *row);
 
 /* ------------------------------------------------------------ identifiers */
@@ -400,6 +292,9 @@ load_ids(void)
 	found.policy_rel = relation_oid("sync_policy", namespace);
 	found.due_index = relation_oid("sync_state_due", namespace);
 	found.requested_index = relation_oid("sync_state_requested", namespace);
+	found.pkey_index = relation_oid("sync_state_pkey", namespace);
+	found.claim_function = function_oid("claim_due_syncs", namespace);
+	found.guard_function = function_oid("guard", namespace);
 	found.state_rowtype = type_oid("sync_state", namespace);
 	found.policy_rowtype = type_oid("sync_policy", namespace);
 	found.source_type = type_oid("sync_source", namespace);
@@ -462,6 +357,29 @@ relation_oid(const char *name, Oid namespace)
 	return oid;
 }
 
+/* Every name of ours stands for one function. */
+static Oid
+function_oid(const char *name, Oid namespace)
+{
+	CatCList   *functions = SearchSysCacheList1(PROCNAMEARGSNSP,
+												CStringGetDatum(name));
+	Oid			oid = InvalidOid;
+
+	for (int i = 0; i < functions->n_members; i++)
+	{
+		Form_pg_proc function = (Form_pg_proc) GETSTRUCT(&functions->members[i]->tuple);
+
+		if (function->pronamespace == namespace)
+			oid = function->oid;
+	}
+	ReleaseSysCacheList(functions);
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function \"syncstate.%s\" does not exist", name)));
+	return oid;
+}
+
 static Oid
 type_oid(const char *name, Oid namespace)
 {
@@ -499,10 +417,6 @@ plan(PlanId id)
 				args[i] = current->status_type;
 			else if (args[i] == ARG_POLICY)
 				args[i] = current->policy_rowtype;
-			else if (args[i] == ARG_SOURCE_ARRAY)
-				args[i] = get_array_type(current->source_type);
-			else if (args[i] == ARG_STATUS_ARRAY)
-				args[i] = get_array_type(current->status_type);
 		}
 		prepared = SPI_prepare_cursor(text->sql, text->nargs, args,
 									  CURSOR_OPT_GENERIC_PLAN);
@@ -552,11 +466,21 @@ run(PlanId id, Datum *values, const char *nulls, bool own_write)
 	return SPI_processed;
 }
 
-/* Whether the statement that fired the trigger is ours. */
+/* Whether the write that fired the trigger is ours. */
 bool
 syncstate_store_is_writing(void)
 {
 	return writing;
+}
+
+/* Says that the next writes are ours, or no longer; returns what was said. */
+bool
+syncstate_store_set_writing(bool ours)
+{
+	bool		was = writing;
+
+	writing = ours;
+	return was;
 }
 
 static void
@@ -567,181 +491,16 @@ key_args(const SyncKey *key, Datum *values)
 	values[2] = PointerGetDatum(key->resource);
 }
 
-/* Values of one type as an array; nulls may be NULL: none is. */
-static Datum
-column_array(Datum *values, bool *nulls, int nvalues, Oid type)
-{
-	int16		typlen;
-	bool		typbyval;
-	char		typalign;
-	int			lbound = 1;
-
-	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
-	return PointerGetDatum(construct_md_array(values, nulls, 1, &nvalues,
-											  &lbound, type, typlen, typbyval,
-											  typalign));
-}
-
-static Datum
-tid_array(const ItemPointerData *tids, int ntids)
-{
-	Datum	   *values = palloc(ntids * sizeof(Datum));
-
-	for (int i = 0; i < ntids; i++)
-		values[i] = PointerGetDatum(&tids[i]);
-	return column_array(values, NULL, ntids, TIDOID);
-}
-
 /* ------------------------------------------------------------------- rows */
 
-/* The status that an enum label stands for. */
-static SyncStatus
-status_of(Oid label)
-{
-	const StoreIds *current = syncstate_store_ids();
-
-	for (int i = 0; i < NUM_STATUSES; i++)
-	{
-		if (current->status_labels[i] == label)
-			return (SyncStatus) i;
-	}
-	elog(ERROR, "unexpected sync status %u", label);
-	return SYNC_IDLE;			/* keep compiler quiet */
-}
-
-/*
- * The values that stand for null are refused where somebody writes them as
- * values: none of ours has them, the CHECK sees to that.
- */
-static TimestampTz
-time_of(Datum value, const char *column)
-{
-	if (DatumGetTimestampTz(value) == NO_TIME)
-		syncstate_check_time(column, NO_TIME);
-	return DatumGetTimestampTz(value);
-}
-
-static int64
-count_of(Datum value, const char *column)
-{
-	syncstate_check_count(column, DatumGetInt64(value));
-	return DatumGetInt64(value);
-}
-
-/* Reads a row from the values of its columns; all but ctid. */
-void
-syncstate_state_from_datums(const Datum *values, const bool *nulls,
-							SyncState *row)
-{
-#define VALUE(column)	values[Anum_sync_state_##column - 1]
-#define IS_NULL(column)	nulls[Anum_sync_state_##column - 1]
-#define TIME(column) \
-	(IS_NULL(column) ? NO_TIME : time_of(VALUE(column), #column))
-#define TEXT(column) \
-	(IS_NULL(column) ? NULL : (text *) DatumGetPointer(VALUE(column)))
-#define COUNT(column) \
-	(IS_NULL(column) ? NO_COUNT : count_of(VALUE(column), #column))
-
-	row->key.user_id = *DatumGetUUIDP(VALUE(user_id));
-	row->key.source = DatumGetObjectId(VALUE(source));
-	row->key.resource = DatumGetTextPP(VALUE(resource));
-	row->status = status_of(DatumGetObjectId(VALUE(status)));
-	row->sync_token = TEXT(sync_token);
-	/* looked into; the long texts are only passed on, as they are stored */
-	row->history_id = IS_NULL(history_id) ? NULL :
-		DatumGetTextPP(VALUE(history_id));
-	row->updated_min = TIME(updated_min);
-	row->token_issued_at = TIME(token_issued_at);
-	row->last_full_sync_at = TIME(last_full_sync_at);
-	row->due_at = TIME(due_at);
-	row->requested_at = TIME(requested_at);
-	row->parked_reason = IS_NULL(parked_reason) ? NULL :
-		DatumGetTextPP(VALUE(parked_reason));
-	row->sync_interval = IS_NULL(sync_interval) ? NULL :
-		DatumGetIntervalP(VALUE(sync_interval));
-	row->lease = DatumGetInt64(VALUE(lease));
-	row->lease_expires_at = TIME(lease_expires_at);
-	row->last_sync_at = TIME(last_sync_at);
-	row->last_successful_sync_at = TIME(last_successful_sync_at);
-	row->items_synced = DatumGetInt64(VALUE(items_synced));
-	row->page_token = TEXT(page_token);
-	row->progress_done = COUNT(progress_done);
-	row->progress_total = COUNT(progress_total);
-	row->failures = DatumGetInt32(VALUE(failures));
-	row->token_losses = DatumGetInt32(VALUE(token_losses));
-	row->error_message = TEXT(error_message);
-	row->created_at = TIME(created_at);
-	row->updated_at = TIME(updated_at);
-	row->failing_since = TIME(failing_since);
-
-#undef VALUE
-#undef IS_NULL
-#undef TIME
-#undef TEXT
-#undef COUNT
-}
-
-/* The values of a row's columns; keep in sync with the function above. */
-void
-syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
-{
-#define SET(column, is_null, value) \
-	do { \
-		nulls[Anum_sync_state_##column - 1] = (is_null); \
-		values[Anum_sync_state_##column - 1] = \
-			nulls[Anum_sync_state_##column - 1] ? (Datum) 0 : (value); \
-	} while (0)
-#define SET_TIME(column) \
-	SET(column, row->column == NO_TIME, TimestampTzGetDatum(row->column))
-#define SET_TEXT(column) \
-	SET(column, row->column == NULL, PointerGetDatum(row->column))
-#define SET_COUNT(column) \
-	SET(column, row->column == NO_COUNT, Int64GetDatum(row->column))
-
-	SET(user_id, false, UUIDPGetDatum(&row->key.user_id));
-	SET(source, false, ObjectIdGetDatum(row->key.source));
-	SET(resource, false, PointerGetDatum(row->key.resource));
-	SET(status, false,
-		ObjectIdGetDatum(syncstate_store_ids()->status_labels[row->status]));
-	SET_TEXT(sync_token);
-	SET_TEXT(history_id);
-	SET_TIME(updated_min);
-	SET_TIME(token_issued_at);
-	SET_TIME(last_full_sync_at);
-	SET_TIME(due_at);
-	SET_TIME(requested_at);
-	SET_TEXT(parked_reason);
-	SET(sync_interval, row->sync_interval == NULL,
-		IntervalPGetDatum(row->sync_interval));
-	SET(lease, false, Int64GetDatum(row->lease));
-	SET_TIME(lease_expires_at);
-	SET_TIME(last_sync_at);
-	SET_TIME(last_successful_sync_at);
-	SET(items_synced, false, Int64GetDatum(row->items_synced));
-	SET_TEXT(page_token);
-	SET_COUNT(progress_done);
-	SET_COUNT(progress_total);
-	SET(failures, false, Int32GetDatum(row->failures));
-	SET(token_losses, false, Int32GetDatum(row->token_losses));
-	SET_TEXT(error_message);
-	SET_TIME(created_at);
-	SET_TIME(updated_at);
-	SET_TIME(failing_since);
-
-#undef SET
-#undef SET_TIME
-#undef SET_TEXT
-#undef SET_COUNT
-}
-
-/* Reads a row of all columns, ctid behind them, and perhaps one more. */
+/* Reads a row of all columns, ctid behind them. */
 static void
 read_row(HeapTuple tuple, TupleDesc tupdesc, SyncState *row)
 {
-	Datum		values[Natts_sync_state + 2];
-	bool		nulls[Natts_sync_state + 2];
+	Datum		values[Natts_sync_state + 1];
+	bool		nulls[Natts_sync_state + 1];
 
-	Assert(tupdesc->natts <= Natts_sync_state + 2);
+	Assert(tupdesc->natts == Natts_sync_state + 1);
 	heap_deform_tuple(tuple, tupdesc, values, nulls);
 	syncstate_state_from_datums(values, nulls, row);
 	row->ctid = *(ItemPointer) DatumGetPointer(values[Natts_sync_state]);
@@ -771,16 +530,22 @@ syncstate_store_make(const SyncKey *key)
 }
 
 /*
- * What a row is written with: its ctid, and its columns in their order but for
- * the key and created_at.  Returns the number of values.
+ * Writes a row that was locked in this transaction; the result is the row as
+ * it is now, in the caller's outer context, or NULL where row security hides
+ * the row from UPDATE.
  */
-static int
-write_args(const SyncState *row, Datum *values, char *nulls)
+HeapTuple
+syncstate_store_write(const SyncState *row)
 {
 	Datum		columns[Natts_sync_state];
 	bool		column_nulls[Natts_sync_state];
+	Datum		values[MAX_PLAN_ARGS];
+	char		nulls[MAX_PLAN_ARGS];
+	HeapTupleData tuple = {.t_tableOid = InvalidOid};
+	bool		isnull;
 	int			nargs = 0;
 
+	/* the ctid, and the columns in their order but for key and created_at */
 	syncstate_state_to_datums(row, columns, column_nulls);
 	values[nargs] = PointerGetDatum(&row->ctid);
 	nulls[nargs++] = ' ';
@@ -792,166 +557,15 @@ write_args(const SyncState *row, Datum *values, char *nulls)
 		nulls[nargs++] = column_nulls[i] ? 'n' : ' ';
 	}
 	Assert(nargs == plan_texts[PLAN_WRITE].nargs);
-	return nargs;
-}
 
-/*
- * Writes a row that was locked in this transaction; the result is the row as
- * it is now, in the caller's outer context.  Row security may hide the row
- * from UPDATE: then there is no such row.
- */
-Datum
-syncstate_store_write(const SyncState *row)
-{
-	Datum		values[MAX_PLAN_ARGS];
-	char		nulls[MAX_PLAN_ARGS];
-	bool		isnull;
-
-	(void) write_args(row, values, nulls);
 	if (run(PLAN_WRITE, values, nulls, true) != 1)
-		syncstate_no_such_row();
-	return SPI_datumTransfer(SPI_getbinval(SPI_tuptable->vals[0],
-										   SPI_tuptable->tupdesc, 1, &isnull),
-							 false, -1);
-}
-
-/*
- * Locks and reads the rows of keys, which must be distinct and in the order of
- * all batches.  Returns the number of rows found; key_of_row tells whose each
- * is.
- */
-int
-syncstate_store_lock_many(const SyncKey *keys, int nkeys, SyncState *rows,
-						  int *key_of_row)
-{
-	Datum	   *columns[3];
-	Datum		values[3];
-	int			nrows;
-
-	for (int i = 0; i < 3; i++)
-		columns[i] = palloc(nkeys * sizeof(Datum));
-	for (int k = 0; k < nkeys; k++)
-	{
-		Datum		key[3];
-
-		key_args(&keys[k], key);
-		for (int i = 0; i < 3; i++)
-			columns[i][k] = key[i];
-	}
-	values[0] = column_array(columns[0], NULL, nkeys, UUIDOID);
-	values[1] = column_array(columns[1], NULL, nkeys,
-							 syncstate_store_ids()->source_type);
-	values[2] = column_array(columns[2], NULL, nkeys, TEXTOID);
-
-	nrows = (int) run(PLAN_LOCK_MANY, values, NULL, false);
-	for (int i = 0; i < nrows; i++)
-	{
-		bool		isnull;
-
-		read_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &rows[i]);
-		key_of_row[i] = (int) DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
-														  SPI_tuptable->tupdesc,
-														  Natts_sync_state + 2,
-														  &isnull)) - 1;
-	}
-	return nrows;
-}
-
-/*
- * Writes rows that were locked in this transaction, by one statement, and
- * leaves the rows as they are now in SPI_tuptable, in their order.
- */
-void
-syncstate_store_write_many(const SyncState *rows, int nrows)
-{
-	int			nargs = plan_texts[PLAN_WRITE].nargs;
-	Datum	   *columns[MAX_PLAN_ARGS];
-	bool	   *column_nulls[MAX_PLAN_ARGS];
-	Datum		values[MAX_PLAN_ARGS];
-	char		nulls[MAX_PLAN_ARGS];
-
-	for (int i = 0; i < nargs; i++)
-	{
-		columns[i] = palloc(nrows * sizeof(Datum));
-		column_nulls[i] = palloc(nrows * sizeof(bool));
-	}
-	for (int r = 0; r < nrows; r++)
-	{
-		(void) write_args(&rows[r], values, nulls);
-		for (int i = 0; i < nargs; i++)
-		{
-			columns[i][r] = values[i];
-			column_nulls[i][r] = nulls[i] == 'n';
-		}
-	}
-	for (int i = 0; i < nargs; i++)
-	{
-		Oid			type = plan_texts[PLAN_WRITE].args[i];
-
-		if (type == ARG_STATUS)
-			type = syncstate_store_ids()->status_type;
-		values[i] = column_array(columns[i], column_nulls[i], nrows, type);
-	}
-	run(PLAN_WRITE_MANY, values, NULL, true);
-}
-
-/*
- * Starts syncs of locked rows.  Leaves in SPI_tuptable, in the order of the
- * ctids, the three columns of the key, and behind them the row as a whole.
- */
-void
-syncstate_store_start(const ItemPointerData *tids, int ntids,
-					  TimestampTz expires, TimestampTz now, bool clear_cursor)
-{
-	Datum		values[4];
-
-	values[0] = tid_array(tids, ntids);
-	values[1] = TimestampTzGetDatum(expires);
-	values[2] = TimestampTzGetDatum(now);
-	values[3] = BoolGetDatum(clear_cursor);
-	run(PLAN_START, values, NULL, true);
-}
-
-/* Returns a row, given as a composite value, from a set-returning function. */
-void
-syncstate_store_return_row(ReturnSetInfo *rsinfo, Datum row)
-{
-	HeapTupleHeader header = DatumGetHeapTupleHeader(row);
-	HeapTupleData tuple;
-
-	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+		return NULL;
+	tuple.t_data = DatumGetHeapTupleHeader(SPI_getbinval(SPI_tuptable->vals[0],
+														 SPI_tuptable->tupdesc,
+														 1, &isnull));
+	tuple.t_len = HeapTupleHeaderGetDatumLength(tuple.t_data);
 	ItemPointerSetInvalid(&tuple.t_self);
-	tuple.t_tableOid = InvalidOid;
-	tuple.t_data = header;
-	tuplestore_puttuple(rsinfo->setResult, &tuple);
-}
-
-/* Returns all rows of SPI_tuptable, which are composite values in a column. */
-void
-syncstate_store_return(ReturnSetInfo *rsinfo, int column)
-{
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		bool		isnull;
-
-		syncstate_store_return_row(rsinfo,
-								   SPI_getbinval(SPI_tuptable->vals[i],
-												 SPI_tuptable->tupdesc,
-												 column, &isnull));
-	}
-}
-
-/* Parks locked rows whose lease ran out once too often. */
-void
-syncstate_store_park_expired(const ItemPointerData *tids, int ntids,
-							 const char *message, TimestampTz now)
-{
-	Datum		values[3];
-
-	values[0] = tid_array(tids, ntids);
-	values[1] = CStringGetTextDatum(message);
-	values[2] = TimestampTzGetDatum(now);
-	run(PLAN_PARK_EXPIRED, values, NULL, true);
+	return SPI_copytuple(&tuple);
 }
 
 /* Deletes the row of a key; false if there is none to be seen. */
@@ -1004,6 +618,7 @@ syncstate_store_change(const SyncState *row, Datum changes, SyncState *changed)
 	if (run(PLAN_CHANGE, values, NULL, false) != 1)
 		elog(ERROR, "locked sync state is gone");
 	read_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, changed);
+	changed->tuple = row->tuple;
 }
 
 /* --------------------------------------------------------------- policies */

@@ -10,15 +10,19 @@
 #ifndef SYNCSTATE_H
 #define SYNCSTATE_H
 
+#include "access/genam.h"
 #include "access/htup.h"
+#include "access/tableam.h"
 #include "access/tupdesc.h"
 #include "datatype/timestamp.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "nodes/execnodes.h"
+#include "nodes/lockoptions.h"
 #include "nodes/pg_list.h"
 #include "storage/itemptr.h"
 #include "utils/jsonb.h"
+#include "utils/relcache.h"
 #include "utils/uuid.h"
 
 #if PG_VERSION_NUM < 180000
@@ -145,7 +149,10 @@ typedef struct SyncKey
  */
 typedef struct SyncState
 {
-	ItemPointerData ctid;		/* the version that was read; not a column */
+	/* the version that was read; not columns */
+	ItemPointerData ctid;
+	HeapTuple	tuple;			/* NULL: was read by a statement, see row.c */
+
 	SyncKey		key;
 	SyncStatus	status;
 	text	   *sync_token;
@@ -172,6 +179,26 @@ typedef struct SyncState
 	TimestampTz updated_at;
 	TimestampTz failing_since;
 } SyncState;
+
+/* A way to the rows of sync_state; the fields are row.c's own. */
+typedef struct RowAccess
+{
+	Relation	rel;
+	bool		direct;			/* without statements */
+	bool		plain;			/* and without triggers and constraints */
+
+	/* one look at the table */
+	Relation	pkey;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+
+	/* what writing takes, from the first write on */
+	EState	   *estate;
+	ResultRelInfo *target;
+	EPQState	epqstate;
+	TupleTableSlot *old;
+	TupleTableSlot *new;
+} RowAccess;
 
 /* What token_ttl is counted from. */
 typedef enum TokenTtlFrom
@@ -204,8 +231,11 @@ typedef struct StoreIds
 {
 	Oid			state_rel;
 	Oid			state_rowtype;
+	Oid			pkey_index;
 	Oid			due_index;
 	Oid			requested_index;
+	Oid			claim_function;
+	Oid			guard_function;
 	Oid			policy_rel;
 	Oid			policy_rowtype;
 	Oid			source_type;
@@ -221,20 +251,10 @@ extern bool syncstate_clock_is_set(void);
 extern const StoreIds *syncstate_store_ids(void);
 extern uint64 syncstate_store_generation(void);
 extern bool syncstate_store_is_writing(void);
-extern void syncstate_state_from_datums(const Datum *values, const bool *nulls,
-										SyncState *row);
-extern void syncstate_state_to_datums(const SyncState *row,
-									  Datum *values, bool *nulls);
+extern bool syncstate_store_set_writing(bool ours);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
 extern void syncstate_store_make(const SyncKey *key);
-extern Datum syncstate_store_write(const SyncState *row);
-extern void syncstate_store_start(const ItemPointerData *tids, int ntids,
-								  TimestampTz expires, TimestampTz now,
-								  bool clear_cursor);
-extern void syncstate_store_return_row(ReturnSetInfo *rsinfo, Datum row);
-extern void syncstate_store_return(ReturnSetInfo *rsinfo, int column);
-extern void syncstate_store_park_expired(const ItemPointerData *tids, int ntids,
-										 const char *message, TimestampTz now);
+extern HeapTuple syncstate_store_write(const SyncState *row);
 extern bool syncstate_store_delete(const SyncKey *key);
 extern bool syncstate_store_request(const SyncKey *key, TimestampTz now,
 									bool *comes);
@@ -243,9 +263,29 @@ extern void syncstate_store_change(const SyncState *row, Datum changes,
 extern Datum syncstate_store_policy_changes(Oid source, Datum changes);
 extern void syncstate_store_policy_write(Oid source, Datum policy);
 extern void syncstate_store_pause(Oid source, TimestampTz until, bool extend);
-extern int	syncstate_store_lock_many(const SyncKey *keys, int nkeys,
-									  SyncState *rows, int *key_of_row);
-extern void syncstate_store_write_many(const SyncState *rows, int nrows);
+
+/* row.c */
+extern void syncstate_state_from_datums(const Datum *values, const bool *nulls,
+										SyncState *row);
+extern void syncstate_state_to_datums(const SyncState *row,
+									  Datum *values, bool *nulls);
+extern void syncstate_row_from_tuple(HeapTuple tuple, TupleDesc tupdesc,
+									 SyncState *row);
+extern Datum syncstate_row_datum(HeapTuple tuple);
+extern void syncstate_rows_open(RowAccess *rows);
+extern void syncstate_rows_close(RowAccess *rows);
+extern void syncstate_rows_look(RowAccess *rows);
+extern bool syncstate_rows_read(RowAccess *rows, const SyncKey *key,
+								SyncState *row);
+extern bool syncstate_rows_lock(RowAccess *rows, const SyncKey *key,
+								SyncState *row);
+extern TM_Result syncstate_rows_lock_tid(RowAccess *rows, ItemPointerData tid,
+										 Snapshot snapshot,
+										 TupleTableSlot *slot,
+										 LockWaitPolicy wait, SyncState *row);
+extern TM_Result syncstate_rows_try(RowAccess *rows, const SyncState *row,
+									HeapTuple *result);
+extern HeapTuple syncstate_rows_write(RowAccess *rows, const SyncState *row);
 
 /* policy.c */
 extern const SyncPolicy *syncstate_policy(Oid source);
@@ -272,7 +312,12 @@ extern void syncstate_pause_source(Oid source, TimestampTz until,
 
 /* lifecycle.c */
 extern bool syncstate_is_parked_reason(const text *reason);
-extern void syncstate_lock_row(const SyncKey *key, bool make, SyncState *row);
+extern void syncstate_lock_row(RowAccess *rows, const SyncKey *key, bool make,
+							   SyncState *row);
+extern Datum syncstate_write_row(RowAccess *rows, const SyncState *row);
+extern void syncstate_start(SyncState *row, const SyncPolicy *policy,
+							int64 lease_time, TimestampTz now);
+extern void syncstate_give_up(SyncState *row, TimestampTz now);
 extern void syncstate_wake_workers(const SyncPolicy *policy);
 extern bool syncstate_has_cursor(const SyncState *row);
 extern void syncstate_drop_cursor(SyncState *row);
