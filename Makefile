@@ -1,7 +1,8 @@
 EXTENSION   = syncstate
 MODULE_big  = syncstate
 OBJS        = src/syncstate.o src/lifecycle.o src/claim.o src/policy.o \
-              src/identity.o src/store.o src/row.o src/guard.o src/args.o
+              src/identity.o src/store.o src/row.o src/guard.o src/args.o \
+              src/budget.o src/rate.o
 DATA        = $(wildcard sql/syncstate--*.sql)
 PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 

@@ -64,6 +64,8 @@ CREATE TABLE syncstate.sync_state (
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	failing_since timestamptz,
+	changes_seen double precision,
+	seconds_watched double precision,
 	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, source, resource)
 ) WITH (fillfactor = 50);
 
@@ -122,6 +124,8 @@ COMMENT ON COLUMN syncstate.sync_state.error_message IS 'What went wrong last; n
 COMMENT ON COLUMN syncstate.sync_state.created_at IS 'When the row was made';
 COMMENT ON COLUMN syncstate.sync_state.updated_at IS 'When the row was last written; set by the trigger';
 COMMENT ON COLUMN syncstate.sync_state.failing_since IS 'When the present run of failures began; null = none';
+COMMENT ON COLUMN syncstate.sync_state.changes_seen IS 'Changes that syncs found, at most 3 each; halved every 3 days; null = nothing learned yet';
+COMMENT ON COLUMN syncstate.sync_state.seconds_watched IS 'The time in which they were found; halved every 3 days likewise';
 
 /* ----------------------------------------------------------------- policy */
 
@@ -139,6 +143,10 @@ CREATE TABLE syncstate.sync_policy (
 	token_ttl_from text,
 	jitter double precision,
 	paused_until timestamptz,
+	daily_budget integer,
+	min_interval interval,
+	max_interval interval,
+	rate_per_minute integer,
 	CONSTRAINT sync_policy_pkey PRIMARY KEY (source),
 	CONSTRAINT sync_policy_intervals_range
 		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
@@ -154,7 +162,11 @@ CREATE TABLE syncstate.sync_policy (
 			   AND park_after OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
 			   AND park_after OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
 			   AND token_ttl OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
-			   AND token_ttl OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
+			   AND token_ttl OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND min_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND min_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND max_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND max_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
 	CONSTRAINT sync_policy_intervals_without_months
 		CHECK (pg_catalog.date_part('year', sync_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', sync_interval) OPERATOR(pg_catalog.=) 0
@@ -166,7 +178,11 @@ CREATE TABLE syncstate.sync_policy (
 			   AND pg_catalog.date_part('year', park_after) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', park_after) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('year', token_ttl) OPERATOR(pg_catalog.=) 0
-			   AND pg_catalog.date_part('month', token_ttl) OPERATOR(pg_catalog.=) 0),
+			   AND pg_catalog.date_part('month', token_ttl) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', min_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', min_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', max_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', max_interval) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT sync_policy_retry_base_below_cap
 		CHECK (retry_base OPERATOR(pg_catalog.<=) retry_cap),
 	CONSTRAINT sync_policy_paused_until_range
@@ -178,7 +194,14 @@ CREATE TABLE syncstate.sync_policy (
 	CONSTRAINT sync_policy_token_ttl_from_known
 		CHECK (token_ttl_from OPERATOR(pg_catalog.=) ANY (ARRAY['token', 'full'])),
 	CONSTRAINT sync_policy_jitter_range
-		CHECK (jitter OPERATOR(pg_catalog.>=) 0 AND jitter OPERATOR(pg_catalog.<=) 0.9)
+		CHECK (jitter OPERATOR(pg_catalog.>=) 0 AND jitter OPERATOR(pg_catalog.<=) 0.9),
+	CONSTRAINT sync_policy_daily_budget_range
+		CHECK (daily_budget OPERATOR(pg_catalog.>=) 1),
+	CONSTRAINT sync_policy_min_interval_below_max
+		CHECK (min_interval OPERATOR(pg_catalog.<=) max_interval),
+	CONSTRAINT sync_policy_rate_per_minute_range
+		CHECK (rate_per_minute OPERATOR(pg_catalog.>=) 1
+			   AND rate_per_minute OPERATOR(pg_catalog.<=) 1000000)
 );
 REVOKE ALL ON TABLE syncstate.sync_policy FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
@@ -196,6 +219,67 @@ COMMENT ON COLUMN syncstate.sync_policy.token_ttl IS 'How long a cursor lives; n
 COMMENT ON COLUMN syncstate.sync_policy.token_ttl_from IS 'What token_ttl is counted from: token (each sync renews it) or full (only a full sync does)';
 COMMENT ON COLUMN syncstate.sync_policy.jitter IS 'By how much of itself an interval is shortened at most; 0 to 0.9';
 COMMENT ON COLUMN syncstate.sync_policy.paused_until IS 'Until when nothing of the source is handed out; infinity = until resumed';
+COMMENT ON COLUMN syncstate.sync_policy.daily_budget IS 'Syncs per day of the whole source, divided by how often rows change; null = off';
+COMMENT ON COLUMN syncstate.sync_policy.min_interval IS 'Shortest interval that a budget gives a row';
+COMMENT ON COLUMN syncstate.sync_policy.max_interval IS 'Longest interval that a budget gives a row';
+COMMENT ON COLUMN syncstate.sync_policy.rate_per_minute IS 'Syncs of the source that may start in any minute, by all sessions together; null = off';
+
+/*
+ * What rebalance_syncs() has learned about sources with a budget; nobody else
+ * writes it.  Dumped, so that a restore goes on where it stood.
+ */
+CREATE TABLE syncstate.sync_budget (
+	source syncstate.sync_source NOT NULL,
+	multiplier double precision NOT NULL,
+	mean_rate double precision NOT NULL,
+	correction double precision NOT NULL,
+	daily_budget integer NOT NULL,
+	rebalanced_at timestamptz NOT NULL,
+	starts double precision NOT NULL,
+	rows bigint NOT NULL,
+	CONSTRAINT sync_budget_pkey PRIMARY KEY (source),
+	CONSTRAINT sync_budget_factors_range
+		CHECK (multiplier OPERATOR(pg_catalog.>) 0::double precision
+			   AND multiplier OPERATOR(pg_catalog.<) 'infinity'::double precision
+			   AND mean_rate OPERATOR(pg_catalog.>) 0::double precision
+			   AND mean_rate OPERATOR(pg_catalog.<) 'infinity'::double precision
+			   AND correction OPERATOR(pg_catalog.>) 0::double precision
+			   AND correction OPERATOR(pg_catalog.<) 'infinity'::double precision),
+	CONSTRAINT sync_budget_counts_range
+		CHECK (daily_budget OPERATOR(pg_catalog.>=) 1
+			   AND starts OPERATOR(pg_catalog.>=) 0::double precision
+			   AND starts OPERATOR(pg_catalog.<) 'infinity'::double precision
+			   AND rows OPERATOR(pg_catalog.>=) 0),
+	CONSTRAINT sync_budget_rebalanced_at_range
+		CHECK (rebalanced_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND rebalanced_at OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz)
+);
+REVOKE ALL ON TABLE syncstate.sync_budget FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_budget', '');
+
+COMMENT ON TABLE syncstate.sync_budget IS 'What rebalance_syncs() has learned about sources with a daily_budget';
+COMMENT ON COLUMN syncstate.sync_budget.source IS 'Which API';
+COMMENT ON COLUMN syncstate.sync_budget.multiplier IS 'Interval in seconds = multiplier / sqrt(changes per second of the row)';
+COMMENT ON COLUMN syncstate.sync_budget.mean_rate IS 'Changes per second of a row about which nothing is known: the mean of all';
+COMMENT ON COLUMN syncstate.sync_budget.correction IS 'Part of the budget that is planned, since requests and failures take theirs unplanned';
+COMMENT ON COLUMN syncstate.sync_budget.daily_budget IS 'The budget that was planned for';
+COMMENT ON COLUMN syncstate.sync_budget.rebalanced_at IS 'When that was';
+COMMENT ON COLUMN syncstate.sync_budget.starts IS 'Syncs ever started by the rows that there were then';
+COMMENT ON COLUMN syncstate.sync_budget.rows IS 'Rows that there were then';
+
+/*
+ * The allowance of each source: a theoretical arrival time in microseconds, see
+ * rate.c.  Nobody has a privilege on them.  register_sync_source() makes those
+ * of further labels.  Not dumped: a minute later they are worth nothing.
+ */
+CREATE SEQUENCE syncstate.rate_google_calendar MINVALUE -9223372036854775808;
+COMMENT ON SEQUENCE syncstate.rate_google_calendar IS 'Allowance of starts of google_calendar';
+CREATE SEQUENCE syncstate.rate_google_tasks MINVALUE -9223372036854775808;
+COMMENT ON SEQUENCE syncstate.rate_google_tasks IS 'Allowance of starts of google_tasks';
+CREATE SEQUENCE syncstate.rate_google_gmail MINVALUE -9223372036854775808;
+COMMENT ON SEQUENCE syncstate.rate_google_gmail IS 'Allowance of starts of google_gmail';
+CREATE SEQUENCE syncstate.rate_google_contacts MINVALUE -9223372036854775808;
+COMMENT ON SEQUENCE syncstate.rate_google_contacts IS 'Allowance of starts of google_contacts';
 
 /* ------------------------------------------------- who is asking, and when */
 
@@ -240,6 +324,17 @@ COMMENT ON TRIGGER sync_policy_truncated ON syncstate.sync_policy IS 'Tells all 
 /* also where logical replication writes */
 ALTER TABLE syncstate.sync_policy ENABLE ALWAYS TRIGGER sync_policy_changed;
 ALTER TABLE syncstate.sync_policy ENABLE ALWAYS TRIGGER sync_policy_truncated;
+
+CREATE TRIGGER sync_budget_changed AFTER INSERT OR UPDATE OR DELETE ON syncstate.sync_budget
+	FOR EACH ROW EXECUTE FUNCTION syncstate.policy_changed();
+COMMENT ON TRIGGER sync_budget_changed ON syncstate.sync_budget IS 'Tells all sessions that policies changed';
+
+CREATE TRIGGER sync_budget_truncated AFTER TRUNCATE ON syncstate.sync_budget
+	FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed();
+COMMENT ON TRIGGER sync_budget_truncated ON syncstate.sync_budget IS 'Tells all sessions that policies changed';
+
+ALTER TABLE syncstate.sync_budget ENABLE ALWAYS TRIGGER sync_budget_changed;
+ALTER TABLE syncstate.sync_budget ENABLE ALWAYS TRIGGER sync_budget_truncated;
 
 /* --------------------------------------------------------------- claiming */
 
@@ -481,6 +576,23 @@ CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
 COMMENT ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) IS 'Ends the pause of a source; its due rows can be claimed at once';
 REVOKE ALL ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) FROM PUBLIC;
 
+/* ----------------------------------------------------------------- budgets */
+
+CREATE FUNCTION syncstate.rebalance_syncs(INOUT source syncstate.sync_source DEFAULT NULL,
+										  OUT rows bigint,
+										  OUT budget integer,
+										  OUT planned double precision,
+										  OUT observed double precision,
+										  OUT multiplier double precision,
+										  OUT at_min bigint,
+										  OUT at_max bigint,
+										  OUT feasible boolean)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'syncstate_rebalance_syncs'
+	LANGUAGE C VOLATILE ROWS 4;
+COMMENT ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) IS 'Divides the daily budget of a source among its rows anew, by how often each one changes';
+REVOKE ALL ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) FROM PUBLIC;
+
 /* ---------------------------------------------------------- custom sources */
 
 /*
@@ -493,27 +605,35 @@ CREATE TABLE syncstate.custom_source (
 	label text COLLATE pg_catalog."C" NOT NULL,
 	CONSTRAINT custom_source_pkey PRIMARY KEY (label),
 	CONSTRAINT custom_source_label_identifier
-		CHECK (label OPERATOR(pg_catalog.~) '^[a-z0-9_]{1,63}$')
+		CHECK (label OPERATOR(pg_catalog.~) '^[a-z0-9_]{1,58}$')
 );
 REVOKE ALL ON TABLE syncstate.custom_source FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.custom_source', '');
 COMMENT ON TABLE syncstate.custom_source IS 'Labels that register_sync_source() added to sync_source';
-COMMENT ON COLUMN syncstate.custom_source.label IS 'Label of the source: 1 to 63 characters of a-z, 0-9 and _';
+COMMENT ON COLUMN syncstate.custom_source.label IS 'Label of the source: 1 to 58 characters of a-z, 0-9 and _';
 
 /*
  * Acts above its caller, who need not own the type.  Fires after the CHECK has
- * passed the label.
+ * passed the label.  The sequence becomes a member of the extension: it is not
+ * dumped, and goes with it.
  */
 CREATE FUNCTION syncstate.add_source_label() RETURNS trigger
 	LANGUAGE plpgsql SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 	AS $$
+DECLARE
+	cell pg_catalog.name = 'rate_' OPERATOR(pg_catalog.||) NEW.label;
 BEGIN
 	EXECUTE pg_catalog.format('ALTER TYPE syncstate.sync_source ADD VALUE IF NOT EXISTS %L', NEW.label);
+	IF pg_catalog.to_regclass(pg_catalog.format('syncstate.%I', cell)) IS NULL THEN
+		EXECUTE pg_catalog.format('CREATE SEQUENCE syncstate.%I MINVALUE -9223372036854775808', cell);
+		EXECUTE pg_catalog.format('COMMENT ON SEQUENCE syncstate.%I IS %L', cell, 'Allowance of starts of ' OPERATOR(pg_catalog.||) NEW.label);
+		EXECUTE pg_catalog.format('ALTER EXTENSION syncstate ADD SEQUENCE syncstate.%I', cell);
+	END IF;
 	RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION syncstate.add_source_label() IS 'Adds a label to sync_source when its row arrives in custom_source';
+COMMENT ON FUNCTION syncstate.add_source_label() IS 'Adds a label to sync_source, and its sequence, when its row arrives in custom_source';
 REVOKE ALL ON FUNCTION syncstate.add_source_label() FROM PUBLIC;
 
 /*
@@ -552,9 +672,9 @@ CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 BEGIN
-	IF label IS NULL OR label OPERATOR(pg_catalog.!~) '^[a-z0-9_]{1,63}$' THEN
+	IF label IS NULL OR label OPERATOR(pg_catalog.!~) '^[a-z0-9_]{1,58}$' THEN
 		RAISE invalid_parameter_value USING
-			MESSAGE = 'label must be 1 to 63 characters of a-z, 0-9 and _',
+			MESSAGE = 'label must be 1 to 58 characters of a-z, 0-9 and _',
 			DETAIL = pg_catalog.format('Got %s.', COALESCE(pg_catalog.quote_ident(pg_catalog.left(label, 100)), 'null'));
 	END IF;
 
@@ -683,6 +803,12 @@ CREATE POLICY sync_policy_worker ON syncstate.sync_policy
 	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
 COMMENT ON POLICY sync_policy_worker ON syncstate.sync_policy IS 'Workers see and change all policies';
 
+ALTER TABLE syncstate.sync_budget ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY sync_budget_worker ON syncstate.sync_budget
+	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_budget_worker ON syncstate.sync_budget IS 'Workers see and change all budgets';
+
 /* ------------------------------------------------------------------ views */
 
 CREATE VIEW syncstate.my_syncs
@@ -773,7 +899,7 @@ BEGIN
 			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
 	FOREACH fn IN ARRAY ARRAY[
 		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)',
@@ -793,6 +919,7 @@ BEGIN
 		'syncstate.set_sync_policy(syncstate.sync_source, jsonb)',
 		'syncstate.pause_sync_source(syncstate.sync_source, timestamptz)',
 		'syncstate.resume_sync_source(syncstate.sync_source)',
+		'syncstate.rebalance_syncs(syncstate.sync_source)',
 		'syncstate.get_sync_state(uuid, syncstate.sync_source, text)',
 		'syncstate.get_sync_states(uuid)',
 		'syncstate.connect_sync(uuid, syncstate.sync_source, text)',

@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/detoast.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -210,6 +212,16 @@ syncstate_check_count(const char *name, int64 count)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be 0 or more", name),
 				 errdetail("Got %lld.", (long long) count)));
+}
+
+void
+syncstate_check_amount(const char *name, double amount)
+{
+	if (!(amount >= 0) || isinf(amount))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be finite and 0 or more", name),
+				 errdetail("Got %g.", amount)));
 }
 
 void

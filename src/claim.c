@@ -158,6 +158,9 @@ typedef struct Claim
 	TimestampTz now;			/* what is due, is due by now */
 	TimestampTz start;			/* of the syncs: not before the snapshot */
 	int64		lease_time;		/* 0 = the policy's */
+	int			permits;		/* drawn for the source at hand, if it asks */
+	int			starts;			/* of the source at hand */
+	TimestampTz drawn_at;
 	int			ntaken;
 	Taken	   *taken;			/* room for max_rows */
 } Claim;
@@ -192,6 +195,7 @@ static WalkEnd claim_lane(Claim *claim, Lane lane, int limit);
 static WalkEnd claim_part(Claim *claim, Lane lane, const Place *after,
 						  const Place *stop, int64 max_visits, int limit,
 						  Place *reached);
+static bool has_permit(Claim *claim, int limit);
 static void try_take(Claim *claim);
 static TM_Result take(Claim *claim, bool try);
 static int	compare_order(const void *a, const void *b);
@@ -325,6 +329,10 @@ syncstate_mark_sync_started(PG_FUNCTION_ARGS)
 	result = syncstate_write_row(&rows, &row);
 	syncstate_rows_close(&rows);
 	SPI_finish();
+
+	/* never refused, but claims wait until it is made up for */
+	if (policy.rate_per_minute != 0)
+		syncstate_rate_count(&policy);
 	return result;
 }
 
@@ -430,10 +438,19 @@ syncstate_next_sync_due(PG_FUNCTION_ARGS)
 	walk_open(&walk, AccessShareLock, GetActiveSnapshot());
 	for (int i = 0; i < n; i++)
 	{
+		TimestampTz others = next;
+		TimestampTz opens = NO_TIME;
+
 		if (!PG_ARGISNULL(0) && all[i].source != PG_GETARG_OID(0))
 			continue;
 		if (TIMESTAMP_IS_NOEND(all[i].paused_until))
 			continue;
+
+		/* the allowance of the source may open later than a row is due */
+		if (all[i].rate_per_minute != 0)
+			opens = syncstate_rate_next(&all[i], now);
+		if (opens > now)
+			next = DT_NOEND;
 		for (Lane lane = 0; lane < NUM_LANES; lane++)
 		{
 			Place		place;
@@ -464,6 +481,9 @@ syncstate_next_sync_due(PG_FUNCTION_ARGS)
 				place = source_hints(all[i].source, now)->lanes[lane].mark;
 			}
 		}
+		if (opens > now && next != DT_NOEND)
+			next = Max(next, opens);
+		next = Min(next, others);
 	}
 	walk_close(&walk, AccessShareLock);
 
@@ -712,6 +732,8 @@ claim_source(Claim *claim, int quota)
 	if (claim->policy.paused_until > claim->now)
 		return;
 	claim->hints = source_hints(claim->policy.source, claim->now);
+	claim->permits = 0;
+	claim->starts = 0;
 
 	reserve = (claim->hints->share_carry + quota) / ORDINARY_SHARE;
 	claim->hints->share_carry =
@@ -723,6 +745,10 @@ claim_source(Claim *claim, int quota)
 		claim_lane(claim, LANE_DUE, limit);
 	if (end == WALK_FULL && claim->ntaken < limit)
 		claim_lane(claim, LANE_PRIORITY, limit);
+	if (claim->permits > claim->starts)
+		syncstate_rate_give_back(&claim->policy,
+								 claim->permits - claim->starts,
+								 claim->drawn_at);
 }
 
 /* Takes rows of a lane, until the claim has "limit" of them. */
@@ -804,11 +830,34 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 			return WALK_BOUND;
 		if (!walk_next(walk) || (stop != NULL && walk_is_past(walk, stop)))
 			return WALK_ALL;
-		walk_place(walk, reached);
 		if (walk_fetch(walk) &&
 			claimable_at(&walk->row, &claim->policy) <= claim->now)
+		{
+			/* before the place: the next claim shall find the row here */
+			if (!has_permit(claim, limit))
+				return WALK_FULL;
+			walk_place(walk, reached);
 			try_take(claim);
+		}
+		else
+			walk_place(walk, reached);
 	}
+}
+
+/*
+ * Whether the source allows one more start this minute.  Permits are drawn for
+ * the whole claim when it meets its first row, and again where that was not
+ * enough.
+ */
+static bool
+has_permit(Claim *claim, int limit)
+{
+	if (claim->policy.rate_per_minute == 0 || claim->starts < claim->permits)
+		return true;
+	claim->permits += syncstate_rate_draw(&claim->policy,
+										  limit - claim->ntaken,
+										  &claim->drawn_at);
+	return claim->starts < claim->permits;
 }
 
 /*
@@ -874,6 +923,7 @@ take(Claim *claim, bool try)
 
 	taken = &claim->taken[claim->ntaken];
 	taken->order = claim->ntaken++;
+	claim->starts++;
 	taken->requested = claim->walk.row.requested_at != NO_TIME;
 	taken->since = taken->requested ?
 		claim->walk.row.requested_at : claim->walk.row.due_at;

@@ -18,6 +18,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/sysattr.h"
@@ -34,6 +36,7 @@
 #include "syncstate.h"
 
 pg_noreturn static void breaks(const char *invariant);
+static bool is_amount(int column, const Datum *values, const bool *nulls);
 static Size text_bytes(const text *value);
 static void guard_insert(SyncState *row, TimestampTz now);
 static void check_lease_number(const SyncState *row, int64 max);
@@ -108,6 +111,13 @@ syncstate_is_legal(PG_FUNCTION_ARGS)
 			!IS_LEGAL_TIME(DatumGetTimestampTz(values[times[i] - 1])))
 			breaks("Times are of the years 1 to 9999.");
 	}
+
+	/* refused here, so that the reason is the CHECK's */
+	if (nulls[Anum_sync_state_changes_seen - 1] !=
+		nulls[Anum_sync_state_seconds_watched - 1] ||
+		!is_amount(Anum_sync_state_changes_seen, values, nulls) ||
+		!is_amount(Anum_sync_state_seconds_watched, values, nulls))
+		breaks("changes_seen and seconds_watched are both null, or both finite and 0 or more.");
 	syncstate_state_from_datums(values, nulls, &row);
 
 	if ((row.due_at == NO_TIME) != (row.parked_reason != NULL))
@@ -135,6 +145,18 @@ syncstate_is_legal(PG_FUNCTION_ARGS)
 		row.token_losses < 0)
 		breaks("lease, items_synced, failures and token_losses are 0 or more.");
 	PG_RETURN_BOOL(true);
+}
+
+/* Whether a column is null, or finite and not negative. */
+static bool
+is_amount(int column, const Datum *values, const bool *nulls)
+{
+	double		amount;
+
+	if (nulls[column - 1])
+		return true;
+	amount = DatumGetFloat8(values[column - 1]);
+	return amount >= 0 && !isinf(amount);
 }
 
 /* Says which invariant a row breaks, as a CHECK would with a name. */

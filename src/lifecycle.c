@@ -1197,8 +1197,12 @@ complete(SyncState *row, const Report *report, const SyncPolicy *policy,
 	row->page_token = NULL;
 	row->progress_done = NO_COUNT;
 	row->progress_total = NO_COUNT;
-	row->last_successful_sync_at = now;
 	row->items_synced = report->items_synced;
+
+	/* a full sync tells what there is, not what changed */
+	if (!was_full)
+		syncstate_learn(row, now);
+	row->last_successful_sync_at = now;
 	row->failures = 0;
 	row->failing_since = NO_TIME;
 	row->token_losses = 0;

@@ -52,6 +52,39 @@
 #define TTL_LAST_VISIT		0.80
 #define TTL_FULL_SYNC		0.85
 
+/* What was learned of a row's changes loses half of its weight in this time. */
+#define HALF_LIFE			(3.0 * SECS_PER_DAY)
+
+/*
+ * Changes that one sync can show at most: an import of 500 events is one event
+ * and not a rate of 500.
+ */
+#define MAX_CHANGES			3
+
+/* Jitter shortens an interval by this part of itself on average. */
+#define MEAN_JITTER			0.75
+
+/*
+ * How the plan of a budget is corrected: with what time constant, at most by
+ * how much in one step, and within which bounds.  The upper bound is close: a
+ * budget that was not spent yesterday, because the workers were down, is not
+ * there to be spent today.
+ */
+#define CORRECTION_DAYS		1.0
+#define CORRECTION_ROUNDS	4.0
+#define CORRECTION_STEP		4.0
+#define CORRECTION_MIN		(1.0 / 16)
+#define CORRECTION_MAX		2.0
+
+/*
+ * How many starts a source that was idle may make at once, as time: 5 % of a
+ * minute's.  Any minute then has at most 105 % of its allowance.
+ */
+#define RATE_BURST			(3 * USECS_PER_SEC)
+
+/* How far ahead of its allowance starts that are never refused may put it. */
+#define RATE_DEBT			USECS_PER_MINUTE
+
 /* Defaults of a source nobody has said anything about. */
 static const SyncPolicy builtin_policy = {
 	.sync_interval = 15 * USECS_PER_MINUTE,
@@ -65,6 +98,10 @@ static const SyncPolicy builtin_policy = {
 	.token_ttl_from = TTL_FROM_TOKEN,
 	.jitter = 0.1,
 	.paused_until = NO_TIME,
+	.daily_budget = 0,
+	.min_interval = USECS_PER_MINUTE,
+	.max_interval = USECS_PER_DAY,
+	.rate_per_minute = 0,
 };
 
 /*
@@ -88,20 +125,39 @@ static const char *const ttl_words[] = {
 	[TTL_FROM_FULL] = "full",
 };
 
+/* Between which bounds a plan may set intervals; in seconds. */
+typedef struct BudgetLimits
+{
+	double		shortest;
+	double		longest;
+	double		part;			/* of an interval that jitter leaves, on average */
+} BudgetLimits;
+
 /* Effective policies, ordered like the enum; NULL = to be loaded. */
 static SyncPolicy *policies = NULL;
 static int	npolicies = 0;
 static MemoryContext policies_context = NULL;
 static Oid	policies_rel = InvalidOid;
+static Oid	budget_rel = InvalidOid;
 static bool policies_valid = false;
 static bool callbacks_registered = false;
 
 static void load_policies(void);
+static void load_budgets(SyncPolicy *loaded, int nloaded);
 static void apply_overrides(SyncPolicy *policy, const Datum *values,
 							const bool *nulls);
 static int	compare_labels(const void *a, const void *b);
 static void policy_rel_changed(Datum arg, Oid relid);
 static void enum_changed(Datum arg, int cacheid, uint32 hashvalue);
+static int64 row_interval(const SyncPolicy *policy, const SyncState *row);
+static double planned_interval(const BudgetLimits *limits, double multiplier,
+							   const RateBucket *bucket);
+static double planned_syncs(const BudgetLimits *limits, const BudgetPlan *plan,
+							double multiplier);
+static int	compare_doubles(const void *a, const void *b);
+static double permit_time(const SyncPolicy *policy);
+static TimestampTz arrival_base(const SyncPolicy *policy, TimestampTz arrival,
+								TimestampTz now);
 static TimestampTz ttl_anchor(const SyncPolicy *policy, const SyncState *row);
 static TimestampTz cursor_dies_at(const SyncPolicy *policy, const SyncState *row);
 static void check_overrides(Oid source, HeapTupleHeader overrides);
@@ -165,7 +221,8 @@ syncstate_set_sync_policy(PG_FUNCTION_ARGS)
 	static const char *const keys[] = {
 		"sync_interval", "lease_time", "retry_base", "retry_cap",
 		"rate_limit_wait", "max_failures", "park_after", "token_ttl",
-		"token_ttl_from", "jitter", "paused_until",
+		"token_ttl_from", "jitter", "paused_until", "daily_budget",
+		"min_interval", "max_interval", "rate_per_minute",
 	};
 	Oid			source = syncstate_arg_source(fcinfo, 0);
 	Jsonb	   *changes = syncstate_arg_object(fcinfo, 1, "changes");
@@ -358,6 +415,7 @@ load_policies(void)
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
 	table_close(rel, AccessShareLock);
+	load_budgets(loaded, nloaded);
 
 	MemoryContextSetParent(context, TopMemoryContext);
 	if (policies_context != NULL)
@@ -366,6 +424,42 @@ load_policies(void)
 	policies = loaded;
 	npolicies = nloaded;
 	policies_rel = ids->policy_rel;
+	budget_rel = ids->budget_rel;
+}
+
+/* Reads what was learned about budgets, as load_policies() reads. */
+static void
+load_budgets(SyncPolicy *loaded, int nloaded)
+{
+	Relation	rel = table_open(syncstate_store_ids()->budget_rel,
+								 AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0,
+										  NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Datum	   *values = palloc(RelationGetDescr(rel)->natts * sizeof(Datum));
+		bool	   *nulls = palloc(RelationGetDescr(rel)->natts * sizeof(bool));
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		for (int i = 0; i < nloaded; i++)
+		{
+			if (loaded[i].source !=
+				DatumGetObjectId(values[Anum_sync_budget_source - 1]))
+				continue;
+			loaded[i].multiplier =
+				DatumGetFloat8(values[Anum_sync_budget_multiplier - 1]);
+			loaded[i].mean_rate =
+				DatumGetFloat8(values[Anum_sync_budget_mean_rate - 1]);
+		}
+		pfree(values);
+		pfree(nulls);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
 }
 
 /* Replaces built-in settings by those of a row of sync_policy. */
@@ -392,6 +486,10 @@ apply_overrides(SyncPolicy *policy, const Datum *values, const bool *nulls)
 			 TTL_FROM_FULL : TTL_FROM_TOKEN);
 	OVERRIDE(jitter, DatumGetFloat8(d));
 	OVERRIDE(paused_until, DatumGetTimestampTz(d));
+	OVERRIDE(daily_budget, DatumGetInt32(d));
+	OVERRIDE(min_interval, syncstate_interval_usecs(DatumGetIntervalP(d)));
+	OVERRIDE(max_interval, syncstate_interval_usecs(DatumGetIntervalP(d)));
+	OVERRIDE(rate_per_minute, DatumGetInt32(d));
 #undef OVERRIDE
 }
 
@@ -410,7 +508,7 @@ static void
 policy_rel_changed(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == policies_rel ||
-		policies_rel == InvalidOid)
+		relid == budget_rel || policies_rel == InvalidOid)
 		policies_valid = false;
 }
 
@@ -486,8 +584,7 @@ syncstate_first_due(const SyncPolicy *policy, const SyncKey *key,
 /*
  * When a row is due again after a completion.
  *
- * The row's interval (or the policy's), counted from start to start, and
- * shortened by between half and the whole of jitter: always a little shorter,
+ * The row's interval, counted from start to start, and shortened by between half and the whole of jitter: always a little shorter,
  * never longer, so that a cron of the same interval finds the row due at every
  * tick.  Not before a tenth of the interval has passed, and not after the last
  * visit that the cursor's life allows.
@@ -497,8 +594,7 @@ syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
 				   TimestampTz now)
 {
 	double		part = syncstate_row_part(policy, &row->key);
-	int64		interval = row->sync_interval != NULL ?
-		syncstate_interval_usecs(row->sync_interval) : policy->sync_interval;
+	int64		interval = row_interval(policy, row);
 	TimestampTz earliest = now + interval / 10;
 	TimestampTz start = row->last_sync_at != NO_TIME ?
 		Min(row->last_sync_at, now) : now;
@@ -525,6 +621,321 @@ syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
 		}
 	}
 	return Max(due, earliest);
+}
+
+/*
+ * The interval of a row: its own, else by the budget, else the policy's.
+ *
+ * Formula: interval = multiplier / sqrt(rate), which makes the mean delay
+ * between a change and its discovery, over all changes of all rows, as small
+ * as the number of syncs allows.  With rate l of changes and interval I it is
+ * l I / 2 per row; minimising the sum for a given sum of 1 / I gives it, by
+ * Lagrange.  Source: Sia, Cho, Cho, "Efficient Monitoring Algorithm for Fast
+ * News Alerts", TKDE 19(7), 2007; the same falls out of Olston, Pandey,
+ * "Recrawl scheduling based on information longevity", WWW 2008, section 2.2,
+ * with a divergence that grows linearly.
+ */
+static int64
+row_interval(const SyncPolicy *policy, const SyncState *row)
+{
+	int64		interval = policy->sync_interval;
+
+	if (row->sync_interval != NULL)
+		return syncstate_interval_usecs(row->sync_interval);
+	if (policy->daily_budget == 0)
+		return interval;
+	if (policy->multiplier > 0)
+	{
+		double		usecs = policy->multiplier /
+			sqrt(syncstate_change_rate(policy, row)) * USECS_PER_SEC;
+
+		interval = usecs < (double) MAX_DURATION ? (int64) usecs : MAX_DURATION;
+	}
+	return Min(Max(interval, policy->min_interval), policy->max_interval);
+}
+
+/*
+ * Learns from a completed sync how often the row changes.
+ *
+ * The time since the last completion was watched and showed so many changes.
+ * Both decay, and each part of that time by its own age: one look back at a
+ * year says little about today.
+ *
+ * Formula: with I the seconds watched, k = min(items, 3), x = I ln 2 / H:
+ * a <- a e^-x + k w, b <- b e^-x + I w, w = (1 - e^-x) / x; H = 3 days.  The
+ * rate is Gamma distributed with shape a and rate b (the conjugate prior of a
+ * Poisson process).  Source: Gelman et al., "Bayesian Data Analysis", section
+ * 2.6; the decay is the discounting of West, Harrison, "Bayesian Forecasting
+ * and Dynamic Models", section 2.4.  b stays below H / ln 2.
+ */
+void
+syncstate_learn(SyncState *row, TimestampTz now)
+{
+	double		seconds;
+	double		x;
+	double		decay;
+	double		weight;
+
+	/* nobody knows since when a first look looks back */
+	if (row->last_successful_sync_at == NO_TIME)
+		return;
+
+	/* the clock may have been set back */
+	seconds = (double) Max(now - row->last_successful_sync_at, 0) / USECS_PER_SEC;
+	x = seconds * M_LN2 / HALF_LIFE;
+	decay = exp(-x);
+	weight = x > 0 ? -expm1(-x) / x : 1.0;
+	row->changes_seen = Max(row->changes_seen, 0.0) * decay +
+		Min(row->items_synced, MAX_CHANGES) * weight;
+	row->seconds_watched = Max(row->seconds_watched, 0.0) * decay +
+		seconds * weight;
+}
+
+/*
+ * Changes per second of a row, as far as is known.
+ *
+ * Formula: (a + 1) / (b + 1 / m), m the mean rate of the source's rows: what
+ * was learned, and one change in the time in which the population makes one.
+ */
+double
+syncstate_change_rate(const SyncPolicy *policy, const SyncState *row)
+{
+	return (Max(row->changes_seen, 0.0) + 1.0) /
+		(Max(row->seconds_watched, 0.0) + 1.0 / policy->mean_rate);
+}
+
+/*
+ * Finds the multiplier with which the planned syncs meet the target.
+ *
+ * With multiplier m, a row of rate l is synced each clamp(m / sqrt(l)) seconds.
+ * The planned syncs fall as m grows, and between the points where a bucket
+ * meets or leaves a clamp they are c + s / m: the points are searched, and
+ * between two of them m = s / (target - c) ("water-filling").
+ *
+ * No solution: as near as the clamps allow.  No rows: a row that comes later
+ * shall begin with the policy's interval.
+ */
+void
+syncstate_plan_budget(const SyncPolicy *policy, BudgetPlan *plan)
+{
+	BudgetLimits limits;
+	double	   *points = palloc(Max(2 * plan->nbuckets, 1) * sizeof(double));
+	int			npoints = 0;
+	double		late = 0;
+	double		all = 0;
+
+	limits.part = 1.0 - MEAN_JITTER * policy->jitter;
+	limits.longest = (double) policy->max_interval / USECS_PER_SEC;
+	if (policy->token_ttl != 0)
+		limits.longest = Min(limits.longest,
+							 policy->token_ttl * TTL_LAST_VISIT / USECS_PER_SEC);
+	limits.shortest = Min((double) policy->min_interval / USECS_PER_SEC,
+						  limits.longest);
+
+	for (int i = 0; i < plan->nbuckets; i++)
+	{
+		points[npoints++] = plan->buckets[i].root * limits.shortest;
+		points[npoints++] = plan->buckets[i].root * limits.longest;
+	}
+	qsort(points, npoints, sizeof(double), compare_doubles);
+
+	if (npoints == 0)
+		plan->multiplier = (double) policy->sync_interval / USECS_PER_SEC *
+			sqrt(policy->mean_rate > 0 ? policy->mean_rate : 1.0 / SECS_PER_DAY);
+	else if (planned_syncs(&limits, plan, points[0]) <= plan->target)
+		plan->multiplier = points[0];
+	else if (planned_syncs(&limits, plan, points[npoints - 1]) >= plan->target)
+		plan->multiplier = points[npoints - 1];
+	else
+	{
+		int			low = 0;	/* here more than the target is planned */
+		int			high = npoints - 1;	/* and here less */
+		double		free_roots = 0;
+		double		middle;
+		double		clamped;
+
+		while (high - low > 1)
+		{
+			int			i = (low + high) / 2;
+
+			if (planned_syncs(&limits, plan, points[i]) > plan->target)
+				low = i;
+			else
+				high = i;
+		}
+		middle = points[low] + (points[high] - points[low]) / 2;
+		for (int i = 0; i < plan->nbuckets; i++)
+		{
+			double		interval = middle / plan->buckets[i].root;
+
+			if (interval > limits.shortest && interval < limits.longest)
+				free_roots += plan->buckets[i].rows * plan->buckets[i].root;
+		}
+		clamped = planned_syncs(&limits, plan, middle) -
+			free_roots / middle * SECS_PER_DAY / limits.part;
+		plan->multiplier = free_roots * SECS_PER_DAY / limits.part /
+			(plan->target - clamped);
+		plan->multiplier = Min(Max(plan->multiplier, points[low]), points[high]);
+	}
+
+	plan->planned = planned_syncs(&limits, plan, plan->multiplier);
+	plan->least = npoints == 0 ? plan->planned :
+		planned_syncs(&limits, plan, points[npoints - 1]);
+	plan->at_min = plan->at_max = 0;
+	for (int i = 0; i < plan->nbuckets; i++)
+	{
+		const RateBucket *bucket = &plan->buckets[i];
+		double		interval = planned_interval(&limits, plan->multiplier, bucket);
+
+		if (interval <= limits.shortest * (1 + 1e-9))
+			plan->at_min += bucket->rows;
+		else if (interval >= limits.longest * (1 - 1e-9))
+			plan->at_max += bucket->rows;
+		late += bucket->late / interval;
+		all += bucket->rows / interval;
+	}
+	plan->late_share = all > 0 ? late / all : 0;
+	pfree(points);
+}
+
+/* The interval that a plan gives to the rows of a bucket, in seconds. */
+static double
+planned_interval(const BudgetLimits *limits, double multiplier,
+				 const RateBucket *bucket)
+{
+	return Min(Max(multiplier / bucket->root, limits->shortest),
+			   limits->longest);
+}
+
+/* The syncs per day of a plan. */
+static double
+planned_syncs(const BudgetLimits *limits, const BudgetPlan *plan,
+			  double multiplier)
+{
+	double		rate = plan->own_rate;
+
+	for (int i = 0; i < plan->nbuckets; i++)
+		rate += plan->buckets[i].rows /
+			planned_interval(limits, multiplier, &plan->buckets[i]);
+	return rate * SECS_PER_DAY / limits->part;
+}
+
+/* qsort comparator */
+static int
+compare_doubles(const void *a, const void *b)
+{
+	double		x = *(const double *) a;
+	double		y = *(const double *) b;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * By which factor of the budget to plan, after "days" in which so many syncs
+ * were started: requests, failures and workers that come late are in no plan.
+ *
+ *	plan	how the rows stand under the old correction
+ *
+ * Formula: d ln(c) / dt = (1 - spent / budget) / T: integral control of the
+ * logarithm.  Many short steps make the same of the same number of syncs as
+ * one long one, however they are spread over the steps, so that neither noise
+ * nor the period of the calls matters; and T is a day, or longer where rows
+ * are seen so seldom that a new multiplier takes days to show, so that it does
+ * not oscillate (a delay of less than T / e does not even overshoot).
+ * Source: Aastroem, Hagglund, "Advanced PID Control", 2006, sections 3.5 and
+ * 6.2 (pure delay under integral control; anti-windup).
+ *
+ * No step is taken towards where the plan cannot follow; and what workers
+ * left undone is not made up for.
+ */
+double
+syncstate_correction(double correction, double spent, double budget,
+					 double days, const BudgetPlan *plan)
+{
+	double		rows = 0;
+	double		error = 1.0 - spent / (budget * days);
+	double		constant = CORRECTION_DAYS;
+	double		step;
+
+	for (int i = 0; i < plan->nbuckets; i++)
+		rows += plan->buckets[i].rows;
+	if (error > 0)
+		error *= plan->at_min < rows ? 1.0 - plan->late_share : 0.0;
+	else if (plan->at_max >= rows)
+		error = 0;
+	if (plan->planned > 0)
+		constant = Max(constant, CORRECTION_ROUNDS * rows / plan->planned);
+
+	step = -expm1(-days / constant) * error;
+	step = Min(Max(step, -log(CORRECTION_STEP)), log(CORRECTION_STEP));
+	return Min(Max(correction * exp(step), CORRECTION_MIN), CORRECTION_MAX);
+}
+
+/* The time that one start takes of the allowance, in microseconds. */
+static double
+permit_time(const SyncPolicy *policy)
+{
+	return (double) USECS_PER_MINUTE / policy->rate_per_minute;
+}
+
+/* The time that so many starts take of the allowance. */
+int64
+syncstate_permits_time(const SyncPolicy *policy, int permits)
+{
+	return (int64) ceil(permits * permit_time(policy));
+}
+
+/*
+ * The theoretical arrival time to count from: an idle source has saved up no
+ * more than a burst; a time that no source can have reached is one of a clock
+ * that was set back since.
+ */
+static TimestampTz
+arrival_base(const SyncPolicy *policy, TimestampTz arrival, TimestampTz now)
+{
+	int64		burst = Max(RATE_BURST, syncstate_permits_time(policy, 1));
+
+	if (arrival > now + RATE_DEBT + USECS_PER_SEC)
+		return now;
+	return Max(arrival, now - burst);
+}
+
+/*
+ * Takes up to "wanted" permits to start a sync; returns how many there are.
+ *
+ *	arrival	when the next start would come, were all evenly spread; NO_TIME:
+ *			there was none
+ *
+ * Formula: tat <- max(tat, now - burst) + n T, with T = 60 s / rate and as many
+ * n as leave tat <= now.  Source: the generic cell rate algorithm, ITU-T
+ * Recommendation I.371, annex A (virtual scheduling).
+ */
+int
+syncstate_permits(const SyncPolicy *policy, TimestampTz *arrival,
+				  TimestampTz now, int wanted)
+{
+	TimestampTz base = arrival_base(policy, *arrival, now);
+	double		there = floor((now - base) / permit_time(policy));
+	int			permits = there >= wanted ? wanted : Max((int) there, 0);
+
+	*arrival = base + syncstate_permits_time(policy, permits);
+	return permits;
+}
+
+/* Counts a start that is never refused; its debt has an end. */
+void
+syncstate_charge(const SyncPolicy *policy, TimestampTz *arrival, TimestampTz now)
+{
+	*arrival = Min(arrival_base(policy, *arrival, now) +
+				   syncstate_permits_time(policy, 1), now + RATE_DEBT);
+}
+
+/* From when on there is a permit. */
+TimestampTz
+syncstate_rate_opens(const SyncPolicy *policy, TimestampTz arrival,
+					 TimestampTz now)
+{
+	return arrival_base(policy, arrival, now) + syncstate_permits_time(policy, 1);
 }
 
 /*
@@ -682,6 +1093,8 @@ check_overrides(Oid source, HeapTupleHeader overrides)
 	CHECK_DURATION(rate_limit_wait, MAX_RETRY_AFTER);
 	CHECK_DURATION(park_after, MAX_DURATION);
 	CHECK_DURATION(token_ttl, MAX_DURATION);
+	CHECK_DURATION(min_interval, MAX_DURATION);
+	CHECK_DURATION(max_interval, MAX_DURATION);
 #undef CHECK_DURATION
 
 	if (!nulls[Anum_sync_policy_token_ttl_from - 1])
@@ -707,6 +1120,29 @@ check_overrides(Oid source, HeapTupleHeader overrides)
 				 errdetail("Got %lld seconds and %lld seconds.",
 						   (long long) (effective.retry_base / USECS_PER_SEC),
 						   (long long) (effective.retry_cap / USECS_PER_SEC))));
+	if (effective.min_interval > effective.max_interval)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("min_interval must be at most max_interval"),
+				 errdetail("Got %lld seconds and %lld seconds.",
+						   (long long) (effective.min_interval / USECS_PER_SEC),
+						   (long long) (effective.max_interval / USECS_PER_SEC))));
+	if (!nulls[Anum_sync_policy_daily_budget - 1] &&
+		effective.daily_budget < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("daily_budget must be 1 or more"),
+				 errdetail("Got %d.", effective.daily_budget),
+				 errhint("Null is no budget.")));
+	if (!nulls[Anum_sync_policy_rate_per_minute - 1] &&
+		(effective.rate_per_minute < 1 ||
+		 effective.rate_per_minute > MAX_RATE_PER_MINUTE))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("rate_per_minute must be between 1 and %d",
+						MAX_RATE_PER_MINUTE),
+				 errdetail("Got %d.", effective.rate_per_minute),
+				 errhint("Null is no limit.")));
 	if (!nulls[Anum_sync_policy_paused_until - 1] &&
 		!TIMESTAMP_IS_NOEND(effective.paused_until))
 		syncstate_check_time("paused_until", effective.paused_until);
@@ -747,6 +1183,12 @@ policy_row(const SyncPolicy *policy)
 	SET(jitter, Float8GetDatum(policy->jitter));
 	if (policy->paused_until != NO_TIME)
 		SET(paused_until, TimestampTzGetDatum(policy->paused_until));
+	if (policy->daily_budget != 0)
+		SET(daily_budget, Int32GetDatum(policy->daily_budget));
+	SET_DURATION(min_interval);
+	SET_DURATION(max_interval);
+	if (policy->rate_per_minute != 0)
+		SET(rate_per_minute, Int32GetDatum(policy->rate_per_minute));
 #undef SET
 #undef SET_DURATION
 

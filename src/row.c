@@ -81,6 +81,7 @@ static void fill_slot(TupleTableSlot *slot, const SyncState *row);
 static SyncStatus status_of(Oid label);
 static TimestampTz time_of(Datum value, const char *column);
 static int64 count_of(Datum value, const char *column);
+static double amount_of(Datum value, const char *column);
 
 /* ------------------------------------------------- tuples and SyncState */
 
@@ -118,6 +119,13 @@ count_of(Datum value, const char *column)
 	return DatumGetInt64(value);
 }
 
+static double
+amount_of(Datum value, const char *column)
+{
+	syncstate_check_amount(column, DatumGetFloat8(value));
+	return DatumGetFloat8(value);
+}
+
 /* Reads a row from the values of its columns; no ctid, no tuple. */
 void
 syncstate_state_from_datums(const Datum *values, const bool *nulls,
@@ -131,6 +139,8 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 	(IS_NULL(column) ? NULL : (text *) DatumGetPointer(VALUE(column)))
 #define COUNT(column) \
 	(IS_NULL(column) ? NO_COUNT : count_of(VALUE(column), #column))
+#define AMOUNT(column) \
+	(IS_NULL(column) ? NO_AMOUNT : amount_of(VALUE(column), #column))
 
 	row->key.user_id = *DatumGetUUIDP(VALUE(user_id));
 	row->key.source = DatumGetObjectId(VALUE(source));
@@ -163,6 +173,8 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 	row->created_at = TIME(created_at);
 	row->updated_at = TIME(updated_at);
 	row->failing_since = TIME(failing_since);
+	row->changes_seen = AMOUNT(changes_seen);
+	row->seconds_watched = AMOUNT(seconds_watched);
 	row->tuple = NULL;
 
 #undef VALUE
@@ -170,6 +182,7 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 #undef TIME
 #undef TEXT
 #undef COUNT
+#undef AMOUNT
 }
 
 /* The values of a row's columns; keep in sync with the function above. */
@@ -188,6 +201,8 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 	SET(column, row->column == NULL, PointerGetDatum(row->column))
 #define SET_COUNT(column) \
 	SET(column, row->column == NO_COUNT, Int64GetDatum(row->column))
+#define SET_AMOUNT(column) \
+	SET(column, row->column == NO_AMOUNT, Float8GetDatum(row->column))
 
 	SET(user_id, false, UUIDPGetDatum(&row->key.user_id));
 	SET(source, false, ObjectIdGetDatum(row->key.source));
@@ -218,11 +233,14 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 	SET_TIME(created_at);
 	SET_TIME(updated_at);
 	SET_TIME(failing_since);
+	SET_AMOUNT(changes_seen);
+	SET_AMOUNT(seconds_watched);
 
 #undef SET
 #undef SET_TIME
 #undef SET_TEXT
 #undef SET_COUNT
+#undef SET_AMOUNT
 }
 
 /* Reads a row from a tuple, which it keeps and points into. */

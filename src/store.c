@@ -54,7 +54,8 @@
 	s ".last_successful_sync_at, " s ".items_synced, " s ".page_token, " \
 	s ".progress_done, " s ".progress_total, " s ".failures, " \
 	s ".token_losses, " s ".error_message, " s ".created_at, " \
-	s ".updated_at, " s ".failing_since"
+	s ".updated_at, " s ".failing_since, " s ".changes_seen, " \
+	s ".seconds_watched"
 
 /* The key of row s is in $1, $2, $3. */
 #define KEY_MATCHES \
@@ -76,6 +77,10 @@ typedef enum PlanId
 	PLAN_POLICY_WRITE,
 	PLAN_POLICY_PAUSE,
 	PLAN_POLICY_TIDY,
+	PLAN_BUDGET,
+	PLAN_BUDGET_WRITE,
+	PLAN_BUDGET_DROP,
+	PLAN_RATES,
 	NUM_PLANS,
 } PlanId;
 
@@ -91,6 +96,7 @@ typedef struct PlanText
 	const char *sql;
 	int			nargs;
 	Oid			args[MAX_PLAN_ARGS];
+	bool		reads_all;		/* from end to end, not by key or ctid */
 } PlanText;
 
 static const PlanText plan_texts[NUM_PLANS] = {
@@ -117,13 +123,15 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"last_successful_sync_at = $15, items_synced = $16, "
 		"page_token = $17, progress_done = $18, progress_total = $19, "
 		"failures = $20, token_losses = $21, error_message = $22, "
-		"updated_at = $23, failing_since = $24 "
+		"updated_at = $23, failing_since = $24, changes_seen = $25, "
+		"seconds_watched = $26 "
 		"WHERE s.ctid OPERATOR(pg_catalog.=) $1 RETURNING s",
-		24, {TIDOID, ARG_STATUS, TEXTOID, TEXTOID, TIMESTAMPTZOID,
+		26, {TIDOID, ARG_STATUS, TEXTOID, TEXTOID, TIMESTAMPTZOID,
 			TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 			TEXTOID, INTERVALOID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 			TIMESTAMPTZOID, INT8OID, TEXTOID, INT8OID, INT8OID, INT4OID,
-		INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+			INT4OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, FLOAT8OID,
+		FLOAT8OID}
 	},
 
 	[PLAN_DELETE] = {
@@ -153,7 +161,8 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"COALESCE(r.items_synced, 0::pg_catalog.int8), r.page_token, "
 		"r.progress_done, r.progress_total, "
 		"COALESCE(r.failures, 0), COALESCE(r.token_losses, 0), "
-		"r.error_message, r.created_at, r.updated_at, r.failing_since, s.ctid "
+		"r.error_message, r.created_at, r.updated_at, r.failing_since, "
+		"r.changes_seen, r.seconds_watched, s.ctid "
 		"FROM syncstate.sync_state AS s, "
 		"LATERAL pg_catalog.jsonb_populate_record(s, $2) AS r "
 		"WHERE s.ctid OPERATOR(pg_catalog.=) $1",
@@ -179,7 +188,11 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"rate_limit_wait = ($2).rate_limit_wait, "
 		"max_failures = ($2).max_failures, park_after = ($2).park_after, "
 		"token_ttl = ($2).token_ttl, token_ttl_from = ($2).token_ttl_from, "
-		"jitter = ($2).jitter, paused_until = ($2).paused_until "
+		"jitter = ($2).jitter, paused_until = ($2).paused_until, "
+		"daily_budget = ($2).daily_budget, "
+		"min_interval = ($2).min_interval, "
+		"max_interval = ($2).max_interval, "
+		"rate_per_minute = ($2).rate_per_minute "
 		"WHERE p.source OPERATOR(pg_catalog.=) $1",
 		2, {ARG_SOURCE, ARG_POLICY}
 	},
@@ -199,8 +212,71 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"AND p.rate_limit_wait IS NULL AND p.max_failures IS NULL "
 		"AND p.park_after IS NULL AND p.token_ttl IS NULL "
 		"AND p.token_ttl_from IS NULL AND p.jitter IS NULL "
-		"AND p.paused_until IS NULL",
+		"AND p.paused_until IS NULL AND p.daily_budget IS NULL "
+		"AND p.min_interval IS NULL AND p.max_interval IS NULL "
+		"AND p.rate_per_minute IS NULL",
 		1, {ARG_SOURCE}
+	},
+	[PLAN_BUDGET] = {
+		"SELECT b.source, b.multiplier, b.mean_rate, b.correction, "
+		"b.daily_budget, b.rebalanced_at, b.starts, b.rows "
+		"FROM syncstate.sync_budget AS b "
+		"WHERE b.source OPERATOR(pg_catalog.=) $1",
+		1, {ARG_SOURCE}
+	},
+	[PLAN_BUDGET_WRITE] = {
+		"INSERT INTO syncstate.sync_budget AS b (source, multiplier, "
+		"mean_rate, correction, daily_budget, rebalanced_at, starts, rows) "
+		"VALUES ($1, $2, $3, $4, $5, $6, $7, $8) "
+		"ON CONFLICT (source) DO UPDATE SET "
+		"multiplier = EXCLUDED.multiplier, mean_rate = EXCLUDED.mean_rate, "
+		"correction = EXCLUDED.correction, "
+		"daily_budget = EXCLUDED.daily_budget, "
+		"rebalanced_at = EXCLUDED.rebalanced_at, "
+		"starts = EXCLUDED.starts, rows = EXCLUDED.rows",
+		8, {ARG_SOURCE, FLOAT8OID, FLOAT8OID, FLOAT8OID, INT4OID,
+		TIMESTAMPTZOID, FLOAT8OID, INT8OID}
+	},
+	[PLAN_BUDGET_DROP] = {
+		"DELETE FROM syncstate.sync_budget AS b "
+		"WHERE b.source OPERATOR(pg_catalog.=) $1",
+		1, {ARG_SOURCE}
+	},
+
+	/*
+	 * The rates of a source, in buckets of a sixteenth of an octave; keep in
+	 * sync with syncstate_change_rate().  One bucket more has the rows with
+	 * their own interval, another the parked ones.
+	 */
+	[PLAN_RATES] = {
+		"SELECT pg_catalog.min(g.kind), pg_catalog.count(*), "
+		"pg_catalog.avg(g.root), pg_catalog.sum(1.0::pg_catalog.float8 "
+		"OPERATOR(pg_catalog./) g.seconds), "
+		"pg_catalog.sum(g.changes_seen), "
+		"pg_catalog.sum(g.seconds_watched), "
+		"pg_catalog.sum(g.lease::pg_catalog.float8), "
+		"pg_catalog.count(*) FILTER (WHERE g.due_at "
+		"OPERATOR(pg_catalog.<) $4), "
+		"pg_catalog.count(*) FILTER (WHERE g.created_at "
+		"OPERATOR(pg_catalog.>) $3) "
+		"FROM (SELECT s.lease, s.due_at, s.created_at, s.changes_seen, "
+		"s.seconds_watched, "
+		"CASE WHEN s.due_at IS NULL THEN 2 "
+		"WHEN s.sync_interval IS NOT NULL THEN 1 ELSE 0 END AS kind, "
+		"pg_catalog.date_part('epoch', s.sync_interval) AS seconds, "
+		"pg_catalog.sqrt((COALESCE(s.changes_seen, "
+		"0.0::pg_catalog.float8) OPERATOR(pg_catalog.+) "
+		"1.0::pg_catalog.float8) OPERATOR(pg_catalog./) "
+		"(COALESCE(s.seconds_watched, 0.0::pg_catalog.float8) "
+		"OPERATOR(pg_catalog.+) (1.0::pg_catalog.float8 "
+		"OPERATOR(pg_catalog./) $2))) AS root "
+		"FROM syncstate.sync_state AS s "
+		"WHERE s.source OPERATOR(pg_catalog.=) $1) AS g "
+		"GROUP BY g.kind, CASE WHEN g.kind OPERATOR(pg_catalog.=) 0 "
+		"THEN pg_catalog.floor(pg_catalog.ln(g.root) "
+		"OPERATOR(pg_catalog.*) 46.166::pg_catalog.float8) END",
+		4, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+		.reads_all = true
 	},
 };
 
@@ -290,6 +366,7 @@ load_ids(void)
 	namespace = get_namespace_oid("syncstate", false);
 	found.state_rel = relation_oid("sync_state", namespace);
 	found.policy_rel = relation_oid("sync_policy", namespace);
+	found.budget_rel = relation_oid("sync_budget", namespace);
 	found.due_index = relation_oid("sync_state_due", namespace);
 	found.requested_index = relation_oid("sync_state_requested", namespace);
 	found.pkey_index = relation_oid("sync_state_pkey", namespace);
@@ -314,7 +391,7 @@ load_ids(void)
 	if (RelationGetDescr(rel)->natts < Natts_sync_state ||
 		strcmp(NameStr(TupleDescAttr(RelationGetDescr(rel),
 									 Natts_sync_state - 1)->attname),
-			   "failing_since") != 0)
+			   "seconds_watched") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"syncstate.sync_state\" is not of this library's version"),
@@ -450,6 +527,8 @@ run(PlanId id, Datum *values, const char *nulls, bool own_write)
 		writing = own_write;
 		for (size_t i = 0; i < lengthof(planner_settings); i++)
 			*planner_settings[i].setting = planner_settings[i].value;
+		if (plan_texts[id].reads_all)
+			enable_seqscan = true;
 		result = SPI_execute_plan(prepared, values, nulls, false, 0);
 	}
 	PG_FINALLY();
@@ -678,4 +757,60 @@ syncstate_store_policy_write(Oid source, Datum policy)
 	values[1] = policy;
 	run(PLAN_POLICY_WRITE, values, NULL, false);
 	run(PLAN_POLICY_TIDY, values, NULL, false);
+}
+
+/* ---------------------------------------------------------------- budgets */
+
+/*
+ * Reads what was learned about the budget of a source, the columns of
+ * sync_budget in their order; false if nothing was.
+ */
+bool
+syncstate_store_budget(Oid source, Datum *values, bool *nulls)
+{
+	Datum		args[1];
+
+	args[0] = ObjectIdGetDatum(source);
+	if (run(PLAN_BUDGET, args, NULL, false) == 0)
+		return false;
+	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values,
+					  nulls);
+	return true;
+}
+
+/* Writes the same. */
+void
+syncstate_store_budget_write(const Datum *values)
+{
+	run(PLAN_BUDGET_WRITE, unconstify(Datum *, values), NULL, false);
+}
+
+/* Forgets what was learned about the budget of a source. */
+void
+syncstate_store_budget_drop(Oid source)
+{
+	Datum		args[1];
+
+	args[0] = ObjectIdGetDatum(source);
+	run(PLAN_BUDGET_DROP, args, NULL, false);
+}
+
+/*
+ * Reads the whole of a source once.  Leaves in SPI_tuptable a row per bucket:
+ * its kind (0 by budget, 1 with their own interval, 2 parked), the number of
+ * rows, the mean square root of their rates, their syncs per second by their
+ * own intervals, the sums of changes_seen, seconds_watched and lease, and how
+ * many fell due before "late" and how many were made after "since".
+ */
+uint64
+syncstate_store_rates(Oid source, double mean_rate, TimestampTz since,
+					  TimestampTz late)
+{
+	Datum		args[4];
+
+	args[0] = ObjectIdGetDatum(source);
+	args[1] = Float8GetDatum(mean_rate);
+	args[2] = TimestampTzGetDatum(since);
+	args[3] = TimestampTzGetDatum(late);
+	return run(PLAN_RATES, args, NULL, false);
 }

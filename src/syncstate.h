@@ -49,6 +49,7 @@
 #define MAX_LEASE_TIME			USECS_PER_DAY
 #define MAX_HISTORY_ID			"18446744073709551615"
 #define MAX_RETRY_AFTER			(30 * USECS_PER_DAY)
+#define MAX_RATE_PER_MINUTE		1000000
 
 /*
  * Times of the years 1 to 9999: sums of them and our durations are timestamps
@@ -67,12 +68,13 @@
 #define MAX_INSERTED_LEASE		(INT64CONST(1) << 62)
 
 /*
- * "No time" in a TimestampTz, "no number" in a count.  Neither can be
- * mistaken for a value: the table's CHECK keeps infinite times and negative
+ * "No time" in a TimestampTz, "no number" in a count or an amount.  None can
+ * be mistaken for a value: the table's CHECK keeps infinite times and negative
  * numbers out.
  */
 #define NO_TIME					DT_NOBEGIN
 #define NO_COUNT				(-1)
+#define NO_AMOUNT				(-1.0)
 
 /* Columns of sync_state, in the order of the install script. */
 enum
@@ -104,7 +106,9 @@ enum
 	Anum_sync_state_created_at,
 	Anum_sync_state_updated_at,
 	Anum_sync_state_failing_since,
-	Natts_sync_state = Anum_sync_state_failing_since,
+	Anum_sync_state_changes_seen,
+	Anum_sync_state_seconds_watched,
+	Natts_sync_state = Anum_sync_state_seconds_watched,
 };
 
 /* Columns of sync_policy, in the order of the install script. */
@@ -122,7 +126,25 @@ enum
 	Anum_sync_policy_token_ttl_from,
 	Anum_sync_policy_jitter,
 	Anum_sync_policy_paused_until,
-	Natts_sync_policy = Anum_sync_policy_paused_until,
+	Anum_sync_policy_daily_budget,
+	Anum_sync_policy_min_interval,
+	Anum_sync_policy_max_interval,
+	Anum_sync_policy_rate_per_minute,
+	Natts_sync_policy = Anum_sync_policy_rate_per_minute,
+};
+
+/* Columns of sync_budget, in the order of the install script. */
+enum
+{
+	Anum_sync_budget_source = 1,
+	Anum_sync_budget_multiplier,
+	Anum_sync_budget_mean_rate,
+	Anum_sync_budget_correction,
+	Anum_sync_budget_daily_budget,
+	Anum_sync_budget_rebalanced_at,
+	Anum_sync_budget_starts,
+	Anum_sync_budget_rows,
+	Natts_sync_budget = Anum_sync_budget_rows,
 };
 
 /* Labels of the enum sync_status; the OIDs are looked up by name. */
@@ -178,6 +200,8 @@ typedef struct SyncState
 	TimestampTz created_at;
 	TimestampTz updated_at;
 	TimestampTz failing_since;
+	double		changes_seen;	/* decayed; NO_AMOUNT: nothing learned yet */
+	double		seconds_watched;	/* decayed likewise */
 } SyncState;
 
 /* A way to the rows of sync_state; the fields are row.c's own. */
@@ -224,7 +248,36 @@ typedef struct SyncPolicy
 	TokenTtlFrom token_ttl_from;
 	double		jitter;
 	TimestampTz paused_until;	/* NO_TIME: not paused */
+	int32		daily_budget;	/* syncs per day; 0: off */
+	int64		min_interval;	/* of a row that the budget decides about */
+	int64		max_interval;
+	int32		rate_per_minute;	/* 0: off */
+	double		multiplier;		/* learned; 0: never rebalanced */
+	double		mean_rate;		/* learned: changes per second of a row */
 } SyncPolicy;
+
+/* The rows of a source whose rates are about the same, for a plan. */
+typedef struct RateBucket
+{
+	double		root;			/* mean square root of their rates, per second */
+	double		rows;
+	double		late;			/* those of them long overdue */
+} RateBucket;
+
+/* What a budget is to be divided among, and how it came out. */
+typedef struct BudgetPlan
+{
+	double		target;			/* syncs per day */
+	double		own_rate;		/* syncs per second of rows with their own interval */
+	RateBucket *buckets;
+	int			nbuckets;
+	double		multiplier;		/* out: interval in seconds = multiplier / root */
+	double		planned;		/* out: syncs per day, those of own intervals too */
+	double		least;			/* out: the same with all at the longest interval */
+	double		at_min;			/* out: rows at the shortest interval */
+	double		at_max;			/* out: rows at the longest */
+	double		late_share;		/* out: part of the planned syncs that is late */
+} BudgetPlan;
 
 /* OIDs of our objects, valid until the next invalidation. */
 typedef struct StoreIds
@@ -238,6 +291,7 @@ typedef struct StoreIds
 	Oid			guard_function;
 	Oid			policy_rel;
 	Oid			policy_rowtype;
+	Oid			budget_rel;
 	Oid			source_type;
 	Oid			status_type;
 	Oid			status_labels[NUM_STATUSES];
@@ -263,6 +317,11 @@ extern void syncstate_store_change(const SyncState *row, Datum changes,
 extern Datum syncstate_store_policy_changes(Oid source, Datum changes);
 extern void syncstate_store_policy_write(Oid source, Datum policy);
 extern void syncstate_store_pause(Oid source, TimestampTz until, bool extend);
+extern bool syncstate_store_budget(Oid source, Datum *values, bool *nulls);
+extern void syncstate_store_budget_write(const Datum *values);
+extern void syncstate_store_budget_drop(Oid source);
+extern uint64 syncstate_store_rates(Oid source, double mean_rate,
+									TimestampTz since, TimestampTz late);
 
 /* row.c */
 extern void syncstate_state_from_datums(const Datum *values, const bool *nulls,
@@ -309,6 +368,29 @@ extern TimestampTz syncstate_source_opens(const SyncPolicy *policy,
 
 extern void syncstate_pause_source(Oid source, TimestampTz until,
 								   TimestampTz now);
+extern void syncstate_learn(SyncState *row, TimestampTz now);
+extern double syncstate_change_rate(const SyncPolicy *policy,
+									const SyncState *row);
+extern void syncstate_plan_budget(const SyncPolicy *policy, BudgetPlan *plan);
+extern double syncstate_correction(double correction, double spent,
+								   double budget, double days,
+								   const BudgetPlan *plan);
+extern int	syncstate_permits(const SyncPolicy *policy, TimestampTz *arrival,
+							  TimestampTz now, int wanted);
+extern int64 syncstate_permits_time(const SyncPolicy *policy, int permits);
+extern void syncstate_charge(const SyncPolicy *policy, TimestampTz *arrival,
+							 TimestampTz now);
+extern TimestampTz syncstate_rate_opens(const SyncPolicy *policy,
+										TimestampTz arrival, TimestampTz now);
+
+/* rate.c */
+extern int	syncstate_rate_draw(const SyncPolicy *policy, int wanted,
+								TimestampTz *drawn_at);
+extern void syncstate_rate_give_back(const SyncPolicy *policy, int permits,
+									 TimestampTz drawn_at);
+extern void syncstate_rate_count(const SyncPolicy *policy);
+extern TimestampTz syncstate_rate_next(const SyncPolicy *policy,
+									   TimestampTz now);
 
 /* lifecycle.c */
 extern bool syncstate_is_parked_reason(const text *reason);
@@ -354,6 +436,7 @@ extern void syncstate_check_keys(const char *name, JsonbContainer *object,
 								 const char *const *keys, int nkeys);
 extern void syncstate_check_size(const char *name, Size bytes, Size max_bytes);
 extern void syncstate_check_count(const char *name, int64 count);
+extern void syncstate_check_amount(const char *name, double amount);
 extern void syncstate_check_time(const char *name, TimestampTz time);
 extern bool syncstate_is_duration(const Interval *interval, int64 min, int64 max);
 extern int64 syncstate_check_duration(const char *name,
