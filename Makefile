@@ -9,7 +9,7 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 # Tests, in this order.  `make installcheck` runs all three kinds against a
 # running server, like that of any other extension.
 REGRESS     = install identity acl policy guard lifecycle errors claim \
-              steering report ways sources overview property \
+              steering budget rate report ways sources overview property \
               uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks
 PROVE_TESTS = test/t/*.pl

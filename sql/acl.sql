@@ -36,6 +36,7 @@ SELECT status, lease FROM syncstate.mark_sync_started(:b, 'google_gmail');
 SELECT status, lease FROM syncstate.mark_sync_started(:a, 'google_calendar');
 SELECT page_token FROM syncstate.checkpoint_sync(:b, 'google_gmail', 1, 'secret page', 5, 42);
 SELECT sync_interval FROM syncstate.set_sync_policy('google_tasks', '{"sync_interval": "42 minutes"}');
+SELECT daily_budget FROM syncstate.set_sync_policy('google_gmail', '{"daily_budget": 42, "rate_per_minute": 4242}');
 SET syncstate.clock = '2030-01-01 00:00:00+00';
 
 /* ------------------------------------------------- every function, called */
@@ -113,6 +114,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.pause_sync_source('google_calendar')$$),
 	('policy_changed',
 		$$CREATE TRIGGER t AFTER INSERT ON pg_temp.users FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed()$$),
+	('rebalance_syncs',
+		$$SELECT * FROM syncstate.rebalance_syncs('google_gmail')$$),
 	('register_sync_source',
 		$$SELECT * FROM syncstate.register_sync_source('regress_syncstate_source')$$),
 	('release_sync',

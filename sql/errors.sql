@@ -218,7 +218,7 @@ SELECT regress_errors.all_fail(
 -- columns that are not the client's to change
 SELECT regress_errors.all_fail(VARIADIC ARRAY(
 	SELECT format('update_sync_state(K, %L)', jsonb_build_object(key, NULL))
-	FROM unnest('{user_id,source,resource,lease,created_at,updated_at,failing_since}'::text[]) AS key));
+	FROM unnest('{user_id,source,resource,lease,created_at,updated_at,failing_since,changes_seen,seconds_watched}'::text[]) AS key));
 -- values
 SELECT regress_errors.all_fail(VARIADIC ARRAY(
 	SELECT format('update_sync_state(K, %L)', changes)
@@ -339,7 +339,7 @@ SELECT regress_errors.all_fail(VARIADIC ARRAY(
 	SELECT format('set_sync_policy(%L, %L)', 'google_calendar', jsonb_build_object(key, value))
 	FROM (VALUES ('sync_interval', '36500 days 0.000001 seconds'), ('lease_time', '1 day 0.000001 seconds'),
 		('retry_base', '36501 days'), ('retry_cap', '36501 days'), ('rate_limit_wait', '30 days 0.000001 seconds'),
-		('park_after', '36501 days'), ('token_ttl', '36501 days')) AS m(key, longest),
+		('park_after', '36501 days'), ('token_ttl', '36501 days'), ('min_interval', '36501 days'), ('max_interval', '36501 days')) AS m(key, longest),
 	unnest(ARRAY[longest, '0.999999 seconds', '-1 hour', '1 month', 'soon']) AS value));
 SELECT regress_errors.all_fail(VARIADIC ARRAY(
 	SELECT format('set_sync_policy(%L, %L)', 'google_calendar', changes)
@@ -348,7 +348,10 @@ SELECT regress_errors.all_fail(VARIADIC ARRAY(
 		'{"jitter": "1e400"}', '{"jitter": "x"}',
 		'{"token_ttl_from": "start"}', '{"token_ttl_from": ""}', '{"token_ttl_from": "Full"}',
 		'{"retry_base": "2 hours"}', '{"retry_cap": "29 seconds"}', '{"retry_base": "2 minutes", "retry_cap": "1 minute"}',
-		'{"paused_until": "-infinity"}', '{"paused_until": "soon"}']) AS changes));
+		'{"paused_until": "-infinity"}', '{"paused_until": "soon"}',
+		'{"daily_budget": 0}', '{"daily_budget": -1}', '{"daily_budget": 2147483648}', '{"daily_budget": "x"}', '{"daily_budget": "0.4"}',
+		'{"min_interval": "25 hours"}', '{"max_interval": "59 seconds"}', '{"min_interval": "2 hours", "max_interval": "1 hour"}',
+		'{"rate_per_minute": 0}', '{"rate_per_minute": -1}', '{"rate_per_minute": 1000001}', '{"rate_per_minute": "x"}']) AS changes));
 -- together with what was set before
 SELECT retry_cap FROM syncstate.set_sync_policy('google_contacts', '{"retry_cap": "1 minute"}');
 SELECT regress_errors.fails($$set_sync_policy('google_contacts', '{"retry_base": "2 minutes"}')$$);
@@ -371,6 +374,8 @@ SELECT regress_errors.refused(changes)
 FROM unnest(ARRAY['sync_interval = ''0''', 'sync_interval = ''36501 days''', 'lease_time = ''0''', 'lease_time = ''25 hours''',
 	'retry_base = ''0''', 'retry_cap = ''-1 s''', 'rate_limit_wait = ''31 days''', 'park_after = ''0''', 'token_ttl = ''0''',
 	'max_failures = 0', 'token_ttl_from = ''x''', 'jitter = 0.91', 'jitter = -0.1', 'jitter = ''NaN''', 'jitter = ''infinity''',
+	'daily_budget = 0', 'min_interval = ''0''', 'max_interval = ''36501 days''', 'min_interval = ''1 month''',
+	'min_interval = ''2 s'', max_interval = ''1 s''', 'rate_per_minute = 0', 'rate_per_minute = 1000001',
 	'source = NULL']) AS changes;
 
 ------------------------------------------------------------------------
@@ -397,7 +402,7 @@ SELECT regress_errors.all_fail(
 	$$register_sync_source('Outlook')$$,
 	$$register_sync_source('two words')$$,
 	$$register_sync_source(E'outlook\n')$$,
-	$$register_sync_source(repeat('x', 64))$$,
+	$$register_sync_source(repeat('x', 59))$$,
 	$$register_sync_source('x''); DROP TABLE syncstate.sync_state; --')$$,
 	$$watch_users(NULL)$$,
 	$$watch_users('regress_errors.nothing')$$,
@@ -489,10 +494,12 @@ SELECT sync_interval FROM syncstate.update_sync_state('00000000-0000-4000-8000-0
 SELECT count(*) FROM syncstate.get_users_needing_sync('google_calendar', '0', 10000);
 SELECT count(*) FROM syncstate.get_users_needing_sync('google_calendar', '36500 days', 1);
 SELECT * FROM syncstate.set_sync_policy('google_calendar', '{"sync_interval": "1 second", "lease_time": "1 second", "retry_base": "1 second",
-	"retry_cap": "1 second", "rate_limit_wait": "1 second", "max_failures": 1, "park_after": "1 second", "token_ttl": "1 second", "jitter": 0}');
+	"retry_cap": "1 second", "rate_limit_wait": "1 second", "max_failures": 1, "park_after": "1 second", "token_ttl": "1 second", "jitter": 0,
+	"daily_budget": 1, "min_interval": "1 second", "max_interval": "1 second", "rate_per_minute": 1}');
 SELECT * FROM syncstate.set_sync_policy('google_calendar', '{"sync_interval": "36500 days", "lease_time": "1 day", "retry_base": "36500 days",
 	"retry_cap": "36500 days", "rate_limit_wait": "30 days", "max_failures": 2147483647, "park_after": "36500 days", "token_ttl": "36500 days",
-	"token_ttl_from": "full", "jitter": 0.9, "paused_until": "infinity"}');
+	"token_ttl_from": "full", "jitter": 0.9, "paused_until": "infinity",
+	"daily_budget": 2147483647, "min_interval": "36500 days", "max_interval": "36500 days", "rate_per_minute": 1000000}');
 ROLLBACK;
 
 SELECT regress_errors.everything() = everything FROM regress_errors.before;

@@ -159,6 +159,8 @@ CREATE FUNCTION regress_lifecycle.diff(before jsonb, after jsonb) RETURNS text
 							 CASE WHEN after->>a.attname IS NULL THEN 'null'
 								  WHEN a.atttypid = 'timestamptz'::regtype
 								  THEN regress_lifecycle.show_time(a.attname, (after->>a.attname)::timestamptz, after)
+								  WHEN a.atttypid = 'float8'::regtype
+								  THEN round((after->>a.attname)::numeric, 3)::text
 								  ELSE after->>a.attname END),
 					  ', ' ORDER BY a.attnum)
 	FROM pg_attribute AS a

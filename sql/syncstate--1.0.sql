@@ -233,7 +233,7 @@ CREATE TABLE syncstate.sync_budget (
 	multiplier double precision NOT NULL,
 	mean_rate double precision NOT NULL,
 	correction double precision NOT NULL,
-	daily_budget integer NOT NULL,
+	expected double precision NOT NULL,
 	rebalanced_at timestamptz NOT NULL,
 	starts double precision NOT NULL,
 	rows bigint NOT NULL,
@@ -246,7 +246,8 @@ CREATE TABLE syncstate.sync_budget (
 			   AND correction OPERATOR(pg_catalog.>) 0::double precision
 			   AND correction OPERATOR(pg_catalog.<) 'infinity'::double precision),
 	CONSTRAINT sync_budget_counts_range
-		CHECK (daily_budget OPERATOR(pg_catalog.>=) 1
+		CHECK (expected OPERATOR(pg_catalog.>=) 0::double precision
+			   AND expected OPERATOR(pg_catalog.<) 'infinity'::double precision
 			   AND starts OPERATOR(pg_catalog.>=) 0::double precision
 			   AND starts OPERATOR(pg_catalog.<) 'infinity'::double precision
 			   AND rows OPERATOR(pg_catalog.>=) 0),
@@ -262,8 +263,8 @@ COMMENT ON COLUMN syncstate.sync_budget.source IS 'Which API';
 COMMENT ON COLUMN syncstate.sync_budget.multiplier IS 'Interval in seconds = multiplier / sqrt(changes per second of the row)';
 COMMENT ON COLUMN syncstate.sync_budget.mean_rate IS 'Changes per second of a row about which nothing is known: the mean of all';
 COMMENT ON COLUMN syncstate.sync_budget.correction IS 'Part of the budget that is planned, since requests and failures take theirs unplanned';
-COMMENT ON COLUMN syncstate.sync_budget.daily_budget IS 'The budget that was planned for';
-COMMENT ON COLUMN syncstate.sync_budget.rebalanced_at IS 'When that was';
+COMMENT ON COLUMN syncstate.sync_budget.expected IS 'Syncs per day that the plan should make: the budget, or what comes nearest';
+COMMENT ON COLUMN syncstate.sync_budget.rebalanced_at IS 'When all this was planned';
 COMMENT ON COLUMN syncstate.sync_budget.starts IS 'Syncs ever started by the rows that there were then';
 COMMENT ON COLUMN syncstate.sync_budget.rows IS 'Rows that there were then';
 

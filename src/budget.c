@@ -149,7 +149,7 @@ rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
 	{
 		double		rows_then = (double) DatumGetInt64(learned[Anum_sync_budget_rows - 1]);
 		double		starts_then = DatumGetFloat8(learned[Anum_sync_budget_starts - 1]);
-		double		budget_then = DatumGetInt32(learned[Anum_sync_budget_daily_budget - 1]);
+		double		expected = DatumGetFloat8(learned[Anum_sync_budget_expected - 1]);
 		double		days = (double) (now - then) / USECS_PER_DAY;
 		double		gone = rows_then + population.made - population.rows;
 		double		spent = population.starts - starts_then;
@@ -159,7 +159,7 @@ rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
 			spent += Min(gone, rows_then) * starts_then / rows_then;
 		spent = Max(spent, 0.0);
 		observed = spent / days;
-		correction = syncstate_correction(correction, spent, budget_then, days,
+		correction = syncstate_correction(correction, spent, expected, days,
 										  &population.plan);
 		population.plan.target = policy->daily_budget * correction;
 		syncstate_plan_budget(policy, &population.plan);
@@ -170,8 +170,8 @@ rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
 		Float8GetDatum(population.plan.multiplier);
 	learned[Anum_sync_budget_mean_rate - 1] = Float8GetDatum(mean_rate);
 	learned[Anum_sync_budget_correction - 1] = Float8GetDatum(correction);
-	learned[Anum_sync_budget_daily_budget - 1] =
-		Int32GetDatum(policy->daily_budget);
+	learned[Anum_sync_budget_expected - 1] =
+		Float8GetDatum(population.plan.planned / correction);
 	learned[Anum_sync_budget_rebalanced_at - 1] = TimestampTzGetDatum(now);
 	learned[Anum_sync_budget_starts - 1] = Float8GetDatum(population.starts);
 	learned[Anum_sync_budget_rows - 1] = Int64GetDatum(population.rows);

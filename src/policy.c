@@ -834,9 +834,11 @@ compare_doubles(const void *a, const void *b)
  * By which factor of the budget to plan, after "days" in which so many syncs
  * were started: requests, failures and workers that come late are in no plan.
  *
- *	plan	how the rows stand under the old correction
+ *	expected	syncs per day: the budget, or what the bounds of intervals let
+ *				come nearest, so that no step is taken where none can follow
+ *	plan		how the rows stand under the old correction
  *
- * Formula: d ln(c) / dt = (1 - spent / budget) / T: integral control of the
+ * Formula: d ln(c) / dt = (1 - spent / expected) / T: integral control of the
  * logarithm.  Many short steps make the same of the same number of syncs as
  * one long one, however they are spread over the steps, so that neither noise
  * nor the period of the calls matters; and T is a day, or longer where rows
@@ -845,24 +847,24 @@ compare_doubles(const void *a, const void *b)
  * Source: Aastroem, Hagglund, "Advanced PID Control", 2006, sections 3.5 and
  * 6.2 (pure delay under integral control; anti-windup).
  *
- * No step is taken towards where the plan cannot follow; and what workers
- * left undone is not made up for.
+ * What workers left undone is not made up for.
  */
 double
-syncstate_correction(double correction, double spent, double budget,
+syncstate_correction(double correction, double spent, double expected,
 					 double days, const BudgetPlan *plan)
 {
 	double		rows = 0;
-	double		error = 1.0 - spent / (budget * days);
+	double		error;
 	double		constant = CORRECTION_DAYS;
 	double		step;
 
+	if (expected <= 0)
+		return correction;
+	error = 1.0 - spent / (expected * days);
+	if (error > 0)
+		error *= 1.0 - plan->late_share;
 	for (int i = 0; i < plan->nbuckets; i++)
 		rows += plan->buckets[i].rows;
-	if (error > 0)
-		error *= plan->at_min < rows ? 1.0 - plan->late_share : 0.0;
-	else if (plan->at_max >= rows)
-		error = 0;
 	if (plan->planned > 0)
 		constant = Max(constant, CORRECTION_ROUNDS * rows / plan->planned);
 
@@ -887,8 +889,8 @@ syncstate_permits_time(const SyncPolicy *policy, int permits)
 
 /*
  * The theoretical arrival time to count from: an idle source has saved up no
- * more than a burst; a time that no source can have reached is one of a clock
- * that was set back since.
+ * more than a burst; and a time that no source can have reached is one of a
+ * clock that was set back since, and says nothing.
  */
 static TimestampTz
 arrival_base(const SyncPolicy *policy, TimestampTz arrival, TimestampTz now)
@@ -896,7 +898,7 @@ arrival_base(const SyncPolicy *policy, TimestampTz arrival, TimestampTz now)
 	int64		burst = Max(RATE_BURST, syncstate_permits_time(policy, 1));
 
 	if (arrival > now + RATE_DEBT + USECS_PER_SEC)
-		return now;
+		return now - burst;
 	return Max(arrival, now - burst);
 }
 

@@ -219,22 +219,22 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 	[PLAN_BUDGET] = {
 		"SELECT b.source, b.multiplier, b.mean_rate, b.correction, "
-		"b.daily_budget, b.rebalanced_at, b.starts, b.rows "
+		"b.expected, b.rebalanced_at, b.starts, b.rows "
 		"FROM syncstate.sync_budget AS b "
 		"WHERE b.source OPERATOR(pg_catalog.=) $1",
 		1, {ARG_SOURCE}
 	},
 	[PLAN_BUDGET_WRITE] = {
 		"INSERT INTO syncstate.sync_budget AS b (source, multiplier, "
-		"mean_rate, correction, daily_budget, rebalanced_at, starts, rows) "
+		"mean_rate, correction, expected, rebalanced_at, starts, rows) "
 		"VALUES ($1, $2, $3, $4, $5, $6, $7, $8) "
 		"ON CONFLICT (source) DO UPDATE SET "
 		"multiplier = EXCLUDED.multiplier, mean_rate = EXCLUDED.mean_rate, "
 		"correction = EXCLUDED.correction, "
-		"daily_budget = EXCLUDED.daily_budget, "
+		"expected = EXCLUDED.expected, "
 		"rebalanced_at = EXCLUDED.rebalanced_at, "
 		"starts = EXCLUDED.starts, rows = EXCLUDED.rows",
-		8, {ARG_SOURCE, FLOAT8OID, FLOAT8OID, FLOAT8OID, INT4OID,
+		8, {ARG_SOURCE, FLOAT8OID, FLOAT8OID, FLOAT8OID, FLOAT8OID,
 		TIMESTAMPTZOID, FLOAT8OID, INT8OID}
 	},
 	[PLAN_BUDGET_DROP] = {

@@ -140,7 +140,7 @@ enum
 	Anum_sync_budget_multiplier,
 	Anum_sync_budget_mean_rate,
 	Anum_sync_budget_correction,
-	Anum_sync_budget_daily_budget,
+	Anum_sync_budget_expected,
 	Anum_sync_budget_rebalanced_at,
 	Anum_sync_budget_starts,
 	Anum_sync_budget_rows,
@@ -373,7 +373,7 @@ extern double syncstate_change_rate(const SyncPolicy *policy,
 									const SyncState *row);
 extern void syncstate_plan_budget(const SyncPolicy *policy, BudgetPlan *plan);
 extern double syncstate_correction(double correction, double spent,
-								   double budget, double days,
+								   double expected, double days,
 								   const BudgetPlan *plan);
 extern int	syncstate_permits(const SyncPolicy *policy, TimestampTz *arrival,
 							  TimestampTz now, int wanted);

@@ -1972,7 +1972,7 @@ class Runner:
         self.call(session, 'SELECT syncstate.register_sync_source(%s)' % literal(label))
 
         def expect():
-            refuse_unless(re.fullmatch('[a-z0-9_]{1,63}', label))
+            refuse_unless(re.fullmatch('[a-z0-9_]{1,58}', label))
             if label not in self.model.sources:
                 self.model.sources = self.model.sources + [label]
             return True
