@@ -359,7 +359,7 @@ BEGIN;
 SELECT daily_budget FROM set_sync_policy('google_tasks', '{"daily_budget": 10}');
 SELECT correction_after(24, 100) AS all_at_max;
 SELECT daily_budget FROM set_sync_policy('google_tasks', '{"daily_budget": 1000000}');
-SELECT correction_after(24, 100) AS all_at_min;
+SELECT correction_after(24, 144000) AS all_at_min;
 ROLLBACK;
 
 -- what was observed: starts of rows that are gone by now too, as far as known
