@@ -11,7 +11,7 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 REGRESS     = install identity acl policy guard lifecycle errors claim \
               steering budget rate report ways sources overview property \
               uninstall
-ISOLATION   = claim lease request source_limit notify report deadlocks
+ISOLATION   = claim lease request source_limit notify report deadlocks rebalance
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
 

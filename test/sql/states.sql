@@ -62,6 +62,15 @@ SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "1 hour", "j
 SELECT syncstate.set_sync_policy('custom_crm', '{"lease_time": "1 minute", "max_failures": 3, "rate_limit_wait": "5 minutes"}');
 SELECT syncstate.pause_sync_source('google_contacts');
 
+-- what was learned: by rows, and about two sources with a budget
+SELECT syncstate.mark_sync_completed(id(2), 'google_tasks', 2, updated_min => '2021-02-13 00:00:00+00', resource => 'updated min');
+SELECT syncstate.mark_sync_completed(id(2), 'custom_crm', 0, 'next', resource => E'\\. \t \\N');
+UPDATE syncstate.sync_state SET changes_seen = 1e-300, seconds_watched = 0.1 + 0.2 WHERE resource = 'own interval';
+SELECT syncstate.set_sync_policy('google_calendar', '{"daily_budget": 12345, "min_interval": "90 s", "max_interval": "3 days", "rate_per_minute": 600}');
+SELECT syncstate.set_sync_policy('custom_crm', '{"daily_budget": 1}');
+SELECT syncstate.rebalance_syncs();
+UPDATE syncstate.sync_budget SET correction = 1.0 / 3 WHERE source = 'google_calendar';
+
 -- grants: the two kinds, and what a site makes of them
 SELECT syncstate.grant_worker('regress_syncstate_worker');
 SELECT syncstate.grant_user('regress_syncstate_user');

@@ -187,7 +187,7 @@ my %writers = (
 	report_syncs => qq('[{"user_id": "$user[1]", "source": "google_gmail", "lease": 1, "outcome": "released"}]'),
 	update_sync_state => "$row, '{}'", connect_sync => $row, disconnect_sync => $row, pause_sync => $row,
 	resume_sync => $row, request_sync => $row, set_sync_policy => q('google_gmail', '{}'),
-	pause_sync_source => q('google_gmail'), resume_sync_source => q('google_gmail'),
+	pause_sync_source => q('google_gmail'), resume_sync_source => q('google_gmail'), rebalance_syncs => '',
 	register_sync_source => q('another'), watch_users => q('app_users'),
 	grant_worker => q('regress_syncstate_odd_worker'), grant_user => q('regress_syncstate_odd_user'));
 my %readers = (
@@ -205,7 +205,7 @@ is(outcome('plain', "BEGIN READ ONLY; SELECT count(*) FROM syncstate.$_($writers
 like(outcome('plain', "BEGIN READ ONLY; SELECT count(*) FROM syncstate.$_($readers{$_})"), qr/^\d+$/, "read-only: $_ works")
   foreach sort keys %readers;
 like(outcome('plain', "BEGIN READ ONLY; SELECT count(*) FROM syncstate.$_"), qr/^\d+$/, "read-only: $_ works")
-  foreach qw(my_syncs sync_overview sync_state sync_policy custom_source);
+  foreach qw(my_syncs sync_overview sync_state sync_policy sync_budget custom_source);
 is($node->safe_psql('plain', 'SELECT * FROM syncstate.sync_state'), $before, 'read-only: nothing changed');
 
 # ------------------------------------- every UPDATE and DELETE has a WHERE

@@ -115,6 +115,7 @@ my %writers = (
 	set_sync_policy => qq{set_sync_policy('google_gmail', '{"jitter": 0}')},
 	pause_sync_source => q{pause_sync_source('google_gmail')},
 	resume_sync_source => q{resume_sync_source('google_gmail')},
+	rebalance_syncs => 'rebalance_syncs()',
 	connect_sync => "connect_sync($key)",
 	disconnect_sync => "disconnect_sync($key, 'mine')",
 	pause_sync => "pause_sync($key, 'mine')",

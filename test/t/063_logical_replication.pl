@@ -11,7 +11,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $states = slurp_file("$FindBin::RealBin/../sql/states.sql");
-my $tables = 'syncstate.sync_state, syncstate.sync_policy, syncstate.custom_source';
+my $tables = 'syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source';
 
 my $publisher = PostgreSQL::Test::Cluster->new('publisher');
 $publisher->init(allows_streaming => 'logical');
@@ -31,7 +31,7 @@ $publisher->safe_psql('postgres', "SELECT syncstate.register_sync_source('$_')")
 $publisher->safe_psql('postgres', $states);
 
 my $rows = q{SET timezone = 'UTC'; SELECT s FROM syncstate.sync_state AS s ORDER BY user_id, source::text, resource;
-	SELECT p FROM syncstate.sync_policy AS p ORDER BY source::text; SELECT c FROM syncstate.custom_source AS c ORDER BY label};
+	SELECT p FROM syncstate.sync_policy AS p ORDER BY source::text; SELECT b FROM syncstate.sync_budget AS b ORDER BY source::text; SELECT c FROM syncstate.custom_source AS c ORDER BY label};
 
 sub same
 {
@@ -49,7 +49,7 @@ my $connection = $publisher->connstr . ' dbname=postgres';
 # Tables are copied in any order: rows of a source that is not known yet fail,
 # and are tried again until its label has come.
 $subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION sub CONNECTION '$connection' PUBLICATION pub");
-$subscriber->poll_query_until('postgres', q{SELECT count(*) = 3 FROM pg_subscription_rel WHERE srsubstate IN ('r', 's')});
+$subscriber->poll_query_until('postgres', q{SELECT count(*) = 4 FROM pg_subscription_rel WHERE srsubstate IN ('r', 's')});
 same('the first copy is the same, in every state');
 
 ### what changes
@@ -76,6 +76,7 @@ foreach my $call (
 	[ 'deleted users', 'DELETE FROM users WHERE id IN (SELECT user_id FROM syncstate.sync_state LIMIT 30)' ],
 	[ 'direct writes', q{UPDATE syncstate.sync_state SET status = 'syncing'; UPDATE syncstate.sync_state SET status = 'idle', due_at = now()} ],
 	[ 'settings', q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "2 hours"}'); SELECT syncstate.pause_sync_source('google_calendar')} ],
+	[ 'a new plan of a budget', q{SELECT syncstate.rebalance_syncs('custom_crm')} ],
 	[ 'many in one transaction, some undone', q{SELECT syncstate.resume_sync_source(s) FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
 		BEGIN; SELECT syncstate.claim_due_syncs(max_rows => 10); SAVEPOINT s; SELECT syncstate.claim_due_syncs(max_rows => 10);
 		ROLLBACK TO s; SELECT syncstate.claim_due_syncs(max_rows => 3); COMMIT; BEGIN; DELETE FROM syncstate.sync_state; ROLLBACK} ])

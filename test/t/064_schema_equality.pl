@@ -83,7 +83,8 @@ $node->safe_psql('fresh', q{
 	SELECT syncstate.connect_sync('00000000-0000-4000-8000-000000000001', 'google_calendar');
 	SELECT syncstate.set_sync_policy('google_tasks', '{"jitter": 0}');
 	SELECT syncstate.register_sync_source('custom_crm')});
-like(difference($fresh, schema('fresh')), qr/^\+ label custom_crm of syncstate.sync_source at 5$/, 'use makes no difference, but for a label');
+is(join("\n", grep { !/\brate_custom_crm\b/ } split /\n/, difference($fresh, schema('fresh'))),
+	'+ label custom_crm of syncstate.sync_source at 5', 'use makes no difference, but for a label and its sequence');
 my $with_label = schema('fresh');
 $node->safe_psql('fresh', 'VACUUM ANALYZE syncstate.sync_state');
 same('fresh', $with_label, 'statistics make no difference');
