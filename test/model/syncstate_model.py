@@ -30,6 +30,7 @@ import ast
 import collections
 import datetime
 import json
+import math
 import random
 import re
 import sys
@@ -179,7 +180,7 @@ COLUMNS = ('user_id source resource status sync_token history_id updated_min '
            'parked_reason sync_interval lease lease_expires_at last_sync_at '
            'last_successful_sync_at items_synced page_token progress_done '
            'progress_total failures token_losses error_message created_at '
-           'updated_at failing_since').split()
+           'updated_at failing_since changes_seen seconds_watched').split()
 TIMES = ('updated_min token_issued_at last_full_sync_at due_at requested_at '
          'lease_expires_at last_sync_at last_successful_sync_at created_at '
          'updated_at failing_since').split()
@@ -190,12 +191,13 @@ MINE = ('user_id source resource status due_at requested_at parked_reason '
         'updated_at').split()
 SETTINGS = ('sync_interval lease_time retry_base retry_cap rate_limit_wait '
             'max_failures park_after token_ttl token_ttl_from jitter '
-            'paused_until').split()
+            'daily_budget min_interval max_interval paused_until').split()
 BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                retry_base=30 * SECOND, retry_cap=HOUR,
                rate_limit_wait=60 * SECOND, max_failures=30,
                park_after=7 * DAY, token_ttl=None, token_ttl_from=None,
-               jitter=0.1, paused_until=None)
+               jitter=0.1, paused_until=None, daily_budget=None,
+               min_interval=MINUTE, max_interval=DAY, rate_per_minute=None)
 BUILTIN_TTL = {'google_gmail': (7 * DAY, 'token'),
                'google_contacts': (7 * DAY, 'full')}
 # From this many losses of the cursor in a row on the row waits, is parked.
@@ -215,6 +217,8 @@ class Model:
         self.now = 0
         self.rows = {}
         self.overrides = {}
+        # What was learned about budgets: multiplier and mean rate.
+        self.plans = {}
         self.sources = ['google_calendar', 'google_tasks', 'google_gmail',
                         'google_contacts']
         # Sources whose work became available in this transaction by a request,
@@ -228,11 +232,12 @@ class Model:
 
     def save(self):
         return dict(self.rows), dict(self.overrides), self.announced, \
-            self.perhaps
+            self.perhaps, dict(self.plans)
 
     def restore(self, saved):
         self.rows, self.overrides = dict(saved[0]), dict(saved[1])
-        self.announced, self.perhaps = saved[2:]
+        self.announced, self.perhaps = saved[2:4]
+        self.plans = dict(saved[4])
 
     # ---------------------------------------------------------- policies
 
@@ -252,7 +257,8 @@ class Model:
         o.update(changes)
         before, self.overrides[source] = self.overrides.get(source), o
         p = self.policy(source)
-        if p['retry_base'] > p['retry_cap'] or p['jitter'] > 0.9:
+        if p['retry_base'] > p['retry_cap'] or p['jitter'] > 0.9 \
+                or p['min_interval'] > p['max_interval']:
             self.overrides[source] = before or {}
             raise Refused('22023')
 
@@ -263,12 +269,35 @@ class Model:
         p = self.policy(row['source'])
         whole = row['sync_interval']
         if whole is None:
-            whole = p['sync_interval']
+            whole = self.shared_interval(row, p)
         part = self.jitter_part[key_of(row)]
         # shortened by between half and the whole of jitter
         return (whole * (1 - p['jitter'] * (0.5 + 0.5 * part.hi)),
                 whole * (1 - p['jitter'] * (0.5 + 0.5 * part.lo)),
                 whole, p['jitter'])
+
+    def shared_interval(self, row, p):
+        """The interval of a row that has none of its own"""
+        if p['daily_budget'] is None:
+            return p['sync_interval']
+        whole = p['sync_interval']
+        plan = self.plans.get(row['source'])
+        if plan is not None:
+            rate = change_rate(row, plan[1])
+            whole = int(min(plan[0] / math.sqrt(rate) * SECOND, 36500.0 * DAY))
+        return min(max(whole, p['min_interval']), p['max_interval'])
+
+    def learn(self, row, items):
+        """What a row learns from a completion"""
+        last = row['last_successful_sync_at']
+        if last is None:
+            return
+        watched = max(self.now - last, 0) / SECOND
+        x = watched * math.log(2) / (3 * 86400)
+        weight = -math.expm1(-x) / x if x > 0 else 1
+        for c, new in ('changes_seen', min(items, 3)), ('seconds_watched', watched):
+            v = (row[c] or 0) * math.exp(-x) + new * weight
+            row[c] = Within(v * (1 - 1e-12), v * (1 + 1e-12))
 
     def life(self, row):
         """(when the cursor's life began, how long it is), or None"""
@@ -491,6 +520,8 @@ class Model:
         if was_full:
             row['last_full_sync_at'] = now
         self.end(row, 'idle')
+        if not was_full:
+            self.learn(row, a.get('items_synced', 0))
         row.update(page_token=None, progress_done=None, progress_total=None,
                    last_successful_sync_at=now,
                    items_synced=a.get('items_synced', 0),
@@ -1017,6 +1048,13 @@ def key_of(row):
     return row['user_id'], row['source'], row['resource']
 
 
+def change_rate(row, mean):
+    """Changes per second of a row, as far as is known"""
+    a, b = (v.hi if isinstance(v, Within) else v or 0
+            for v in (row['changes_seen'], row['seconds_watched']))
+    return (a + 1) / (b + 1 / mean)
+
+
 def has_cursor(row):
     return row['sync_token'] is not None or row['history_id'] is not None \
         or row['updated_min'] is not None
@@ -1135,6 +1173,7 @@ class Runner:
         root = Session(self.conninfo, None)
         root.must('DELETE FROM syncstate.sync_state; '
                   'DELETE FROM syncstate.sync_policy; '
+                  'DELETE FROM syncstate.sync_budget; '
                   'DROP TABLE IF EXISTS regress_model_users; '
                   'CREATE TABLE regress_model_users (id uuid PRIMARY KEY); '
                   "SELECT syncstate.watch_users('regress_model_users')")
@@ -1419,10 +1458,16 @@ class Runner:
                 'park_after': [SECOND, HOUR, 7 * DAY],
                 'token_ttl': [MINUTE, HOUR, DAY, 7 * DAY, 30 * DAY],
                 'token_ttl_from': ['token', 'full'],
+                'daily_budget': [1, 100, 1000, 10000, 100000],
+                'min_interval': [SECOND, MINUTE, HOUR, DAY],
+                'max_interval': [MINUTE, HOUR, DAY, 30 * DAY],
                 'jitter': [0, 0.05, 0.1, 0.5, 0.9]}[k] + [None])
         if r.random() < 0.02:
             changes['jitter'] = 0.95
         return {'source': r.choice(self.model.sources), 'changes': changes}
+
+    def invent_rebalance(self):
+        return {'source': self.rnd.choice(self.model.sources + [None])}
 
     def invent_pause_source(self):
         r = self.rnd
@@ -1608,6 +1653,7 @@ class Runner:
         want = {s: o for s, o in want.items() if o}
         if got != want:
             raise Mismatch('sync_policy', want, got)
+        self.compare_plans(root)
 
     def resolve(self, key, args):
         """The arguments with the lease as a number"""
@@ -1934,6 +1980,65 @@ class Runner:
         if self.settle(session, expect):
             self.compare_policy(source, out[0])
 
+    def do_rebalance(self, call):
+        """Takes the multipliers over, if what they come to is what it says"""
+        session = self.session(call.who)
+        source = call.args['source']
+        out = self.call(session, 'SELECT row_to_json(r)::text FROM '
+                        'syncstate.rebalance_syncs(%s) AS r' % literal(source))
+        m = self.model
+        asked = [s for s in m.sources if source in (None, s)]
+        with_budget = [s for s in asked
+                       if m.policy(s)['daily_budget'] is not None]
+
+        def expect():
+            for s in asked:
+                m.plans.pop(s, None)
+            return True
+
+        if not self.settle(session, expect):
+            return
+        got = {r['source']: r for r in map(json.loads, out)}
+        if list(got) != with_budget:
+            raise Mismatch('sources rebalanced', with_budget, list(got))
+        plans = self.read_plans(session)
+        for s, r in got.items():
+            m.plans[s] = plans[s]
+            p = m.policy(s)
+            rows = [x for x in m.rows.values()
+                    if x['source'] == s and x['due_at'] is not None]
+            most = p['max_interval']
+            if p['token_ttl'] is not None:
+                most = min(most, 0.8 * p['token_ttl'])
+            part = 1 - 0.75 * p['jitter']
+            planned = least = 0
+            for x in rows:
+                own = x['sync_interval']
+                # bounded as for the plan, which knows nothing finer
+                planned += DAY / part / (own or min(m.shared_interval(x, p), most))
+                least += DAY / part / (own or most)
+            wrong = [k for k, v in (
+                ('rows', r['rows'] == sum(x['source'] == s for x in m.rows.values())),
+                ('budget', r['budget'] == p['daily_budget']),
+                ('planned', abs(r['planned'] - planned) <= 0.05 * planned),
+                ('feasible', r['feasible'] == (least <= p['daily_budget'])
+                 or abs(least / p['daily_budget'] - 1) < 1e-9 or not rows),
+                ('clamps', r['at_min'] + r['at_max'] <= len(rows))) if not v]
+            if wrong:
+                raise Mismatch('plan of %s: %s' % (s, ', '.join(wrong)),
+                               (planned, least, p['daily_budget']), r)
+        self.compare_plans(session)
+
+    def read_plans(self, session):
+        return {s: (float(x), float(y)) for s, x, y in map(json.loads, session.must(
+            'SELECT json_build_array(source, multiplier, mean_rate)::text '
+            'FROM syncstate.sync_budget'))}
+
+    def compare_plans(self, session):
+        got = self.read_plans(session)
+        if got != self.model.plans:
+            raise Mismatch('sync_budget', self.model.plans, got)
+
     def do_pause_source(self, call):
         session = self.session(call.who)
         a = dict(call.args)
@@ -2058,7 +2163,8 @@ def nice(column, value):
 
 
 INTERVAL_SETTINGS = ('sync_interval', 'lease_time', 'retry_base', 'retry_cap',
-                     'rate_limit_wait', 'park_after', 'token_ttl')
+                     'rate_limit_wait', 'park_after', 'token_ttl',
+                     'min_interval', 'max_interval')
 
 
 def parse_policy(data):
@@ -2090,7 +2196,7 @@ MIX = dict(claim=22, start=7, complete=15, fail=10, limit=4, clear=3,
            upsert=4, request=5, user_request=3, connect=6, disconnect=1.2,
            pause=2, resume=3, policy=1.5, pause_source=0.5, resume_source=0.7,
            get=1, get_all=0.5, my_syncs=1, users=3, next=3, overview=2,
-           get_policy=0.5, user_forbidden=0.7, key_change=0.2, forget=0.1,
+           get_policy=0.5, rebalance=0.7, user_forbidden=0.7, key_change=0.2, forget=0.1,
            register=0.01, reconnect=0.3)
 # Of other sessions than the one that has a transaction open.
 NOT_INSIDE = {'user_request', 'my_syncs', 'user_forbidden', 'register',
