@@ -1,0 +1,189 @@
+# What examples/metrics has works as it is: the function and the role, the
+# exporter's queries, the alert rules, the dashboard's queries.
+#
+# The exporter and promtool come from Debian with services, so test/setup does
+# without; what needs them is passed over where they are missing.  There is no
+# Grafana in Debian: its queries are run here, by themselves.
+
+use strict;
+use warnings FATAL => 'all';
+
+use File::Copy qw(copy);
+use HTTP::Tiny;
+use JSON::PP;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('metrics');
+$node->init;
+$node->append_conf('postgresql.conf', 'fsync = off');
+$node->start;
+my ($host, $port) = ($node->host, $node->port);
+my $connect = "host=$host port=$port dbname=app";
+
+sub program
+{
+	my ($name) = @_;
+	my ($found) = grep { -x } map { "$_/$name" } split(/:/, $ENV{PATH});
+	return $found;
+}
+
+# Rows of a query, as lists of columns; as the superuser if no one is named.
+sub rows
+{
+	my ($query, $user) = @_;
+	return map { [ split /\x1f/, $_, -1 ] } split /\n/, $node->safe_psql('app', $query,
+		extra_params => [ '-F', "\x1f", $user ? ('-U', $user) : () ]);
+}
+
+# The extension is the database owner's, who is no superuser.
+$node->safe_psql('postgres', q{
+	CREATE ROLE owner LOGIN;
+	CREATE ROLE monitor LOGIN;
+	CREATE DATABASE app OWNER owner});
+$node->safe_psql('app', 'CREATE EXTENSION syncstate', extra_params => [ '-U', 'owner' ]);
+$node->command_ok(
+	[ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-v', 'role=monitor', '-U', 'owner', '-d', $connect,
+		'-f', 'examples/metrics/role.sql' ], 'role.sql runs as the owner of the extension');
+
+# Rows in all states, at a time that stands still, in every session.
+$node->safe_psql('app', q{
+	LOAD 'syncstate';
+	ALTER DATABASE app SET syncstate.clock = '2026-03-02 09:00:00+00'});
+$node->safe_psql('app', q{
+	INSERT INTO syncstate.sync_state (user_id, source)
+	SELECT ('00000000-0000-4000-8000-' || to_char(n, 'FM000000000000'))::uuid, s
+	FROM unnest('{google_gmail,google_tasks}'::syncstate.sync_source[]) AS s, generate_series(1, 30) AS n;
+	CREATE VIEW gmail AS SELECT right(user_id::text, 2)::int AS n, * FROM syncstate.sync_state WHERE source = 'google_gmail';
+	UPDATE gmail SET due_at = syncstate.sync_clock() - interval '20 minutes';
+	SELECT syncstate.mark_sync_failed(user_id, source, 'HTTP 401', 'auth') FROM gmail WHERE n BETWEEN 1 AND 3;
+	SELECT syncstate.mark_sync_failed(user_id, source, 'HTTP 503') FROM gmail WHERE n BETWEEN 4 AND 7;
+	SELECT syncstate.mark_rate_limited(user_id, source) FROM gmail WHERE n BETWEEN 8 AND 9;
+	SELECT syncstate.mark_sync_completed(user_id, source) FROM gmail WHERE n = 10;
+	SELECT syncstate.pause_sync(user_id, source) FROM gmail WHERE n = 11;
+	UPDATE gmail SET due_at = NULL, parked_reason = 'failures' WHERE n BETWEEN 12 AND 13;
+	UPDATE gmail SET due_at = NULL, parked_reason = 'token_loop' WHERE n = 14;
+	SELECT syncstate.mark_sync_started(user_id, source) FROM gmail WHERE n BETWEEN 15 AND 21;
+	UPDATE gmail SET lease_expires_at = syncstate.sync_clock() - interval '1 s' WHERE n BETWEEN 20 AND 21;
+	SELECT syncstate.request_sync(user_id, source) FROM gmail WHERE n = 15;
+	SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "1 hour"}');
+	SELECT syncstate.pause_sync_source('google_tasks')});
+
+# ------------------------------------------------------------- the function
+
+my $overview = q{SELECT o.source, o.rows, o.rows - parked_paused - parked_auth - parked_failures - parked_token_loop,
+		idle, syncing, error, rate_limited, due, coalesce(extract(epoch FROM oldest_due_age), 0)::float8, requested,
+		live_leases, expired_leases, failing, parked_paused, parked_auth, parked_failures, parked_token_loop,
+		without_cursor, (o.paused_until IS NOT NULL)::int, extract(epoch FROM p.sync_interval)::float8
+	FROM syncstate.sync_overview AS o, syncstate.get_sync_policy(o.source) AS p ORDER BY o.source};
+my @names = qw(rows active idle syncing error rate_limited due oldest_due_seconds requested live_leases
+	expired_leases failing parked_paused parked_auth parked_failures parked_token_loop without_cursor
+	is_paused interval_seconds);
+my @truth = rows($overview);
+is(scalar @truth, 4, 'there are four sources');
+my ($gmail) = grep { $_->[0] eq 'google_gmail' } @truth;
+foreach my $i (1 .. $#$gmail)
+{
+	cmp_ok($gmail->[$i], '>', 0, "$names[$i - 1] has something to tell")
+	  unless $names[ $i - 1 ] eq 'is_paused';
+}
+is_deeply(
+	[ rows("SELECT source, @{[ join ', ', map { /^is_/ ? qq{$_\::int} : $_ } @names ]} FROM syncstate_metrics.overview()", 'monitor') ],
+	\@truth,
+	'the role sees in overview() what is in sync_overview');
+
+foreach my $statement (
+	'TABLE syncstate.sync_state', 'TABLE syncstate.sync_overview', 'TABLE syncstate.my_syncs',
+	'TABLE syncstate.sync_policy', 'SELECT syncstate.claim_due_syncs()')
+{
+	my ($status, undef, $error) = $node->psql('app', $statement, extra_params => [ '-U', 'monitor' ]);
+	like($error, qr/permission denied/, "the role may not: $statement");
+}
+my ($status, undef, $error) = $node->psql('app', 'CREATE ROLE other LOGIN; SET ROLE other; SELECT syncstate_metrics.overview()');
+like($error, qr/permission denied for schema syncstate_metrics/, 'others may not call overview()');
+
+# ------------------------------------------------------------ the dashboard
+
+my $dashboard = JSON::PP->new->utf8->decode(slurp_file('examples/metrics/grafana.json'));
+my $cells = {};
+foreach my $panel (@{ $dashboard->{panels} })
+{
+	my $title = "panel \"$panel->{title}\"";
+	my ($query, @more) = map { $_->{rawSql} } @{ $panel->{targets} };
+	my ($columns, @rows) = rows("COPY ($query) TO STDOUT WITH (FORMAT text, HEADER, DELIMITER E'\\x1f')", 'monitor');
+
+	is(scalar @more, 0, "$title has one query");
+	cmp_ok(scalar @rows, '>', 0, "$title: it runs as the role, and finds something");
+	$cells->{ $panel->{title} } = [ map { my %row; @row{@$columns} = @$_; \%row } @rows ];
+	foreach my $named (map({ $_->{matcher}{options} } @{ $panel->{fieldConfig}{overrides} }), $panel->{options}{xField} // ())
+	{
+		ok((grep { $_ eq $named } @$columns), "$title: the column $named is there");
+	}
+	foreach my $source ($panel->{datasource}, map { $_->{datasource} } @{ $panel->{targets} })
+	{
+		is($source->{uid}, "\${$dashboard->{templating}{list}[0]{name}}", "$title asks the chosen database");
+	}
+}
+my %ids = map { $_->{id} => 1 } @{ $dashboard->{panels} };
+is(scalar keys %ids, scalar @{ $dashboard->{panels} }, 'panels have ids of their own');
+is_deeply($cells->{Now}, [ { 'Accounts' => 60, 'Due' => $gmail->[7] + 30, 'In flight' => 5, 'Requested' => 1, 'Failing' => 7, 'Parked' => 7 } ],
+	'the dashboard tells how things are');
+is_deeply([ map { $_->{Overdue} } grep { $_->{source} eq 'google_gmail' } @{ $cells->{Overdue} } ], [1200],
+	'and by how much a source is overdue');
+
+# ---------------------------------------------------------------- the rules
+
+my $rules = slurp_file('examples/metrics/alerts.yaml');
+my %known = map { ("syncstate_$_" => 1) } @names;
+is_deeply([ grep { !$known{$_} } $rules =~ /\b(syncstate_\w+)/g ], [], 'the rules ask for metrics that there are');
+
+SKIP:
+{
+	my $promtool = program('promtool') or skip 'promtool is not installed', 2;
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+
+	copy($_, $dir) or die "$_: $!" foreach 'examples/metrics/alerts.yaml', 'test/metrics/alerts_test.yaml';
+	command_ok([ $promtool, 'check', 'rules', "$dir/alerts.yaml" ], 'the rules are well-formed');
+	command_ok([ $promtool, 'test', 'rules', "$dir/alerts_test.yaml" ], 'and fire when they shall, and only then');
+}
+
+# ------------------------------------------------------------- the exporter
+
+SKIP:
+{
+	my $exporter = program('prometheus-postgres-exporter')
+	  or skip 'prometheus-postgres-exporter is not installed', 1 + 4 * @names;
+	my $listen = '127.0.0.1:' . PostgreSQL::Test::Cluster::get_free_port();
+	my ($log, $answer) = ('');
+
+	local $ENV{DATA_SOURCE_NAME} = "user=monitor $connect sslmode=disable";
+	local $ENV{PG_EXPORTER_EXTEND_QUERY_PATH} = 'examples/metrics/postgres_exporter.yaml';
+	my $run = IPC::Run::start(
+		[ $exporter, "--web.listen-address=$listen", '--disable-default-metrics', '--disable-settings-metrics' ],
+		'<', \undef, '>&', \$log);
+	my $http = HTTP::Tiny->new(no_proxy => '127.0.0.1', proxy => undef, http_proxy => undef);
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		$answer = $http->get("http://$listen/metrics");
+		last if $answer->{success} || !$run->pumpable;
+		select undef, undef, undef, 0.1;
+	}
+	$run->pump_nb;
+	$run->signal('TERM');
+	$run->finish;
+	like($answer->{content}, qr/^pg_exporter_user_queries_load_error\{.*\} 0$/m, 'the exporter takes the query file')
+	  or diag $log;
+	foreach my $row (@truth)
+	{
+		my ($source, @values) = @$row;
+		foreach my $i (0 .. $#names)
+		{
+			my ($value) = $answer->{content} =~ /^syncstate_$names[$i]\{[^}]*\bsource="$source"[^}]*\} (\S+)$/m;
+			cmp_ok($value // 'NaN', '==', $values[$i], "syncstate_$names[$i] of $source");
+		}
+	}
+}
+
+$node->stop;
+done_testing();
