@@ -25,6 +25,8 @@ my $prepares = $major > 1 || $minor >= 21;
 append_to_file("$dir/pgbouncer.ini", <<"EOC" . ($prepares ? "max_prepared_statements = 100\n" : ''));
 [databases]
 postgres = host=@{[ $node->host ]} port=$port dbname=postgres user=@{[ scalar getpwuid($>) ]}
+single = host=@{[ $node->host ]} port=$port dbname=postgres user=@{[ scalar getpwuid($>) ]} pool_size=1
+session = host=@{[ $node->host ]} port=$port dbname=postgres user=@{[ scalar getpwuid($>) ]} pool_mode=session
 [pgbouncer]
 listen_addr =
 listen_port = $port
@@ -43,8 +45,8 @@ my $bouncer = IPC::Run::start([ $pgbouncer, '-q', "$dir/pgbouncer.ini" ], '<', \
 # A statement through the pooler.
 sub through
 {
-	my ($sql) = @_;
-	return $node->safe_psql('postgres', $sql, connstr => "host=$dir port=$port dbname=postgres");
+	my ($sql, $pool) = @_;
+	return $node->safe_psql('postgres', $sql, connstr => "host=$dir port=$port dbname=@{[ $pool // 'postgres' ]}");
 }
 my $up = 0;
 foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
@@ -148,6 +150,21 @@ cmp_ok($node->safe_psql('postgres', q{
 	SELECT count(*) FROM pg_stat_activity
 	WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname = 'postgres'}), '<=', $servers,
 	"no more than $servers connections");
+
+# LISTEN takes a session.  In transaction mode it is the server connection that
+# listens, and whoever uses it next is told; with one connection only, that is
+# the very client that asks for the sync.
+sub listen_and_request
+{
+	my ($pool) = @_;
+	my $asks = qq{psql -X -q -At -h $dir -p $port -d $pool -c "SELECT 'asks'"} .
+	  qq{ -c "SELECT FROM syncstate.connect_sync(gen_random_uuid(), 'google_tasks')"};
+	my $listens = "LISTEN syncstate;\n\\! $asks\n\\echo listens\n" . "SELECT;\n" x 50;
+	my ($asked, $heard) = split /^listens$/m, through($listens, $pool);
+	return map { /^Asynchronous notification "syncstate" with payload "google_tasks"/m ? 'told' : 'not told' } $asked, $heard;
+}
+is_deeply([ listen_and_request('single') ], [ 'told', 'not told' ], 'in transaction mode who listens is not told');
+is_deeply([ listen_and_request('session') ], [ 'not told', 'told' ], 'in session mode they are');
 
 $bouncer->signal('INT');
 $bouncer->finish;

@@ -1,0 +1,119 @@
+#!/usr/bin/env node
+// A small worker for Google Calendar, to read or to start from, in one file: a whole sync in
+// memory, then into the database. See worker.py for checkpoints, and for three more APIs.
+//
+// It needs Node 18 or newer, `pg` from npm, items.sql, and a login role that was given to
+// syncstate.grant_worker() and may write the items. Run as many as you like.
+//
+// DATABASE_URL says which database; without it PGHOST, PGDATABASE and so on. It takes a connection
+// of our own: LISTEN does not work through a transaction pooler.
+import pg from 'pg'
+
+const SOURCE = 'google_calendar'
+const API_URL = process.env.API_URL ?? 'https://www.googleapis.com'
+const PAGE_SIZE = process.env.PAGE_SIZE ?? '250'
+const NAME = process.env.WORKER_NAME ?? `worker-${process.pid}`
+const log = (...words) => console.log(`${NAME}:`, ...words)
+const accessToken = async row => row.user_id    // yours to write: the user's OAuth access token
+
+class ApiError extends Error {
+  constructor(status, text, retryAfter) {
+    super(`HTTP ${status}: ${text.slice(0, 500)}`)
+    this.cursorIsDead = status === 410 && !/"reason": *"deleted"/.test(text)
+    this.isRateLimit = status === 429 || (status === 403 && /"((r|userR)ateLimit|quota)Exceeded"/.test(text))
+    this.retryAfter = /^\d+$/.test(retryAfter) ? `${retryAfter} seconds` : null
+    this.kind = status === 401 || text.includes('"insufficientPermissions"') ? 'auth'
+      : status === 0 || status === 408 || status >= 500 ? 'transient' : 'permanent'
+  }
+}
+
+async function fetchPage(row, pageToken) {
+  const query = new URLSearchParams({ maxResults: PAGE_SIZE })
+  if (row.sync_token) query.set('syncToken', row.sync_token)
+  if (pageToken) query.set('pageToken', pageToken)
+  const calendar = encodeURIComponent(row.resource || 'primary')
+  const headers = { Authorization: `Bearer ${await accessToken(row)}`, 'User-Agent': NAME }
+  const fail = error => { throw new ApiError(0, `${error} ${error.cause ?? ''}`) }   // the network
+  const answer = await fetch(`${API_URL}/calendar/v3/calendars/${calendar}/events?${query}`,
+    { headers, signal: AbortSignal.timeout(60_000) }).catch(fail)
+  const text = await answer.text().catch(fail)
+  if (!answer.ok) throw new ApiError(answer.status, text, answer.headers.get('Retry-After'))
+  return JSON.parse(text)
+}
+
+let stopped = false, notified = false, wake = () => {}
+for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => { stopped = true; wake() })
+const sleep = ms => new Promise(resolve => { wake = resolve; setTimeout(resolve, ms).unref(); log('sleeps') })
+
+// A lifecycle call with the row's lease; returns the row as it is then.
+async function call(db, name, { user_id, source, resource, lease }, more = {}) {
+  const values = { user_id, source, resource, lease, ...more }
+  const names = Object.keys(values).map((key, i) => `${key} => $${i + 1}`)
+  return (await db.query(`SELECT * FROM syncstate.${name}(${names})`, Object.values(values))).rows[0]
+}
+
+// All pages; then items and cursor in one transaction: both or neither.
+async function sync(db, row) {
+  const found = {}
+  const heartbeat = setInterval(() => call(db, 'renew_sync_lease', row).catch(() => {}),
+    (row.lease_expires_at - row.last_sync_at) / 3)      // if it is lost, the report says so
+  let page
+  try {
+    do {
+      page = await fetchPage(row, page?.nextPageToken)
+      for (const item of page.items ?? []) found[item.id] = item.status === 'cancelled' ? null : item
+    } while (page.nextPageToken && !stopped)
+  } finally {
+    clearInterval(heartbeat)
+  }
+  if (stopped) return `released: ${(await call(db, 'release_sync', row)).status}`
+  const count = Object.keys(found).length
+  await db.query('BEGIN')
+  await call(db, 'mark_sync_completed', row, { items_synced: count, sync_token: page.nextSyncToken })
+  await db.query('SELECT write_items($1, $2, $3, $4, $5)',
+    [row.user_id, row.source, row.resource, found, !row.sync_token])
+  await db.query('COMMIT')
+  return `${row.sync_token ? 'incremental' : 'full'} sync, ${count} items`
+}
+
+// Syncs a row, and reports whatever comes of it.
+async function serve(db, row) {
+  try {
+    log(`${row.user_id}:`, await sync(db, row).catch(async error => {
+      if (error instanceof pg.DatabaseError) await db.query('ROLLBACK')
+      if (/^PT/.test(error.code)) throw error
+      if (error.cursorIsDead) {
+        row = await call(db, 'clear_sync_token', row)
+        if (row.status === 'syncing') await call(db, 'release_sync', row)   // due at once, in full
+      } else if (error.isRateLimit) await call(db, 'mark_rate_limited', row, { retry_after: error.retryAfter })
+      else await call(db, 'mark_sync_failed', row, { error_message: error.message, kind: error.kind ?? 'permanent' })
+      return error.message
+    }))
+  } catch (error) {
+    if (!/^PT/.test(error.code)) throw error    // without a database, the lease ends by itself
+    log(`${row.user_id}: dropped: ${error.message}`)    // somebody else has the row, or it is gone
+  }
+}
+
+async function work(db) {
+  await db.connect()
+  db.on('notification', () => { notified = true; wake() })
+  await db.query('LISTEN syncstate')
+  while (!stopped) {
+    notified = false
+    const { rows: [row] } = await db.query('SELECT * FROM syncstate.claim_due_syncs($1, 1)', [SOURCE])
+    if (row) await serve(db, row)
+    else {
+      const { rows: [{ ms }] } = await db.query(`SELECT 1000 * extract(epoch FROM least(
+        syncstate.next_sync_due($1), clock_timestamp() + '10 minutes') - clock_timestamp())::float8 AS ms`, [SOURCE])
+      if (!notified && !stopped) await sleep(Math.max(ms, 50))
+    }
+  }
+}
+
+while (!stopped) {
+  const db = new pg.Client({ connectionString: process.env.DATABASE_URL })
+  db.on('error', () => wake())
+  await work(db).catch(error => { log('database:', error.message); return sleep(5000) })
+  await db.end().catch(() => {})
+}

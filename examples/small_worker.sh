@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# A small worker for Google Calendar in psql and shell, to read or to start from: a whole sync in
+# a file, then into the database. See worker.py for checkpoints, and for three more APIs.
+#
+# It needs bash, psql, curl, items.sql, and a login role that was given to
+# syncstate.grant_worker() and may write the items. Run as many as you like.
+#
+# DATABASE_URL says which database; without it PGHOST, PGDATABASE and so on. It takes connections
+# of our own: LISTEN does not work through a transaction pooler.
+set -uo pipefail
+name=${WORKER_NAME:-worker-$$} stop='' user='' resource='' lease='' dir=$(mktemp -d)
+trap 'stop=1' TERM INT
+trap : PIPE # the database is gone: see rest()
+trap 'rm -rf "$dir"; kill ${LISTENER_PID:-} 2>/dev/null' EXIT
+psql=(psql -d "${DATABASE_URL:-}" -XqAt -F $'\x1f' -v ON_ERROR_STOP=1 -v VERBOSITY=verbose)
+access_token() { echo "$user"; } # yours to write: the user's OAuth access token
+log() { echo "$name: $*"; }
+# db [NAME=VALUE...] <<<SQL: runs it; its psql variables, and the row's. An error is in $dir/error.
+db() {
+	"${psql[@]}" -v user="$user" -v resource="$resource" -v lease="$lease" "${@/#/-v}" -f - 2>"${error:-$dir/error}"
+}
+
+# call FUNCTION [ARGUMENTS [NAME=VALUE...]]: a lifecycle call with the row's lease; prints the status.
+call() {
+	db "${@:3}" <<<"SELECT status FROM syncstate.$1(:'user', 'google_calendar', lease => :'lease',
+		resource => :'resource' ${2:+, $2})"
+}
+# The heartbeat; it ends with us, however we do.
+heartbeat() { while sleep "$1" && kill -0 $$; do error=/dev/null call renew_sync_lease; done; }
+
+fetch() { # one page, into $dir/page
+	: >"$dir/page"
+	read -r status retry_after < <(curl -s -m 60 -A "$name" -o "$dir/page" \
+		-w '%{http_code} %header{retry-after}\n' -H @- -G --data-urlencode "maxResults=${PAGE_SIZE:-250}" \
+		${token:+--data-urlencode "syncToken=$token"} ${page:+--data-urlencode "pageToken=$page"} \
+		"${API_URL:-https://www.googleapis.com}/calendar/v3/calendars/$calendar/events" \
+		<<<"Authorization: Bearer $(access_token)")
+}
+
+# All pages, as one JSON array, which PostgreSQL reads; or one report of why not.
+sync() {
+	local page='' status retry_after kind=permanent
+	: >"$dir/pages"
+	while fetch && [ -z "$stop" ] && [ "$status" = 200 ]; do
+		echo "${page:+,}$(<"$dir/page")" >>"$dir/pages"
+		page=$(db file="$dir/page" <<<"\\set page \`cat :'file'\`
+			SELECT :'page'::jsonb ->> 'nextPageToken'")
+		if [ -z "$page" ]; then break; fi
+	done
+	case ${stop:+stop}$status in
+	stop*) call release_sync ;;
+	200) write || { ! grep -q PT4 "$dir/error" && fail; } ;; # one strange item must not stop the rest
+	410)
+		if grep -q '"reason": *"deleted"' "$dir/page"; then fail
+		elif [ "$(call clear_sync_token)" = syncing ]; then token='' && sync; fi ;;
+	401) kind=auth fail ;;
+	000 | 408 | 5??) kind=transient fail ;;
+	*)
+		if [ "$status" = 429 ] || grep -Eq '"((r|userR)ateLimit|quota)Exceeded"' "$dir/page"; then
+			call mark_rate_limited "retry_after => substring(:'wait', '^[0-9]+$')::interval" wait="$retry_after"
+		else fail; fi ;;
+	esac
+}
+
+fail() { # with the answer of the provider, or else of the database
+	db kind="$kind" why="$status $(<"$dir/error")" file="$dir/page" <<'SQL'
+\set text `cat :'file'`
+SELECT status FROM syncstate.mark_sync_failed(:'user', 'google_calendar',
+	left('HTTP ' || :'why' || :'text', 500), :'kind', :'lease', :'resource');
+SQL
+}
+# Items and cursor in one transaction: both or neither.
+write() {
+	db file="$dir/pages" full="$([ -n "$token" ] || echo 1)" <<'SQL'
+\set text `cat :'file'`
+SELECT jsonb_path_query_array(p, '$[*].items[*]') AS items, p -> -1 ->> 'nextSyncToken' AS cursor
+FROM (SELECT ('[' || :'text' || ']')::jsonb AS p) AS pages \gset
+BEGIN;
+SELECT status FROM syncstate.mark_sync_completed(:'user', 'google_calendar', jsonb_array_length(:'items'), :'cursor',
+	lease => :'lease', resource => :'resource');
+SELECT FROM write_items(:'user', 'google_calendar', :'resource', (SELECT coalesce(
+	jsonb_object_agg(e ->> 'id', CASE WHEN e ->> 'status' <> 'cancelled' THEN e END), '{}')
+	FROM jsonb_array_elements(:'items') AS e), :'full' <> '');
+COMMIT;
+SQL
+}
+# Until work falls due or somebody notifies us; ten minutes at most. psql tells of notifications
+# after a command only, so each second it gets one that does nothing.
+rest() {
+	local seconds line
+	if [ -z "${LISTENER_PID:-}" ]; then # first listen, then look once more
+		coproc LISTENER { exec "${psql[@]}" 2>&1; }
+		echo "LISTEN syncstate; SELECT 'listens';" >&"${LISTENER[1]}"
+		read -r line <&"${LISTENER[0]}"
+		[ "$line" = listens ] || { log "database: $line"; sleep 5; }
+		return
+	fi
+	seconds=$(db <<<"SELECT greatest(1, ceil(extract(epoch FROM least(syncstate.next_sync_due('google_calendar'),
+		clock_timestamp() + '10 minutes') - clock_timestamp())))") || return
+	log sleeps
+	for ((; seconds > 0; seconds--)); do
+		echo 'SELECT 1 WHERE false;' >&"${LISTENER[1]}"
+		if [ -n "$stop" ] || read -r -t 1 line <&"${LISTENER[0]}"; then return; fi
+	done
+}
+
+while [ -z "$stop" ]; do
+	if IFS=$'\x1f' read -r user resource lease token every calendar < <(db <<<"SELECT user_id, resource, lease, sync_token,
+		extract(epoch FROM lease_expires_at - last_sync_at) / 3,
+		regexp_replace(encode(convert_to(coalesce(nullif(resource, ''), 'primary'), 'UTF8'), 'hex'), '..', '%\\&', 'g')
+		FROM syncstate.claim_due_syncs('google_calendar', 1)"); then
+		heartbeat "$every" >/dev/null & beat=$!
+		sync >"$dir/out" || echo "dropped: $(head -n 1 "$dir/error")" >"$dir/out"
+		log "$user: $(<"$dir/out")"
+		kill "$beat"
+	else
+		rest
+	fi
+done

@@ -1,0 +1,216 @@
+#!/usr/bin/python3
+"""Checks a small worker of examples/, in whichever language: check_small_workers.py FILE.
+
+Two processes of it, as it is, sync calendars from the demo's provider. At the end the database
+has the very items that the provider has. Needs what run needs, and prints TAP.
+"""
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(HERE))
+from check_worker import demo_run    # noqa: E402
+
+CALENDAR = demo_run.CALENDAR
+INTERPRETERS = {".py": [sys.executable, "-B"], ".mjs": ["node"], ".sh": ["bash"]}
+
+
+class Small(demo_run.Demo):
+    """The demo's stage, with another worker on it."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def step(self, title):
+        print(f"# {title}", flush=True)
+
+    def check(self, holds, what):
+        self.checks += 1
+        print(f"{'ok' if holds else 'not ok'} {self.checks} - {what}", flush=True)
+        if not holds:
+            raise demo_run.Failed(what)
+
+    def start_worker(self, name):
+        environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        environment |= {
+            "PGDATABASE": demo_run.DATABASE, "PGUSER": demo_run.WORKER_ROLE,
+            "PGPASSWORD": self.password, "API_URL": self.url, "WORKER_NAME": name,
+            "PAGE_SIZE": str(demo_run.PAGE_SIZE)}
+        if self.file.suffix == ".mjs" and not (self.temp / "node_modules").exists():
+            # Node looks for packages beside the file, and above
+            (self.temp / "node_modules").symlink_to(HERE.parent / "node" / "node_modules")
+            self.file = Path(shutil.copy(self.file, self.temp))
+        with open(self.temp / f"worker-{name}.log", "a") as log:
+            self.workers[name] = self.start([*INTERPRETERS[self.file.suffix], self.file], log,
+                                            stdout=log, env=environment)
+
+    def signal_worker(self, name, number):
+        process = self.workers.pop(name)
+        if number == signal.SIGKILL:        # with all that it has started
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        return process
+
+    def worker_log(self, name):
+        return (self.temp / f"worker-{name}.log").read_text()
+
+    def clean_up(self):
+        for name in list(self.workers):
+            self.signal_worker(name, signal.SIGKILL).wait()
+        super().clean_up()
+
+    def connect(self, *names):
+        self.query("SELECT syncstate.connect_sync(id, %s) FROM users WHERE name = ANY(%s)",
+                   CALENDAR, list(names))
+
+    def held(self, name, page=2):
+        """Lets a listing hang at a page, from the next sync on; returns who is hanging there."""
+        account, mark = (name, CALENDAR), len(self.log(name, CALENDAR))
+        self.control("hold", *account, page=page)
+        self.connect(name)
+        return self.wait_for("the page", lambda: [
+            e for e in self.log(*account, mark) if e["page"] == page])[0]["agent"]
+
+    def items(self, name):
+        return self.value("SELECT count(*) FROM items WHERE user_id = %s", self.users[name])
+
+    def play(self):
+        self.set_up()
+        people = "ada ben cleo dan eve finn".split()
+        accounts = [(name, CALENDAR) for name in people]
+
+        self.step("waking")
+        self.start_worker("one")
+        self.start_worker("two")
+        self.wait_for("sleep", lambda: all(
+            "sleeps" in self.worker_log(name) for name in self.workers))
+        self.connect(*people)
+        self.wait_synced(*accounts)         # or else they sleep for ten minutes
+        starts = [sum(demo_run.is_full(e) and e["page"] == 1 for e in self.log(*a))
+                  for a in accounts]
+        self.check(set(starts) == {1}, "a notification wakes them: one full sync for each account")
+        self.check_items(*accounts)
+
+        self.step("sleeping until work is due")
+        marks = {account: len(self.log(*account)) for account in accounts}
+        for account in accounts:
+            self.control("mutate", *account, add=12, change=4, delete=3)
+        self.wait_synced(*accounts)
+        requests = [e for account in accounts for e in self.log(*account, marks[account])]
+        self.check(requests and not any(demo_run.is_full(e) for e in requests),
+                   "they get up in time, and go on from the cursors")
+        self.check_items(*accounts)
+
+        self.step("errors")
+        self.control("expire", "ada", CALENDAR, delete=3)
+        # longer than any wait after a failure, so that it cannot be taken for one
+        self.control("limit", "ben", CALENDAR, seconds=5, kind="403")
+        self.control("revoke", "cleo", CALENDAR)
+        self.control("fail", "dan", CALENDAR, times=1)
+        self.control("garble", "eve", CALENDAR)
+        marks = {account: len(self.log(*account)) for account in accounts}
+
+        def has_answered(name, status):
+            return any(e["status"] == status for e in self.log(name, CALENDAR, marks[name, CALENDAR]))
+        self.wait_for("the outcome of each", lambda: (
+            has_answered("ada", 410) and has_answered("ben", 403) and has_answered("dan", 503)
+            and self.row("cleo", CALENDAR).parked_reason and self.row("eve", CALENDAR).failures))
+        row = self.row("cleo", CALENDAR)
+        self.check(row.parked_reason == "auth" and "HTTP 401" in row.error_message,
+                   "who took back the consent is parked, with the reason")
+        self.wait_synced(("ada", CALENDAR), ("ben", CALENDAR), ("dan", CALENDAR))
+        log = self.log("ben", CALENDAR, marks["ben", CALENDAR])
+        refused = [n for n, e in enumerate(log) if e["status"] == 403]
+        self.check(len(refused) == 1 and log[refused[0] + 1]["at"] - log[refused[0]]["at"] >= 5,
+                   "a rate limit is waited for")
+        self.control("restore", "cleo", CALENDAR)
+        self.control("mutate", "eve", CALENDAR, delete=100)         # the strange item, too
+        self.connect("cleo", "eve")
+        self.wait_synced(*accounts)
+        self.check_items(*accounts)
+
+        self.step("the heartbeat")
+        agent = self.held("gina")
+        row = self.row("gina", CALENDAR)
+        self.wait_for("the first lease's end", lambda: self.value(
+            "SELECT clock_timestamp() > %s::timestamptz + '0.2 s'", row.lease_expires_at))
+        later = self.row("gina", CALENDAR)
+        self.check(later.lease == 1 and later.status == "syncing"
+                   and later.lease_expires_at > row.lease_expires_at,
+                   "while the provider takes its time, the lease is renewed")
+
+        self.step("the end")
+        self.signal_worker(agent, signal.SIGKILL).wait()
+        self.wait_for("the take-over", lambda: self.row("gina", CALENDAR).lease == 2)
+        self.check(self.items("gina") == 0, "of a killed worker nothing stays, not the heartbeat either")
+        self.control("release", "gina", CALENDAR)
+        self.start_worker(agent)
+        self.wait_synced(("gina", CALENDAR))
+
+        self.step("a lost lease")
+        agent = self.held("hugo")
+        self.query("SELECT syncstate.clear_sync_token(%s, %s)", self.users["hugo"], CALENDAR)
+        self.query("SELECT syncstate.pause_sync(%s, %s)", self.users["hugo"], CALENDAR)
+        self.control("release", "hugo", CALENDAR)
+        dropped = f"{self.users['hugo']}: dropped"
+        self.wait_for("the report", lambda: any(
+            dropped in line for line in self.worker_log(agent).splitlines()))
+        row = self.row("hugo", CALENDAR)
+        self.check(self.items("hugo") == 0 and row.sync_token is None and row.failures == 0,
+                   "its report is refused, and its items with it")
+
+        self.step("a graceful stop")
+        agent = self.held("ida")
+        process = self.signal_worker(agent, signal.SIGTERM)
+        other, = self.workers.values()
+        other.send_signal(signal.SIGSTOP)
+        self.control("release", "ida", CALENDAR)
+        self.check(process.wait(demo_run.PATIENCE) == 0, "it ends with status 0")
+        row = self.row("ida", CALENDAR)
+        self.check((row.status, row.lease, row.failures) == ("idle", 1, 0)
+                   and self.value("SELECT %s <= clock_timestamp()", row.due_at)
+                   and self.log("ida", CALENDAR)[-1]["page"] == 2,
+                   "after its page, and the row is released: due, nothing counted")
+        other.send_signal(signal.SIGCONT)
+        self.wait_for("the other worker", lambda: self.row("ida", CALENDAR).last_successful_sync_at)
+
+        self.step("the comparison")
+        self.connect("hugo")
+        accounts += [(name, CALENDAR) for name in ("gina", "hugo", "ida")]
+        for account in accounts:
+            self.control("mutate", *account, add=3, change=4, delete=2)
+        self.wait_synced(*accounts)
+        ends = [self.signal_worker(name, signal.SIGTERM) for name in list(self.workers)]
+        self.check([process.wait(demo_run.PATIENCE) for process in ends] == [0], "the other one ends")
+        self.check(self.value("SELECT count(*) FROM syncstate.sync_state WHERE status = 'idle' "
+                              "AND failures = 0 AND due_at IS NOT NULL") == len(accounts),
+                   "all rows are idle and due again")
+        self.check_items(*accounts)
+        self.check(self.value("SELECT count(*) FROM items") == self.compare(*accounts)[0],
+                   "and there are no other items")
+        print(f"1..{self.checks}")
+
+
+def main():
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    small = Small(Path(sys.argv[1]).resolve())
+    try:
+        small.play()
+    except demo_run.Failed as error:
+        print(f"# {error}")
+        small.show_logs()
+        return 1
+    finally:
+        small.clean_up()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
