@@ -4,6 +4,7 @@
 Two processes of it, as it is, sync calendars from the demo's provider. At the end the database
 has the very items that the provider has. Needs what run needs, and prints TAP.
 """
+import contextlib
 import os
 import shutil
 import signal
@@ -49,20 +50,13 @@ class Small(demo_run.Demo):
             self.workers[name] = self.start([*INTERPRETERS[self.file.suffix], self.file], log,
                                             stdout=log, env=environment)
 
-    def signal_worker(self, name, number):
-        process = self.workers.pop(name)
-        if number == signal.SIGKILL:        # with all that it has started
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        return process
-
     def worker_log(self, name):
         return (self.temp / f"worker-{name}.log").read_text()
 
     def clean_up(self):
-        for name in list(self.workers):
-            self.signal_worker(name, signal.SIGKILL).wait()
+        for process in self.workers.values():       # with all that it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         super().clean_up()
 
     def connect(self, *names):
