@@ -59,7 +59,7 @@ def serve(db, row):
     try:
         try:
             return sync(db, row)
-        except (ApiError, psycopg.DataError) as error:      # one strange item must not stop the rest
+        except (ApiError, psycopg.DataError, psycopg.IntegrityError) as error:  # or a strange item
             kind = getattr(error, "kind", "permanent")
             if getattr(error, "is_rate_limit", False):
                 call(db, "mark_rate_limited", row, retry_after=error.retry_after)

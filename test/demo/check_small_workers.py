@@ -108,13 +108,21 @@ class Small(demo_run.Demo):
         self.control("revoke", "cleo", CALENDAR)
         self.control("fail", "dan", CALENDAR, times=1)
         self.control("garble", "eve", CALENDAR)
+        # what Finn has cannot be written, and his report comes in the same transaction
+        cursor = self.row("finn", CALENDAR).sync_token
+        self.db.execute(f"ALTER TABLE items ADD CONSTRAINT not_finn CHECK (user_id <> '{self.users['finn']}') NOT VALID")
+        self.control("mutate", "finn", CALENDAR, change=3)
         marks = {account: len(self.log(*account)) for account in accounts}
 
         def has_answered(name, status):
             return any(e["status"] == status for e in self.log(name, CALENDAR, marks[name, CALENDAR]))
         self.wait_for("the outcome of each", lambda: (
             has_answered("ada", 410) and has_answered("ben", 403) and has_answered("dan", 503)
-            and self.row("cleo", CALENDAR).parked_reason and self.row("eve", CALENDAR).failures))
+            and self.row("cleo", CALENDAR).parked_reason and self.row("eve", CALENDAR).failures
+            and self.row("finn", CALENDAR).failures))
+        self.check(self.row("finn", CALENDAR).sync_token == cursor,
+                   "where the items cannot be written, the cursor stays")
+        self.db.execute("ALTER TABLE items DROP CONSTRAINT not_finn")
         row = self.row("cleo", CALENDAR)
         self.check(row.parked_reason == "auth" and "HTTP 401" in row.error_message,
                    "who took back the consent is parked, with the reason")
@@ -125,7 +133,7 @@ class Small(demo_run.Demo):
                    "a rate limit is waited for")
         self.control("restore", "cleo", CALENDAR)
         self.control("mutate", "eve", CALENDAR, delete=100)         # the strange item, too
-        self.connect("cleo", "eve")
+        self.connect("cleo", "eve", "finn")
         self.wait_synced(*accounts)
         self.check_items(*accounts)
 
