@@ -5,8 +5,8 @@
 # It needs bash, psql, curl, items.sql, and a login role that was given to
 # syncstate.grant_worker() and may write the items. Run as many as you like.
 #
-# DATABASE_URL says which database; without it PGHOST, PGDATABASE and so on. It takes connections
-# of our own: LISTEN does not work through a transaction pooler.
+# DATABASE_URL says which database (ps shows it: keep the password in .pgpass); without it PGHOST
+# and so on. It takes connections of our own: no LISTEN through a transaction pooler.
 set -uo pipefail
 name=${WORKER_NAME:-worker-$$} stop='' user='' resource='' lease='' dir=$(mktemp -d)
 trap 'stop=1' TERM INT

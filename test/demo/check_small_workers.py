@@ -5,6 +5,7 @@ Two processes of it, as it is, sync calendars from the demo's provider. At the e
 has the very items that the provider has. Needs what run needs, and prints TAP.
 """
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -110,12 +111,14 @@ class Small(demo_run.Demo):
         self.control("garble", "eve", CALENDAR)
         # what Finn has cannot be written, and his report comes in the same transaction
         cursor = self.row("finn", CALENDAR).sync_token
-        self.db.execute(f"ALTER TABLE items ADD CONSTRAINT not_finn CHECK (user_id <> '{self.users['finn']}') NOT VALID")
+        self.db.execute("ALTER TABLE items ADD CONSTRAINT not_finn "
+                        f"CHECK (user_id <> '{self.users['finn']}') NOT VALID")
         self.control("mutate", "finn", CALENDAR, change=3)
         marks = {account: len(self.log(*account)) for account in accounts}
 
         def has_answered(name, status):
-            return any(e["status"] == status for e in self.log(name, CALENDAR, marks[name, CALENDAR]))
+            log = self.log(name, CALENDAR, marks[name, CALENDAR])
+            return any(e["status"] == status for e in log)
         self.wait_for("the outcome of each", lambda: (
             has_answered("ada", 410) and has_answered("ben", 403) and has_answered("dan", 503)
             and self.row("cleo", CALENDAR).parked_reason and self.row("eve", CALENDAR).failures
@@ -150,13 +153,15 @@ class Small(demo_run.Demo):
         self.step("the end")
         self.signal_worker(agent, signal.SIGKILL).wait()
         self.wait_for("the take-over", lambda: self.row("gina", CALENDAR).lease == 2)
-        self.check(self.items("gina") == 0, "of a killed worker nothing stays, not the heartbeat either")
+        self.check(self.items("gina") == 0, "of a killed worker nothing stays, no heartbeat either")
         self.control("release", "gina", CALENDAR)
         self.start_worker(agent)
         self.wait_synced(("gina", CALENDAR))
 
         self.step("a lost lease")
-        agent = self.held("hugo")
+        # on the last page, after which the sync is reported complete
+        pages = math.ceil(len(self.control("dump", "hugo", CALENDAR)) / demo_run.PAGE_SIZE)
+        agent = self.held("hugo", pages)
         self.query("SELECT syncstate.clear_sync_token(%s, %s)", self.users["hugo"], CALENDAR)
         self.query("SELECT syncstate.pause_sync(%s, %s)", self.users["hugo"], CALENDAR)
         self.control("release", "hugo", CALENDAR)
@@ -189,7 +194,8 @@ class Small(demo_run.Demo):
             self.control("mutate", *account, add=3, change=4, delete=2)
         self.wait_synced(*accounts)
         ends = [self.signal_worker(name, signal.SIGTERM) for name in list(self.workers)]
-        self.check([process.wait(demo_run.PATIENCE) for process in ends] == [0], "the other one ends")
+        self.check([process.wait(demo_run.PATIENCE) for process in ends] == [0],
+                   "the other one ends")
         self.check(self.value("SELECT count(*) FROM syncstate.sync_state WHERE status = 'idle' "
                               "AND failures = 0 AND due_at IS NOT NULL") == len(accounts),
                    "all rows are idle and due again")
