@@ -173,6 +173,7 @@ class Small(demo_run.Demo):
                    "its report is refused, and its items with it")
 
         self.step("a graceful stop")
+        self.control("mutate", "ida", CALENDAR, add=60)
         agent = self.held("ida")
         process = self.signal_worker(agent, signal.SIGTERM)
         other, = self.workers.values()
@@ -182,8 +183,8 @@ class Small(demo_run.Demo):
         row = self.row("ida", CALENDAR)
         self.check((row.status, row.lease, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
-                   and self.log("ida", CALENDAR)[-1]["page"] == 2,
-                   "after its page, and the row is released: due, nothing counted")
+                   and self.log("ida", CALENDAR)[-1]["page"] < 6,
+                   "amid the pages, and the row is released: due, nothing counted")
         other.send_signal(signal.SIGCONT)
         self.wait_for("the other worker", lambda: self.row("ida", CALENDAR).last_successful_sync_at)
 
