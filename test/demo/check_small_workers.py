@@ -162,8 +162,9 @@ class Small(demo_run.Demo):
         # on the last page, after which the sync is reported complete
         pages = math.ceil(len(self.control("dump", "hugo", CALENDAR)) / demo_run.PAGE_SIZE)
         agent = self.held("hugo", pages)
-        self.query("SELECT syncstate.clear_sync_token(%s, %s)", self.users["hugo"], CALENDAR)
-        self.query("SELECT syncstate.pause_sync(%s, %s)", self.users["hugo"], CALENDAR)
+        with self.db.transaction():         # or the other one may come in between
+            self.query("SELECT syncstate.clear_sync_token(%s, %s)", self.users["hugo"], CALENDAR)
+            self.query("SELECT syncstate.pause_sync(%s, %s)", self.users["hugo"], CALENDAR)
         self.control("release", "hugo", CALENDAR)
         dropped = f"{self.users['hugo']}: dropped"
         self.wait_for("the report", lambda: any(
