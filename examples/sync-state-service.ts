@@ -26,7 +26,8 @@ export type ReportOptions = { lease?: number; resource?: string };
 export type SyncStateChanges = Partial<
   Omit<
     Database['syncstate']['Tables']['sync_state']['Update'],
-    'user_id' | 'source' | 'resource' | 'lease' | 'failing_since' | 'created_at' | 'updated_at'
+    | 'user_id' | 'source' | 'resource' | 'lease' | 'failing_since' | 'changes_seen' | 'seconds_watched'
+    | 'created_at' | 'updated_at'
   >
 >;
 

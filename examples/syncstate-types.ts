@@ -23,8 +23,28 @@ export type SyncStatus =
 
 /** Labels that register_sync_source() added to sync_source. */
 export type CustomSource = {
-  /** Label of the source: 1 to 63 characters of a-z, 0-9 and _. */
+  /** Label of the source: 1 to 58 characters of a-z, 0-9 and _. */
   label: string;
+};
+
+/** What rebalance_syncs() has learned about sources with a daily_budget. */
+export type SyncBudget = {
+  /** Which API. */
+  source: SyncSource;
+  /** Interval in seconds = multiplier / sqrt(changes per second of the row). */
+  multiplier: number;
+  /** Changes per second of a row about which nothing is known: the mean of all. */
+  mean_rate: number;
+  /** Part of the budget that is planned, since requests and failures take theirs unplanned. */
+  correction: number;
+  /** Syncs per day that the plan should make: the budget, or what comes nearest. */
+  expected: number;
+  /** When all this was planned. */
+  rebalanced_at: string;
+  /** Syncs ever started by the rows that there were then. */
+  starts: number;
+  /** Rows that there were then. */
+  rows: number;
 };
 
 /** Overridden settings of sources; null = built-in default; get_sync_policy() tells the effective ones. */
@@ -53,6 +73,14 @@ export type SyncPolicy = {
   jitter: number | null;
   /** Until when nothing of the source is handed out; infinity = until resumed. */
   paused_until: string | null;
+  /** Syncs per day of the whole source, divided by how often rows change; null = off. */
+  daily_budget: number | null;
+  /** Shortest interval that a budget gives a row. */
+  min_interval: string | null;
+  /** Longest interval that a budget gives a row. */
+  max_interval: string | null;
+  /** Syncs of the source that may start in any minute, by all sessions together; null = off. */
+  rate_per_minute: number | null;
 };
 
 /** One row per user, source and resource: where its incremental sync stands, and when it is due. */
@@ -111,6 +139,10 @@ export type SyncState = {
   updated_at: string;
   /** When the present run of failures began; null = none. */
   failing_since: string | null;
+  /** Changes that syncs found, at most 3 each; halved every 3 days; null = nothing learned yet. */
+  changes_seen: number | null;
+  /** The time in which they were found; halved every 3 days likewise. */
+  seconds_watched: number | null;
 };
 
 /** What a user may see of their own rows: no cursor, no page token, no lease. */
@@ -301,6 +333,11 @@ export type PauseSyncSourceArgs = {
   until?: string;
 };
 
+/** Arguments of rebalance_syncs(). */
+export type RebalanceSyncsArgs = {
+  source?: SyncSource | null;
+};
+
 /** Arguments of register_sync_source(). */
 export type RegisterSyncSourceArgs = {
   label: string;
@@ -375,6 +412,30 @@ export type Database = {
         };
         Relationships: [];
       };
+      sync_budget: {
+        Row: SyncBudget;
+        Insert: {
+          source: SyncSource;
+          multiplier: number;
+          mean_rate: number;
+          correction: number;
+          expected: number;
+          rebalanced_at: string;
+          starts: number;
+          rows: number | string;
+        };
+        Update: {
+          source?: SyncSource;
+          multiplier?: number;
+          mean_rate?: number;
+          correction?: number;
+          expected?: number;
+          rebalanced_at?: string;
+          starts?: number;
+          rows?: number | string;
+        };
+        Relationships: [];
+      };
       sync_policy: {
         Row: SyncPolicy;
         Insert: {
@@ -390,6 +451,10 @@ export type Database = {
           token_ttl_from?: string | null;
           jitter?: number | null;
           paused_until?: string | null;
+          daily_budget?: number | null;
+          min_interval?: string | null;
+          max_interval?: string | null;
+          rate_per_minute?: number | null;
         };
         Update: {
           source?: SyncSource;
@@ -404,6 +469,10 @@ export type Database = {
           token_ttl_from?: string | null;
           jitter?: number | null;
           paused_until?: string | null;
+          daily_budget?: number | null;
+          min_interval?: string | null;
+          max_interval?: string | null;
+          rate_per_minute?: number | null;
         };
         Relationships: [];
       };
@@ -437,6 +506,8 @@ export type Database = {
           created_at?: string;
           updated_at?: string;
           failing_since?: string | null;
+          changes_seen?: number | null;
+          seconds_watched?: number | null;
         };
         Update: {
           user_id?: string;
@@ -466,6 +537,8 @@ export type Database = {
           created_at?: string;
           updated_at?: string;
           failing_since?: string | null;
+          changes_seen?: number | null;
+          seconds_watched?: number | null;
         };
         Relationships: [];
       };
@@ -643,6 +716,21 @@ export type Database = {
           isOneToOne: true;
           isSetofReturn: false;
         };
+      };
+      /** Divides the daily budget of a source among its rows anew, by how often each one changes. */
+      rebalance_syncs: {
+        Args: RebalanceSyncsArgs;
+        Returns: {
+          source: SyncSource | null;
+          rows: number | null;
+          budget: number | null;
+          planned: number | null;
+          observed: number | null;
+          multiplier: number | null;
+          at_min: number | null;
+          at_max: number | null;
+          feasible: boolean | null;
+        }[];
       };
       /** Adds a label to sync_source, usable once the transaction has committed. */
       register_sync_source: {

@@ -109,6 +109,7 @@ const CALLS = {
   update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '' }, expect: isState('syncing', { history_id: '77' }) },
   get_users_needing_sync: { args: { source: 'google_gmail', stale_after: '1 minute', max_rows: 5 }, free: true, expect: is([ada]) },
   next_sync_due: { args: { source: 'google_gmail' }, expect: isTime },
+  rebalance_syncs: { args: { source: 'google_gmail' }, expect: is([]) }, // it has no budget
   get_sync_state: { args: { ...state, resource: '' }, expect: isState('syncing') },
   get_sync_states: { args: { user_id: ada }, expect: isStates('syncing') },
   connect_sync: { args: { ...state, resource: '' }, expect: isState('syncing') },

@@ -28,10 +28,13 @@ const RELATIONS = `
 const FUNCTIONS = `
   SELECT p.proname AS name, obj_description(p.oid, 'pg_proc') AS comment,
     format_type(p.prorettype, NULL) AS returns, p.proretset AS returns_set, c.relname AS returns_row,
-    (SELECT json_agg(json_build_object('name', a.name, 'type', format_type(a.type, NULL),
-        'default', pg_get_function_arg_default(p.oid, a.at::int)) ORDER BY a.at)
-      FROM unnest(p.proargnames, p.proargtypes::oid[]) WITH ORDINALITY AS a (name, type, at)) AS args
-  FROM pg_proc AS p JOIN pg_type AS t ON t.oid = p.prorettype LEFT JOIN pg_class AS c ON c.oid = t.typrelid
+    a.args, a.columns
+  FROM pg_proc AS p JOIN pg_type AS t ON t.oid = p.prorettype LEFT JOIN pg_class AS c ON c.oid = t.typrelid,
+    LATERAL (SELECT json_agg(json_build_object('name', a.name, 'type', format_type(a.type, NULL),
+          'default', pg_get_function_arg_default(p.oid, a.at::int)) ORDER BY a.at) FILTER (WHERE a.mode IS NULL OR a.mode IN ('i', 'b')) AS args,
+        json_agg(json_build_object('name', a.name, 'type', format_type(a.type, NULL)) ORDER BY a.at) FILTER (WHERE a.mode IN ('o', 'b', 't')) AS columns
+      FROM unnest(p.proargnames, coalesce(p.proallargtypes, p.proargtypes::oid[]), p.proargmodes)
+        WITH ORDINALITY AS a (name, type, mode, at)) AS a
   WHERE p.pronamespace = 'syncstate'::regnamespace AND p.prorettype <> 'trigger'::regtype
     AND NOT EXISTS (SELECT FROM pg_type AS a WHERE a.oid = ANY(p.proargtypes) AND (a.typtype = 'c' OR a.typname LIKE 'reg%'))
   ORDER BY p.proname COLLATE "C"`;
@@ -120,7 +123,9 @@ for (const r of relations.filter((r) => r.is_view))
   out += `      ${r.name}: {\n        Row: ${camel(r.name)};\n        Relationships: [];\n      };\n`;
 out += '    };\n    Functions: {\n';
 for (const f of functions) {
-  let returns = type(f.returns);
+  let returns = f.columns
+    ? `{${f.columns.map((c) => `\n          ${c.name}: ${type(c.type)} | null;`).join('')}\n        }`
+    : type(f.returns);
   if (NULLABLE.includes(f.name))
     returns = f.returns_row ? `{ [Column in keyof ${returns}]: ${returns}[Column] | null }` : `${returns} | null`;
   out += comment(f.comment, '      ');
