@@ -56,12 +56,25 @@ SELECT near(changes_seen, 2 * (1 - exp(-3600 / tau())) * tau() / 3600) AS change
 FROM complete(1, 7200, 2);
 
 -- each hour, so many changes: the same as the sum over all hours, written out
-SELECT count(complete(1, 7200 + 3600 * n, n % 5)) AS hours FROM generate_series(1, 200) AS n;
+SELECT count(complete(1, 7200 + 3600 * n, CASE WHEN n % 40 = 0 THEN n / 40 ELSE 0 END)) AS hours FROM generate_series(1, 200) AS n;
 SELECT near(s.changes_seen, f.a) AS changes, near(s.seconds_watched, f.b) AS seconds
 FROM sync_state AS s,
-	(SELECT sum(least(CASE n WHEN 0 THEN 2 ELSE n % 5 END, 3) * (1 - exp(-3600 / tau())) * tau() / 3600 * exp(-3600.0 * (200 - n) / tau())) AS a,
+	(SELECT sum(CASE WHEN n = 0 THEN 2 WHEN n % 40 = 0 THEN least(n / 40, 3) ELSE 0 END * (1 - exp(-3600 / tau())) * tau() / 3600 * exp(-3600.0 * (200 - n) / tau())) AS a,
 		sum((1 - exp(-3600 / tau())) * tau() * exp(-3600.0 * (200 - n) / tau())) AS b
 	 FROM generate_series(0, 200) AS n) AS f;
+
+-- a busy row: the last 12 changes count, and the rate is what it was
+SELECT count(complete(8, 3600 * n, 3)) AS hours FROM generate_series(0, 50) AS n;
+WITH RECURSIVE f (n, a, b) AS (
+	SELECT 1, 0::float8, 0::float8
+	UNION ALL
+	SELECT n + 1, least(a, 12), b * least(1, 12 / a)
+	FROM (SELECT n, f.a * exp(-3600 / tau()) + 3 * (1 - exp(-3600 / tau())) * tau() / 3600 AS a,
+			f.b * exp(-3600 / tau()) + (1 - exp(-3600 / tau())) * tau() AS b
+		  FROM f WHERE n <= 50) AS g)
+SELECT s.changes_seen, near(s.seconds_watched, f.b) AS seconds, near(s.changes_seen / s.seconds_watched, 3 / 3600.0) AS rate
+FROM sync_state AS s, f WHERE s.user_id = u(8) AND f.n = 51;
+DELETE FROM sync_state WHERE user_id = u(8);
 
 -- quiet time weighs the same however often one looks
 SELECT count(complete(n, 1000000)) AS full, count(complete(n, 1000000)) AS incremental FROM generate_series(2, 4) AS n;
@@ -117,12 +130,12 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 SELECT changes, refused(changes) FROM unnest(ARRAY['changes_seen = NULL', 'seconds_watched = NULL', 'changes_seen = -1, seconds_watched = -1',
-	'changes_seen = ''NaN''', 'seconds_watched = ''infinity''', 'changes_seen = -0.5']) AS changes;
+	'changes_seen = ''NaN''', 'seconds_watched = ''infinity''', 'changes_seen = -0.5', 'changes_seen = 1.001e12', 'seconds_watched = 1.001e12']) AS changes;
 SET session_replication_role = replica;
 SELECT changes, refused(changes) FROM unnest(ARRAY['changes_seen = NULL', 'changes_seen = -1, seconds_watched = -1', 'changes_seen = ''NaN''', 'seconds_watched = ''infinity''']) AS changes;
 RESET session_replication_role;
 UPDATE sync_state SET changes_seen = NULL, seconds_watched = NULL WHERE user_id = u(1);
-UPDATE sync_state SET changes_seen = 0, seconds_watched = 1e300 WHERE user_id = u(2);
+UPDATE sync_state SET changes_seen = 0, seconds_watched = 1e12 WHERE user_id = u(2);
 
 ------------------------------------------------------------------------
 -- The interval of a row
@@ -156,12 +169,15 @@ SELECT interval_of(100, 1000), interval_of(100, 1000, '2 s') AS own;
 SELECT min_interval, max_interval FROM set_sync_policy('google_tasks', '{"min_interval": "1 s", "max_interval": "5 minutes"}');
 SELECT interval_of(100, 1000), interval_of(100, 1000, '2 h') AS own;
 
--- multiplier / sqrt(rate), rate = (a + 1) / (b + 1 / mean)
+-- multiplier / sqrt(rate); the rate, by what a row has seen and what the others do
+CREATE FUNCTION rate(a float8, b float8, mean float8) RETURNS float8 LANGUAGE sql IMMUTABLE
+	RETURN greatest(CASE WHEN b >= 1 THEN a / b END, (coalesce(a, 0) + 1) / (coalesce(b, 0) + 1 / mean));
 INSERT INTO sync_budget VALUES ('google_tasks', 10, 0.001, 1, 1000, '2026-01-01', 0, 0);
 SELECT max_interval FROM set_sync_policy('google_tasks', '{"min_interval": "1 minute", "max_interval": "1 hour"}');
-SELECT a, b, abs(interval_of(a, b) - least(greatest(10 / sqrt((coalesce(a, 0) + 1) / (coalesce(b, 0) + 1000)), 60), 3600)) < 2e-6 AS right,
+SELECT a, b, abs(interval_of(a, b) - least(greatest(10 / sqrt(rate(least(a, 12), CASE WHEN a > 12 THEN b * 12 / a ELSE b END, 0.001)), 60), 3600)) < 2e-6 AS right,
 	round(interval_of(a, b)) AS interval
-FROM (VALUES (NULL::float8, NULL::float8), (0, 0), (0, 1000), (1, 1000), (3, 1000), (100, 1000), (0, 200000), (0, 1e300), (1e300, 0), (1e9, 1e9), (0.5, 373953)) AS v(a, b);
+FROM (VALUES (NULL::float8, NULL::float8), (0, 0), (0, 1000), (1, 1000), (3, 1000), (100, 1000), (0, 200000), (0, 1e12), (1e12, 0), (1e9, 1e9), (0.5, 373953),
+	(1, 0.5), (1e12, 0.5), (12, 1), (12, 5000), (0.02, 10), (0.001, 10)) AS v(a, b);
 
 -- an own interval stays what it is, outside of the bounds too
 SELECT interval_of(1, 1000, '2 s'), interval_of(1, 1000, '30 days');
@@ -183,11 +199,11 @@ INSERT INTO sync_budget VALUES ('google_tasks', 1e12, 0.001, 1, 1000, '2026-01-0
 SELECT token_ttl, max_interval FROM set_sync_policy('google_tasks', '{"max_interval": "30 days", "token_ttl": "2 days"}');
 SELECT interval_of(1, 1000) / 86400 AS days;
 SELECT token_ttl FROM set_sync_policy('google_tasks', '{"token_ttl": null}');
-SELECT interval_of(1, 1000) / 86400 AS days, interval_of(0, 1e300) / 86400 AS days;
+SELECT interval_of(1, 1000) / 86400 AS days, interval_of(0, 1e12) / 86400 AS days;
 SELECT max_interval FROM set_sync_policy('google_tasks', '{"max_interval": "36500 days"}');
-SELECT interval_of(0, 1e300) / 86400 AS days;
+SELECT interval_of(0, 1e12) / 86400 AS days;
 SELECT min_interval, max_interval FROM set_sync_policy('google_tasks', '{"min_interval": "1 second", "max_interval": "1 second"}');
-SELECT interval_of(0, 1e300), interval_of(1e300, 0);
+SELECT interval_of(0, 1e12), interval_of(1e12, 0);
 
 -- jitter shortens it, as it does others
 SELECT jitter, max_interval FROM set_sync_policy('google_tasks', '{"jitter": 0.4, "min_interval": "1000 s", "max_interval": "1000 s"}');
@@ -219,7 +235,7 @@ FROM rebalance_syncs('google_tasks');
 UPDATE sync_state SET changes_seen = 10 ^ (4.0 * (right(user_id::text, 4)::int - 1) / 99) / 10, seconds_watched = 300000;
 CREATE VIEW plan AS
 	SELECT sum(86400 / ((1 - 0.75 * p.jitter) * coalesce(extract(epoch FROM s.sync_interval)::float8,
-			least(greatest(b.multiplier / sqrt((coalesce(s.changes_seen, 0) + 1) / (coalesce(s.seconds_watched, 0) + 1 / b.mean_rate)),
+			least(greatest(b.multiplier / sqrt(rate(s.changes_seen, s.seconds_watched, b.mean_rate)),
 				extract(epoch FROM p.min_interval)), extract(epoch FROM p.max_interval))))) FILTER (WHERE s.due_at IS NOT NULL) AS syncs
 	FROM sync_state AS s, sync_budget AS b, get_sync_policy('google_tasks') AS p;
 CREATE FUNCTION rebalanced() RETURNS TABLE (rows bigint, planned numeric, right_sum boolean, at_min bigint, at_max bigint, feasible boolean)
@@ -238,7 +254,7 @@ SELECT * FROM rebalanced();
 -- without clamps, the closed form: multiplier = sum of roots * 86400 / budget
 SELECT jitter FROM set_sync_policy('google_tasks', '{"jitter": 0, "min_interval": "1 s", "max_interval": "36500 days"}');
 SELECT * FROM rebalanced();
-SELECT near(b.multiplier, sum(sqrt((s.changes_seen + 1) / (s.seconds_watched + 1 / b.mean_rate))) * 86400 / 9600) AS closed_form,
+SELECT near(b.multiplier, sum(sqrt(rate(s.changes_seen, s.seconds_watched, b.mean_rate))) * 86400 / 9600) AS closed_form,
 	near(b.mean_rate, (sum(s.changes_seen) + 1) / (sum(s.seconds_watched) + 86400)) AS mean_rate
 FROM sync_state AS s, sync_budget AS b GROUP BY b.multiplier, b.mean_rate;
 -- the slow ones at the longest interval, the fast ones at the shortest
@@ -270,10 +286,15 @@ SELECT * FROM rebalanced();
 
 -- extremes of what was learned
 UPDATE sync_state SET sync_interval = NULL, parked_reason = NULL,
-	changes_seen = (ARRAY[0, 1e300, 0, 1e-300, 1e9])[right(user_id::text, 1)::int % 5 + 1],
-	seconds_watched = (ARRAY[1e300, 0, 0, 1e-300, 373953])[right(user_id::text, 1)::int % 5 + 1];
+	changes_seen = (ARRAY[0, 1e12, 0, 1e-12, 1e9])[right(user_id::text, 1)::int % 5 + 1],
+	seconds_watched = (ARRAY[1e12, 0, 0, 1e-12, 373953])[right(user_id::text, 1)::int % 5 + 1];
 SELECT rows, planned, feasible FROM rebalanced();
 SELECT count(*), bool_and(multiplier > 0 AND multiplier < 'infinity') AS finite FROM sync_budget;
+-- and where all of it is as much as there can be
+UPDATE sync_state SET changes_seen = 1e12, seconds_watched = 0;
+SELECT rows, planned, feasible FROM rebalanced();
+UPDATE sync_state SET changes_seen = 1e12, seconds_watched = 1;
+SELECT rows, planned, feasible FROM rebalanced();
 -- nobody ever changes
 UPDATE sync_state SET changes_seen = 0, seconds_watched = 373953;
 SELECT * FROM rebalanced();

@@ -13,8 +13,6 @@
  */
 #include "postgres.h"
 
-#include <math.h>
-
 #include "access/detoast.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -217,10 +215,10 @@ syncstate_check_count(const char *name, int64 count)
 void
 syncstate_check_amount(const char *name, double amount)
 {
-	if (!(amount >= 0) || isinf(amount))
+	if (!(amount >= 0 && amount <= MAX_AMOUNT))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be finite and 0 or more", name),
+				 errmsg("%s must be between 0 and %g", name, MAX_AMOUNT),
 				 errdetail("Got %g.", amount)));
 }
 

@@ -18,8 +18,6 @@
  */
 #include "postgres.h"
 
-#include <math.h>
-
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/sysattr.h"
@@ -117,7 +115,7 @@ syncstate_is_legal(PG_FUNCTION_ARGS)
 		nulls[Anum_sync_state_seconds_watched - 1] ||
 		!is_amount(Anum_sync_state_changes_seen, values, nulls) ||
 		!is_amount(Anum_sync_state_seconds_watched, values, nulls))
-		breaks("changes_seen and seconds_watched are both null, or both finite and 0 or more.");
+		breaks("changes_seen and seconds_watched are both null, or both from 0 to 1e+12.");
 	syncstate_state_from_datums(values, nulls, &row);
 
 	if ((row.due_at == NO_TIME) != (row.parked_reason != NULL))
@@ -147,7 +145,7 @@ syncstate_is_legal(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(true);
 }
 
-/* Whether a column is null, or finite and not negative. */
+/* Whether a column is null or an amount; sums of such never overflow. */
 static bool
 is_amount(int column, const Datum *values, const bool *nulls)
 {
@@ -156,7 +154,7 @@ is_amount(int column, const Datum *values, const bool *nulls)
 	if (nulls[column - 1])
 		return true;
 	amount = DatumGetFloat8(values[column - 1]);
-	return amount >= 0 && !isinf(amount);
+	return amount >= 0 && amount <= MAX_AMOUNT;
 }
 
 /* Says which invariant a row breaks, as a CHECK would with a name. */

@@ -50,6 +50,7 @@
 #define MAX_HISTORY_ID			"18446744073709551615"
 #define MAX_RETRY_AFTER			(30 * USECS_PER_DAY)
 #define MAX_RATE_PER_MINUTE		1000000
+#define MAX_AMOUNT				1e12
 
 /*
  * Times of the years 1 to 9999: sums of them and our durations are timestamps

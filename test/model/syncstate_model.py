@@ -295,8 +295,11 @@ class Model:
         watched = max(self.now - last, 0) / SECOND
         x = watched * math.log(2) / (3 * 86400)
         weight = -math.expm1(-x) / x if x > 0 else 1
-        for c, new in ('changes_seen', min(items, 3)), ('seconds_watched', watched):
-            v = (row[c] or 0) * math.exp(-x) + new * weight
+        a, b = ((row[c] or 0) * math.exp(-x) + new * weight for c, new in (
+            ('changes_seen', min(items, 3)), ('seconds_watched', watched)))
+        if a > 12:      # the last 12 changes are enough to know a rate by
+            a, b = 12, b * 12 / a
+        for c, v in ('changes_seen', a), ('seconds_watched', b):
             row[c] = Within(v * (1 - 1e-12), v * (1 + 1e-12))
 
     def life(self, row):
@@ -1052,7 +1055,7 @@ def change_rate(row, mean):
     """Changes per second of a row, as far as is known"""
     a, b = (v.hi if isinstance(v, Within) else v or 0
             for v in (row['changes_seen'], row['seconds_watched']))
-    return (a + 1) / (b + 1 / mean)
+    return max(a / b if b >= 1 else 0, (a + 1) / (b + 1 / mean))
 
 
 def has_cursor(row):

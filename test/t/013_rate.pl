@@ -47,6 +47,25 @@ my $later = $node->safe_psql('postgres', q{SELECT max(n) FROM (SELECT at, count(
 cmp_ok($later, '<=', 2 * $rate / 60, 'once the burst is spent, at the pace of the rate');
 is($node->safe_psql('postgres', q{SELECT pg_relation_size('syncstate.rate_google_tasks')}), $size, 'the cell does not grow under a held snapshot');
 
+# A claim that found no permit passes over nothing: the session's next one goes
+# on with the very row at which it stood.
+$node->safe_psql('postgres', q{
+	TRUNCATE syncstate.sync_state;
+	INSERT INTO syncstate.sync_state (user_id, source, resource, due_at)
+	SELECT gen_random_uuid(), 'google_tasks', lpad(n::text, 4, '0'), now() - interval '30 s' + n * interval '1 ms' FROM generate_series(1, 500) AS n;
+	CREATE TABLE taken (n serial, resource text)});
+$node->safe_psql('postgres', q{
+	DO $$BEGIN
+		FOR i IN 1 .. 100 LOOP
+			INSERT INTO taken (resource) SELECT resource FROM syncstate.claim_due_syncs('google_tasks', 7);
+			COMMIT;
+			PERFORM pg_sleep(0.002);
+		END LOOP;
+	END$$});
+my ($taken, $in_order) = split /\|/, $node->safe_psql('postgres', q{SELECT count(*), bool_and(resource::int = n) FROM taken});
+cmp_ok($taken, '>=', 60, 'some rows were taken while most claims found no permit');
+is($in_order, 't', 'each in its turn');
+
 # A claim that is not committed keeps nobody else waiting.
 SKIP:
 {
