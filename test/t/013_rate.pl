@@ -53,17 +53,18 @@ $node->safe_psql('postgres', q{
 	TRUNCATE syncstate.sync_state;
 	INSERT INTO syncstate.sync_state (user_id, source, resource, due_at)
 	SELECT gen_random_uuid(), 'google_tasks', lpad(n::text, 4, '0'), now() - interval '30 s' + n * interval '1 ms' FROM generate_series(1, 500) AS n;
-	CREATE TABLE taken (n serial, resource text)});
+	CREATE TABLE taken (n serial, resource text);
+	SELECT setval('syncstate.rate_google_tasks', -9223372036854775808, false)});
 $node->safe_psql('postgres', q{
 	DO $$BEGIN
 		FOR i IN 1 .. 100 LOOP
 			INSERT INTO taken (resource) SELECT resource FROM syncstate.claim_due_syncs('google_tasks', 7);
 			COMMIT;
-			PERFORM pg_sleep(0.002);
+			PERFORM pg_sleep(0.005);
 		END LOOP;
 	END$$});
 my ($taken, $in_order) = split /\|/, $node->safe_psql('postgres', q{SELECT count(*), bool_and(resource::int = n) FROM taken});
-cmp_ok($taken, '>=', 60, 'some rows were taken while most claims found no permit');
+cmp_ok($taken, '>', 62, 'rows were taken after claims that found no permit');
 is($in_order, 't', 'each in its turn');
 
 # A claim that is not committed keeps nobody else waiting.
