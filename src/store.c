@@ -96,7 +96,6 @@ typedef struct PlanText
 	const char *sql;
 	int			nargs;
 	Oid			args[MAX_PLAN_ARGS];
-	bool		reads_all;		/* from end to end, not by key or ctid */
 } PlanText;
 
 static const PlanText plan_texts[NUM_PLANS] = {
@@ -278,8 +277,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"GROUP BY g.kind, CASE WHEN g.kind OPERATOR(pg_catalog.=) 0 "
 		"THEN pg_catalog.floor(pg_catalog.ln(g.root) "
 		"OPERATOR(pg_catalog.*) 46.166::pg_catalog.float8) END",
-		4, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID},
-		.reads_all = true
+		4, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 };
 
@@ -530,7 +528,8 @@ run(PlanId id, Datum *values, const char *nulls, bool own_write)
 		writing = own_write;
 		for (size_t i = 0; i < lengthof(planner_settings); i++)
 			*planner_settings[i].setting = planner_settings[i].value;
-		if (plan_texts[id].reads_all)
+		/* the only one that reads all rows of a source */
+		if (id == PLAN_RATES)
 			enable_seqscan = true;
 		result = SPI_execute_plan(prepared, values, nulls, false, 0);
 	}
