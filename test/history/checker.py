@@ -59,7 +59,7 @@ LOSS = set(CURSOR) | {"token_issued_at", "page_token", "progress_done", "progres
 COLUMNS = {
     "start": RUN | LOSS | {"lease", "last_sync_at", "requested_at", "due_at", "failures", "failing_since"},
     "complete": RUN | LOSS | {"due_at", "last_successful_sync_at", "items_synced", "failures", "failing_since",
-                              "token_losses", "last_full_sync_at"},
+                              "token_losses", "last_full_sync_at", "changes_seen", "seconds_watched"},
     "fail": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
     "limit": RUN | {"due_at"},
     "clear": RUN | LOSS | {"due_at", "parked_reason", "token_losses"},
