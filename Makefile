@@ -4,6 +4,8 @@ OBJS        = src/syncstate.o src/lifecycle.o src/claim.o src/policy.o \
               src/identity.o src/store.o src/row.o src/guard.o src/args.o \
               src/budget.o src/rate.o
 DATA        = $(wildcard sql/syncstate--*.sql)
+# No DOCS: the server has one directory for the pages of all extensions, where
+# names like "operating.md" would be taken for others', and links would break.
 PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 
 # Tests, in this order.  `make installcheck` runs all three kinds against a

@@ -29,7 +29,7 @@
 #define pg_noreturn pg_attribute_noreturn()
 #endif
 
-/* What PostgREST turns into HTTP 404 and 409; documented in the README. */
+/* What PostgREST turns into HTTP 404 and 409; documented in doc/syncstate.md. */
 #define ERRCODE_NO_SUCH_ROW		MAKE_SQLSTATE('P','T','4','0','4')
 #define ERRCODE_LEASE_LOST		MAKE_SQLSTATE('P','T','4','0','9')
 

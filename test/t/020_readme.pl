@@ -1,20 +1,25 @@
-# The README is true: its SQL runs and prints what it shows, its reference is
-# that of the catalogs, its error codes are those that come, its links lead
-# somewhere, and its recipe for a parallel restore works.
+# The README and the pages of doc/ are true: their SQL runs and prints what they
+# show, the reference is that of the catalogs, its privileges are those that
+# roles have, its error codes are those that come, links lead somewhere, and the
+# recipe for a parallel restore works.
 #
-# Every ```sql block is run, in order, in one psql session.  A ```text block
-# right behind it is what psql must print; without one, there must be no error
-# and no warning.  README_ACCEPT=1 writes into README.md what psql did print.
+# Every ```sql block of a page is run, in order, in one psql session, and each
+# page has a database of its own.  A ```text block right behind it is what psql
+# must print; without one, there must be no error and no warning.
+# README_ACCEPT=1 writes into the pages what psql did print.
 
 use strict;
 use warnings FATAL => 'all';
 
+use File::Basename;
 use IPC::Run qw(run);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $readme = slurp_file('README.md');
+my $reference = 'doc/syncstate.md';
+my @pages = ('README.md', sort glob 'doc/*.md');
+my %text = map { $_ => slurp_file($_) } @pages;
 
 # Whatever the machine's: times, formats and messages as in the README.
 $ENV{PGTZ} = 'UTC';
@@ -27,7 +32,7 @@ $node->init;
 $node->start;
 $ENV{PGHOST} = $node->host;
 $ENV{PGPORT} = $node->port;
-$node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(readme errors new);
+$node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(readme errors new privileges);
 
 # Runs a script in one session; returns all that psql prints, errors in place.
 sub session
@@ -61,14 +66,14 @@ sub tidy
 	return $text;
 }
 
-# The part of the README under a heading, up to the next one of its level.
+# The part of a page under a heading, up to the next one of its level.
 sub section
 {
-	my ($heading) = @_;
+	my ($page, $heading) = @_;
 	my ($level) = $heading =~ /^(#+)/;
 
-	$readme =~ /^\Q$heading\E\n(.*?)(?=^#{1,${\ length $level}} |\z)/ms
-	  or die "README has no section \"$heading\"";
+	$text{$page} =~ /^\Q$heading\E\n(.*?)(?=^#{1,${\ length $level}} |\z)/ms
+	  or die "$page has no section \"$heading\"";
 	return $1;
 }
 
@@ -90,63 +95,75 @@ sub cells
 }
 
 # The SQL.
-my @blocks;
-while ($readme =~ /^```sql\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?/msg)
-{
-	push @blocks,
-	  {
-		sql => $1,
-		expected => $2,
-		at => $-[2],
-		length => defined $2 ? length $2 : 0,
-		line => 1 + (substr($readme, 0, $-[1]) =~ tr/\n//),
-	  };
-}
-cmp_ok(scalar @blocks, '>', 30, 'README has SQL to run');
-
+my $all_sql = '';
 my $mark = '==== end of block ====';
-my @printed = split /^\Q$mark\E\n/m,
-  session('readme', join '', map { "$_->{sql}\\echo '$mark'\n" } @blocks);
-is(scalar @printed, scalar @blocks, 'all blocks were run');
-
-foreach my $i (0 .. $#blocks)
+foreach my $page (@pages)
 {
-	my $block = $blocks[$i];
-	my $got = $block->{got} = tidy($printed[$i] // '');
+	my @blocks;
 
-	if (defined $block->{expected})
+	while ($text{$page} =~ /^```sql\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?/msg)
 	{
-		is($got, tidy($block->{expected}), "output of the SQL at line $block->{line}");
+		push @blocks,
+		  {
+			sql => $1,
+			expected => $2,
+			at => $-[2],
+			length => defined $2 ? length $2 : 0,
+			line => 1 + (substr($text{$page}, 0, $-[1]) =~ tr/\n//),
+		  };
 	}
-	else
+	cmp_ok(scalar @blocks, '>', 30, "$page has SQL to run") if $page eq 'README.md';
+	next unless @blocks;
+	$all_sql .= $_->{sql} foreach @blocks;
+
+	my $database = lc basename($page, '.md');
+	$node->safe_psql('postgres', qq{CREATE DATABASE "$database"}) if $page ne 'README.md';
+	my @printed = split /^\Q$mark\E\n/m,
+	  session($database, join '', map { "$_->{sql}\\echo '$mark'\n" } @blocks), -1;
+	pop @printed;    # what is behind the last mark
+	is(scalar @printed, scalar @blocks, "all blocks of $page were run");
+
+	foreach my $i (0 .. $#blocks)
 	{
-		unlike($got, qr/^(ERROR|FATAL|PANIC|WARNING|psql:|\\|invalid)/m,
-			"no error in the SQL at line $block->{line}");
+		my $block = $blocks[$i];
+		my $got = $block->{got} = tidy($printed[$i] // '');
+
+		if (defined $block->{expected})
+		{
+			is($got, tidy($block->{expected}), "output of the SQL at $page, line $block->{line}");
+		}
+		else
+		{
+			unlike($got, qr/^(ERROR|FATAL|PANIC|WARNING|psql:|\\|invalid)/m,
+				"no error in the SQL at $page, line $block->{line}");
+		}
 	}
-}
 
-if ($ENV{README_ACCEPT})
-{
-	my $accepted = $readme;
+	if ($ENV{README_ACCEPT})
+	{
+		my $accepted = $text{$page};
 
-	substr($accepted, $_->{at}, $_->{length}) = $_->{got}
-	  foreach reverse grep { defined $_->{expected} } @blocks;
-	open my $fh, '>', 'README.md' or die "README.md: $!";
-	print $fh $accepted;
-	close $fh;
+		substr($accepted, $_->{at}, $_->{length}) = $_->{got}
+		  foreach reverse grep { defined $_->{expected} } @blocks;
+		open my $fh, '>', $page or die "$page: $!";
+		print $fh $accepted;
+		close $fh;
+	}
 }
 
 # The reference: functions.
-my @functions = grep { $_->[0] =~ /\(/ && @$_ == 3 } cells(section('## Reference'));
+my @functions = grep { @$_ == 4 && $_->[0] =~ /\(/ } cells($text{$reference});
 my %errors_of;
+my %granted_to;
 my (@documented, @real);
 foreach my $function (@functions)
 {
-	my ($signature, $description, $errors) = @$function;
+	my ($signature, $description, $errors, $granted_to) = @$function;
 	my ($name) = $signature =~ /^(\w+)/;
 
 	push @documented, $signature;
 	$errors_of{$name} = [ $errors eq 'none' ? () : split /, /, $errors ];
+	$granted_to{$signature} = $granted_to;
 }
 my %comment;
 foreach my $function (rows(q{
@@ -166,18 +183,21 @@ foreach my $function (@functions)
 		$start, "description of $function->[0] begins like its COMMENT");
 }
 
-my $all_sql = join '', map { $_->{sql} } @blocks;
-my %internal = map { $_->[0] => 1 } cells(section('### Internal functions'));
+my %internal = map { $_->[0] => 1 } cells(section($reference, '## Internal functions'));
 foreach my $signature (sort grep { !$internal{$_} } @real)
 {
 	my ($name) = $signature =~ /^(\w+)/;
 
 	ok($all_sql =~ /\bsyncstate\.$name\(/, "$name() has an example");
 }
+is_deeply(
+	[ sort map { split /, /, $_->[1] } cells(section('README.md', '## Reference')) ],
+	[ sort map { /^(\w+)/ } grep { !$internal{$_} } @real ],
+	'the list in the README has each of them');
 
 # The reference: types, tables, views, settings.
 is_deeply(
-	[ cells(section('### Types')) ],
+	[ cells(section($reference, '## Types')) ],
 	[
 		rows(q{SELECT t.typname, string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder)
 			FROM pg_type AS t JOIN pg_enum AS e ON e.enumtypid = t.oid
@@ -187,10 +207,10 @@ is_deeply(
 	'the reference has the types of the catalogs');
 
 my @relations;
-foreach my $heading ($readme =~ /^(### (?:Table|View) `\w+`)$/mg)
+foreach my $heading ($text{$reference} =~ /^(## (?:Table|View) `\w+`)$/mg)
 {
 	my ($kind, $relation) = $heading =~ /(\w+) `(\w+)`/;
-	my @columns = cells(section($heading));
+	my @columns = cells(section($reference, $heading));
 
 	push @relations, $relation;
 	is_deeply(
@@ -198,7 +218,8 @@ foreach my $heading ($readme =~ /^(### (?:Table|View) `\w+`)$/mg)
 		[
 			rows(qq{SELECT a.attname, format_type(a.atttypid, a.atttypmod)
 					|| CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
-				FROM pg_attribute AS a
+					|| coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), '')
+				FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
 				WHERE a.attrelid = '$relation'::regclass AND a.attnum > 0 AND NOT a.attisdropped
 				ORDER BY a.attnum})
 		],
@@ -224,11 +245,10 @@ is_deeply(
 	'the reference has the tables and views of the catalogs');
 
 is_deeply(
-	[ map { $_->[0] } cells(section('## Settings')) ],
+	[ map { [ $_->[0], $_->[1] eq 'empty' ? '' : $_->[1] ] } cells(section($reference, '## Settings')) ],
 	[
-		map { $_->[0] }
-		  rows(q{SELECT syncstate.sync_clock() \g /dev/null
-			SELECT name FROM pg_settings WHERE name LIKE 'syncstate.%' ORDER BY name})
+		rows(q{SELECT syncstate.sync_clock() \g /dev/null
+			SELECT name, boot_val FROM pg_settings WHERE name LIKE 'syncstate.%' ORDER BY name})
 	],
 	'the reference has the settings');
 
@@ -356,20 +376,106 @@ foreach my $name (sort keys %errors_of)
 		"the reference tells the errors of $name()");
 }
 my %codes = map { $_ => 1 } map { keys %$_ } values %provoke;
-is_deeply([ sort map { split /, /, $_->[0] } cells(section('### SQLSTATEs')) ],
+is_deeply([ sort map { split /, /, $_->[0] } cells(section($reference, '## SQLSTATEs')) ],
 	[ sort keys %codes ], 'the reference tells each SQLSTATE');
 
-# Links lead to files, and to headings here.
-my %anchor = map { (lc =~ s/[`,.()]//gr =~ s/ /-/gr) => 1 } $readme =~ /^#+ (.*)$/mg;
-foreach my $link (map { s/^\(|\)$//gr } $readme =~ /\](\([^) ]+\))/g)
+# Privileges, and settings that nobody has changed: those of a database whose
+# owner is no superuser, and made the extension.
+my %role = map { $_ => "regress_syncstate_$_" } qw(administrator worker user);
+session('postgres', join '', map { "CREATE ROLE $_;\n" } values %role);
+session('postgres', "ALTER DATABASE privileges OWNER TO $role{administrator}");
+is(session('privileges', <<"EOS"), '', 'roles are made');
+SET ROLE $role{administrator};
+CREATE EXTENSION syncstate;
+SELECT syncstate.grant_worker('$role{worker}') \\g /dev/null
+SELECT syncstate.grant_user('$role{user}') \\g /dev/null
+EOS
+
+# Rows of a query there.
+sub privileges
 {
-	next if $link =~ /^https?:/;
-	ok($link =~ /^#(.*)/ ? $anchor{$1} : -e $link, "link to $link");
+	my ($query) = @_;
+
+	return map { [ split /\|/, $_, -1 ] } split /\n/,
+	  $node->safe_psql('privileges', "SET search_path = syncstate; $query");
+}
+
+is_deeply(
+	\%granted_to,
+	{
+		map { $_->[0] => $_->[1] } privileges(qq{
+			SELECT p.proname || '(' || pg_get_function_arguments(p.oid) || ') -> ' || pg_get_function_result(p.oid),
+				coalesce((SELECT string_agg(replace(r.rolname, 'regress_syncstate_', ''), ', ' ORDER BY r.rolname LIKE '%user', r.rolname)
+					FROM pg_roles AS r
+					WHERE r.rolname IN ('$role{administrator}', '$role{worker}', '$role{user}', 'regress_syncstate_none')
+						AND has_function_privilege(r.oid, p.oid, 'EXECUTE')), 'none')
+			FROM pg_proc AS p WHERE p.pronamespace = 'syncstate'::regnamespace})
+	},
+	'the reference tells who may call which function');
+
+my ($of_my_syncs) = map { $_->[0] } privileges(q{SELECT string_agg(attname, ', ' ORDER BY attname)
+	FROM pg_attribute WHERE attrelid = 'my_syncs'::regclass AND attnum > 0});
+my %has;
+foreach my $row (privileges(q{
+	SELECT c.relname, a.grantee::regrole, a.privilege_type, ''
+	FROM pg_class AS c, aclexplode(c.relacl) AS a
+	WHERE c.relnamespace = 'syncstate'::regnamespace AND c.relkind IN ('r', 'v') AND a.grantee <> c.relowner
+	UNION ALL
+	SELECT c.relname, a.grantee::regrole, a.privilege_type, string_agg(t.attname, ', ' ORDER BY t.attname)
+	FROM pg_class AS c JOIN pg_attribute AS t ON t.attrelid = c.oid, aclexplode(t.attacl) AS a
+	WHERE c.relnamespace = 'syncstate'::regnamespace
+	GROUP BY 1, 2, 3}))
+{
+	my ($relation, $role, $privilege, $columns) = @$row;
+	$columns = 'the columns of my_syncs' if $columns eq $of_my_syncs;
+	$has{$relation}{$role}{$privilege} = $columns ? "$privilege of $columns" : $privilege;
+}
+my $order = sub { my $had = shift // {}; join(', ', grep { defined } map { delete $had->{$_} } qw(SELECT INSERT UPDATE DELETE)) || 'none' };
+is_deeply(
+	[ cells(section($reference, '## Privileges')) ],
+	[ map { my $relation = $_; [ $relation, map { $order->($has{$relation}{$_}) } @role{qw(administrator worker user)} ] } sort @relations ],
+	'the reference tells the privileges on tables and views');
+is_deeply([ map { %$_ } map { values %$_ } values %has ], [], 'and there are no others');
+is_deeply(
+	[
+		privileges(q{SELECT a.grantee::regrole, a.privilege_type
+			FROM pg_namespace AS n, aclexplode(n.nspacl) AS a
+			WHERE n.nspname = 'syncstate' AND a.grantee <> n.nspowner ORDER BY a.grantee::regrole::text})
+	],
+	[ map { [ $_, 'USAGE' ] } sort values %role ],
+	'who may look into the schema');
+
+my @settings = privileges(q{
+	SELECT c.attname, coalesce(to_jsonb(p) ->> c.attname, 'null')
+	FROM unnest(enum_range(NULL::sync_source)) WITH ORDINALITY AS s (source, i), get_sync_policy(s.source) AS p,
+		pg_attribute AS c
+	WHERE c.attrelid = 'sync_policy'::regclass AND c.attnum > 1
+	ORDER BY c.attnum, s.i});
+my @built_in;
+push @built_in, [ $settings[0][0], map { $_->[1] } splice @settings, 0, 4 ] while @settings;
+is_deeply([ cells(section($reference, '## Built-in settings')) ], \@built_in, 'the reference tells the built-in settings');
+
+# Links lead to files, and to headings there.
+my %anchor;
+foreach my $page (@pages)
+{
+	$anchor{$page}{ lc =~ s/[^\w -]//gr =~ s/ /-/gr } = 1 foreach $text{$page} =~ /^#+ (.*)$/mg;
+}
+foreach my $page (@pages)
+{
+	foreach my $link (map { s/^\(|\)$//gr } $text{$page} =~ /\](\([^) ]+\))/g)
+	{
+		next if $link =~ /^https?:/;
+		my ($file, $heading) = split /#/, $link, 2;
+		my $target = $file eq '' ? $page : $page eq 'README.md' ? $file : "doc/$file" =~ s{^doc/\.\./}{}r;
+
+		ok((defined $heading ? $anchor{$target}{$heading} : -e $target), "link of $page to $link");
+	}
 }
 
 # Restoring sources of one's own: what does not work, and the recipe.
 my $dir = PostgreSQL::Test::Utils::tempdir;
-my ($recipe) = section('## Backup and restore') =~ /^```sh\n(.*?)^```$/ms;
+my ($recipe) = section('README.md', '## Backup and restore') =~ /^```sh\n(.*?)^```$/ms;
 my $contents = q{SELECT s.* FROM syncstate.sync_state AS s ORDER BY user_id, source, resource;
 	SELECT p.* FROM syncstate.sync_policy AS p ORDER BY source};
 
