@@ -606,7 +606,11 @@ begin_writing(RowAccess *rows)
 									   table_slot_callbacks(rel));
 	rows->new = ExecInitExtraTupleSlot(rows->estate, RelationGetDescr(rel),
 									   table_slot_callbacks(rel));
+#if PG_VERSION_NUM >= 160000
+	EvalPlanQualInit(&rows->epqstate, rows->estate, NULL, NIL, -1, NIL);
+#else
 	EvalPlanQualInit(&rows->epqstate, rows->estate, NULL, NIL, -1);
+#endif
 	ExecOpenIndices(rows->target, false);
 	AfterTriggerBeginQuery();
 }

@@ -26,6 +26,9 @@ import load
 WORKERS = 8
 USERS = 2
 
+# Calls of a round, so that each kind of fault has a place in it.
+ENOUGH = 10000
+
 
 def run_round(conninfo, seed, seconds):
     """One round; returns its history, or the words of a session that failed."""
@@ -135,7 +138,11 @@ def main():
     bad = 0
     starts = takeovers = undone = writes = 0
     for n in range(rounds):
-        history, failures, deadlocks = run_round(args.conninfo, seed + n, args.seconds / rounds)
+        seconds = args.seconds / rounds
+        history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds)
+        while not failures and len(history.calls) < ENOUGH and seconds < 60:
+            seconds *= 2        # a busy machine: so few calls would prove little
+            history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds)
         if args.keep:
             with open(args.keep, "wb") as f:
                 pickle.dump(history, f)
