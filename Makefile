@@ -51,11 +51,16 @@ dist:
 # throw-away server.  See test/setup for the choice of the server's version.
 # Without the npm packages only the tests that need them fail.
 .PHONY: test demo types
+.PHONY: test demo bench bench-full
 test:
 	@rm -rf results output_iso tmp_check regression.diffs regression.out
 	@$(ready) && { test/node/setup || :; } && test/with-server test/run
 demo:
 	@$(ready) && test/with-server test/demo/run
+bench:
+	@$(ready) && test/bench/run --results test/bench/results/quick --report
+bench-full:
+	@$(ready) && test/bench/run --size full --report
 
 # After a change of the schema: the TypeScript types of the examples.
 types:

@@ -17,6 +17,7 @@
  *	go N		claim and complete N rows, over all clients
  *	hold N		claim N rows and complete none: their worker has died
  *	idle N		claim N times per client, expecting nothing
+ *	read N		claim N times per client, where that takes nothing
  *
  * A row that is handed out while another claim of this process still has it is
  * counted as "double", a row that could not be completed as "lost".
@@ -94,7 +95,7 @@ static bool with_mark = false;
 static bool as_json = false;
 
 static Client *clients;
-static char command;			/* of "go", "hold", "idle": the first letter */
+static char command;			/* the first letter */
 static atomic_long wanted;		/* rows, or per client claims, still to do */
 static atomic_long claimed;
 static atomic_char *taken;		/* by number of row: somebody has it */
@@ -349,7 +350,7 @@ work(void *arg)
 	Client	   *c = arg;
 	int			empty = 0;
 
-	if (command == 'i')
+	if (command == 'i' || command == 'r')
 	{
 		long		n = atomic_load(&wanted);
 
@@ -357,8 +358,9 @@ work(void *arg)
 		{
 			PGresult   *rows = claim(c);
 
-			if (rows != NULL)
+			if (rows != NULL && command == 'i')
 				die("there was something to claim");
+			PQclear(rows);
 		}
 		return NULL;
 	}

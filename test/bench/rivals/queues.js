@@ -1,24 +1,23 @@
 // Workers of the two queues from npm, each through its own API.  Speaks as
 // ../driver.c does: a command on stdin, a line of JSON for each.
 //
-//	queues.js NAME DATABASE BATCH CLIENTS
+//	queues.js NAME DATABASE BATCH CLIENTS INTERVAL
 //
 // A row is a job with a key, its payload the user, the cursor and how many
 // cycles were made; to complete it is to add it again under its key, with a new
-// cursor, due in a quarter of an hour, and to complete the job.
+// cursor, due after the interval in seconds, and to complete the job.
 import { createHash } from 'node:crypto';
 import { createInterface } from 'node:readline';
+import { setTimeout } from 'node:timers/promises';
 import pg from 'pg';
 
-const [name, database, batchText, clientsText] = process.argv.slice(2);
-const batch = Number(batchText);
-const clients = Number(clientsText);
-const INTERVAL = 900;
+const [name, database, ...numbers] = process.argv.slice(2);
+const [batch, clients, interval] = numbers.map(Number);
 const connection = { database, application_name: 'worker', idleTimeoutMillis: 0 };
 
 let number = 0;
 const cursor = () => `CP${createHash('md5').update(`${name} ${number++}`).digest('hex')}GAU=`;
-const later = () => new Date(Date.now() + (0.9 + 0.05 * Math.random()) * INTERVAL * 1000);
+const later = () => new Date(Date.now() + (0.9 + 0.05 * Math.random()) * interval * 1000);
 const again = ({ user_id, cycles }) => ({ user_id, cursor: cursor(), cycles: cycles + 1 });
 
 // How long the statements took: those that claim, and the others.
@@ -85,13 +84,13 @@ async function graphileWorker() {
 		if (waiting.length === batch)
 			flush();
 		else if (waiting.length === 1)
-			setTimeout(() => waiting.length && flush(), 1);
+			setTimeout(1).then(() => waiting.length && flush());
 	});
 
 	return {
 		load: () => load(rows => utils.addJobs(
 			rows.map(r => spec({ user_id: r.user_id, cursor: r.cursor, cycles: 0 }, r.due_at)))),
-		async go(n, clientsNow) {
+		async go(n) {
 			let done = 0;
 			let runner;
 			const enough = new Promise(resolve => {
@@ -109,8 +108,8 @@ async function graphileWorker() {
 					},
 					preset: {
 						worker: {
-							concurrentJobs: batch * clientsNow,
-							...(batch === 1 ? {} : { localQueue: { size: batch * clientsNow }, completeJobBatchDelay: 0 }),
+							concurrentJobs: batch * clients,
+							...(batch === 1 ? {} : { localQueue: { size: batch * clients }, completeJobBatchDelay: 0 }),
 						},
 					},
 				});
@@ -133,11 +132,15 @@ async function pgBoss() {
 	return {
 		load: () => load(rows => boss.insert('sync',
 			rows.map(r => job({ user_id: r.user_id, cursor: r.cursor, cycles: 0 }, r.due_at)))),
-		async go(n, clientsNow) {
+		async go(n) {
 			let done = 0;
 			const worker = async () => {
 				while (done < n) {
 					const jobs = await boss.fetch('sync', { batchSize: batch });
+					if (jobs.length === 0) {
+						await setTimeout(1);
+						continue;
+					}
 					jobs.forEach(j => take(j.data.user_id));
 					const next = jobs.map(j => job(again(j.data), later()));
 					jobs.forEach(j => give(j.data.user_id));
@@ -146,7 +149,7 @@ async function pgBoss() {
 					done += jobs.length;
 				}
 			};
-			await Promise.all(Array.from({ length: clientsNow }, worker));
+			await Promise.all(Array.from({ length: clients }, worker));
 			return done;
 		},
 	};
@@ -173,7 +176,7 @@ for (;;) {
 	say({ ready: 1 });
 	await lines.next();
 	const start = performance.now();
-	const cycles = await queue.go(Number(n), clients);
+	const cycles = await queue.go(Number(n));
 	const answer = {
 		seconds: (performance.now() - start) / 1000, cycles, claims: times.claim.length,
 		empty: 0, retries: 0, lost: 0, double: twice,

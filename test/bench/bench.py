@@ -1,0 +1,311 @@
+"""The server, the workers, and what a round of them costs."""
+import contextlib
+import json
+import os
+import pathlib
+import select
+import subprocess
+import sys
+import tempfile
+import time
+
+from rivals import HERE, RIVALS, Ours, Queue
+
+# The same for all.  Nothing but a round itself may write: vacuum and
+# checkpoints are run between rounds, see measure().
+SETTINGS = {
+    "shared_buffers": "2GB",
+    "fsync": "on",
+    "full_page_writes": "on",
+    "max_wal_size": "20GB",
+    "checkpoint_timeout": "1d",
+    "autovacuum": "off",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "timezone": "UTC",
+    "max_connections": "200",
+}
+
+
+def die(message):
+    sys.exit(f"test/bench/run: {message}")
+
+
+class Server:
+    """A cluster of our own in a temporary directory, run as nobody if we are root."""
+
+    def __init__(self, settings):
+        config = os.environ.get("PG_CONFIG", "pg_config")
+        self.bin = subprocess.run([config, "--bindir"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in [n for n in os.environ if n.startswith("PG") and not n.startswith("PG_")]:
+            del os.environ[name]
+        self.tmp = tempfile.TemporaryDirectory(prefix="syncstate-bench.")
+        self.dir = self.tmp.name
+        self.user = ()
+        if os.getuid() == 0:
+            subprocess.run(["chown", "nobody:", self.dir], check=True)
+            self.user = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+        os.environ.update(PGHOST=self.dir, PGPORT="54321", PGUSER="postgres", LC_ALL="C.UTF-8",
+                          PATH=f"{self.bin}:{os.environ['PATH']}")
+        self.run("initdb", "-D", f"{self.dir}/data", "-U", "postgres", "-A", "trust", "-N")
+        with open(f"{self.dir}/data/postgresql.conf", "a", encoding="utf-8") as conf:
+            conf.write(f"listen_addresses = ''\nunix_socket_directories = '{self.dir}'\n")
+            conf.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        self.run("pg_ctl", "-D", f"{self.dir}/data", "-l", f"{self.dir}/log", "-w", "start")
+        self.sessions = {}
+
+    def run(self, *command):
+        subprocess.run([*self.user, *command], check=True, cwd=self.dir, stdout=subprocess.DEVNULL)
+
+    def stop(self):
+        for session in self.sessions.values():
+            session.close()
+        self.run("pg_ctl", "-D", f"{self.dir}/data", "-m", "immediate", "stop")
+        self.tmp.cleanup()
+
+    def db(self, name="postgres"):
+        """A session of ours, kept; not one of those that are measured."""
+        if name not in self.sessions:
+            self.sessions[name] = Session(name)
+        return self.sessions[name]
+
+
+class Session:
+    """psql, and what it answers."""
+
+    def __init__(self, database):
+        self.psql = subprocess.Popen(
+            ["psql", "-XAtqF\t", "-v", "ON_ERROR_STOP=1", "-d", database],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.pid = int(self("SELECT pg_backend_pid()")[0][0])
+
+    def __call__(self, sql):
+        self.psql.stdin.write(f"{sql}\n;\n\\echo --done--\n")
+        self.psql.stdin.flush()
+        rows = []
+        for line in self.psql.stdout:
+            if line == "--done--\n":
+                return rows
+            rows.append(line.rstrip("\n").split("\t"))
+        die(f"failed: {sql}")
+
+    def close(self):
+        self.psql.kill()
+        self.psql.wait()
+
+
+def cpu_of(pids):
+    """CPU time of processes, in seconds, to the nanosecond."""
+    total = 0
+    for pid in pids:
+        try:
+            total += int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+        except FileNotFoundError:
+            pass
+    return total / 1e9
+
+
+# ------------------------------------------------------------------ workers
+
+def build_driver(server):
+    """Compiles driver.c, and returns where it is."""
+    config = os.environ.get("PG_CONFIG", "pg_config")
+    include, lib = (subprocess.run([config, o], check=True, capture_output=True, text=True).stdout.strip()
+                    for o in ("--includedir", "--libdir"))
+    path = f"{server.dir}/driver"
+    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-pthread", f"-I{include}", HERE / "driver.c",
+                    "-o", path, f"-L{lib}", "-lpq"], check=True)
+    return path
+
+
+class Workers:
+    """The clients of one rival with one batch size, connected for as long as we measure."""
+
+    def __init__(self, rival, database, rows, **settings):
+        self.rival, self.database, self.rows = rival, database, rows
+        self.batch, self.clients, self.sync, self.cycles, self.interval = 1, 1, "off", rows, 900
+        self.__dict__.update(settings)
+        self.completed = self.held = self.double = self.lost = 0
+        self.process = None
+
+    def due(self, sql):
+        """The statement, with the interval from one sync of a row to the next."""
+        return sql.replace("interval '15 min'", f"interval '{self.interval} s'")
+
+    def connect(self, driver):
+        options = f"-c synchronous_commit={self.sync}"
+        self.process = subprocess.Popen(
+            self.rival.command(driver, self), env={**os.environ, "PGOPTIONS": options},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            die(f"workers of {self.rival.name} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def say(self, line):
+        with contextlib.suppress(BrokenPipeError):      # it is missed at the answer
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+
+    def begin(self, what, n, ready=lambda: None):
+        """Tells the workers what to do; they prepare, call ready, and do it."""
+        self.say(f"{what} {n}")
+        self.answer()
+        ready()
+        self.say("")
+
+    def finish(self, what):
+        result = self.answer()
+        if what == "go":
+            self.completed += result["cycles"]
+        elif what == "hold":
+            self.held += result["cycles"]
+        self.double += result["double"]
+        self.lost += result["lost"]
+        return result
+
+    def busy(self):
+        return not select.select([self.process.stdout], [], [], 0)[0]
+
+    def stop(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Bench:
+    forgotten = 0               # cycles, see --forget-one
+
+    def __init__(self, due_in="0", **settings):
+        self.due_in = due_in
+        self.settings = {**SETTINGS, **settings}
+        self.server = Server(self.settings)
+        self.driver = build_driver(self.server)
+        self.workers = []
+        self.databases = {}             # name: (rival, rows)
+        self.server.db()("CREATE ROLE app_user")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for workers in self.workers:
+            workers.stop()
+        self.server.stop()
+
+    def create(self, rival, rows):
+        """A database without rows; see load()."""
+        name = f"{rival.family}_{rows}"
+        if name not in self.databases:
+            self.databases[name] = (rival, rows)
+            self.server.db()(f"CREATE DATABASE {name}")
+            # Due in another order than rows lie in the table or in the primary key.
+            self.server.db(name)(f"""
+                CREATE EXTENSION syncstate;
+                CREATE EXTENSION pg_walinspect;
+                CREATE SCHEMA bench;
+                CREATE VIEW bench.rows AS
+                SELECT (lpad(to_hex(n * 2654435761 & 4294967295), 8, '0') || '-0000-4000-8000-'
+                        || lpad(to_hex(n), 12, '0'))::uuid AS user_id,
+                    now() + n * 7919 % {rows} * interval '1 us' + interval '{self.due_in}' AS due_at,
+                    'CP' || md5(n::text) || 'GAU=' AS cursor
+                FROM generate_series(1::bigint, {rows}) AS n""")
+        return name
+
+    def add(self, rival, rows, **settings):
+        """Workers, whom load() connects.  "cycles" is how many they make in a round."""
+        rival = RIVALS[rival]
+        workers = Workers(rival, self.create(rival, rows), rows, **settings)
+        self.workers.append(workers)
+        return workers
+
+    def load(self):
+        """Fills all tables.  Our workers have been waiting for work by then, and have their marks."""
+        for workers in self.workers:
+            if isinstance(workers.rival, (Ours, Queue)):
+                workers.connect(self.driver)
+            if isinstance(workers.rival, Queue):
+                workers.answer()        # it made its tables
+            elif isinstance(workers.rival, Ours):
+                workers.begin("read", 1)
+                workers.finish("read")
+        for name, (rival, rows) in self.databases.items():
+            start = time.time()
+            rival.fill(self.server, name, next(w for w in self.workers if w.database == name))
+            self.server.db(name)("VACUUM (FREEZE, ANALYZE)")
+            print(f"{time.time() - start:.0f} s to load {rows} rows for {rival.title}", file=sys.stderr)
+        for workers in self.workers:
+            if workers.process is None:
+                workers.connect(self.driver)
+        self.server.db()("CHECKPOINT")
+
+    def measure(self, workers, cycles=None, what="go", vacuum=True):
+        """One round: what it cost, for each of its cycles."""
+        db = self.server.db(workers.database)
+        cycles = cycles or workers.cycles
+        before, after = {}, {}
+
+        def look(into):
+            pids = db("SELECT pid, backend_type = 'client backend', application_name = 'worker' AND "
+                      "datname = current_database() FROM pg_stat_activity")
+            into["backends"] = cpu_of(pid for pid, client, worker in pids if worker == "t")
+            into["background"] = cpu_of(pid for pid, client, worker in pids if client == "f")
+            into["tables"] = db("""
+                SELECT coalesce(sum(n_tup_upd), 0), coalesce(sum(n_tup_hot_upd), 0),
+                    coalesce(sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read), 0)
+                FROM pg_stat_user_tables JOIN pg_statio_user_tables USING (relid)""")[0]
+
+        def ready():
+            before["lsn"] = db("SELECT pg_current_wal_insert_lsn()")[0][0]
+            look(before)
+
+        workers.begin(what, cycles, ready)
+        result = workers.finish(what)
+        look(after)
+        # a commit, so that all of it is on disk, where pg_walinspect reads it
+        db("SELECT pg_logical_emit_message(true, '', '')")
+        wal = db(f"SELECT sum(count), sum(record_size), sum(fpi_size) FROM "
+                 f"pg_get_wal_stats('{before['lsn']}', pg_current_wal_flush_lsn())")[0]
+        updated, hot, buffers = (int(a) - int(b) for a, b in zip(after["tables"], before["tables"]))
+        vacuumed = cpu_of([db.pid])
+        if vacuum:
+            db("VACUUM")
+        n = result["cycles"] if what in ("go", "hold") else cycles * workers.clients
+        return {
+            "rival": workers.rival.name, "rows": workers.rows, "batch": workers.batch,
+            "clients": workers.clients, "sync": workers.sync, **result,
+            "rate": n / result["seconds"],
+            "cpu": (after["backends"] - before["backends"]) / n * 1e6,
+            "background": (after["background"] - before["background"]) / n * 1e6,
+            "vacuum": (cpu_of([db.pid]) - vacuumed) / n * 1e6,
+            "wal_records": float(wal[0] or 0) / n,
+            "wal_bytes": float(wal[1] or 0) / n,
+            "wal_fpi": float(wal[2] or 0) / n,
+            "hot": hot / updated if updated else None,
+            "buffers": buffers / n,
+        }
+
+    def compare(self, cells, rounds, **options):
+        """Rounds of all workers by turns, A B C A B C, after one that is not counted."""
+        results = []
+        for number in range(rounds + 1):
+            for workers in cells:
+                result = self.measure(workers, **options)
+                if number > 0:
+                    results.append({**result, "round": number})
+        return results
+
+    def verify(self):
+        """Every cycle was counted once, and no row was had by two at a time."""
+        for name, (rival, _) in self.databases.items():
+            workers = [w for w in self.workers if w.database == name]
+            told = sum(w.completed + w.held for w in workers) - self.forgotten
+            held = sum(w.held for w in workers)
+            found = [int(x) for x in self.server.db(name)(rival.count.format(table=rival.table))[0]]
+            if found != [told, held]:
+                die(f"{rival.title}: the workers made {told} claims and hold {held} rows, the table says {found}")
+            double, lost = sum(w.double for w in workers), sum(w.lost for w in workers)
+            if rival.safe and (double, lost) != (0, 0):
+                die(f"{rival.title}: {double} rows were claimed by two, {lost} were lost to those who had them")
