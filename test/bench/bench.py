@@ -3,7 +3,6 @@ import contextlib
 import json
 import os
 import pathlib
-import select
 import subprocess
 import sys
 import tempfile
@@ -165,9 +164,6 @@ class Workers:
         self.double += result["double"]
         self.lost += result["lost"]
         return result
-
-    def busy(self):
-        return not select.select([self.process.stdout], [], [], 0)[0]
 
     def stop(self):
         if self.process is not None:

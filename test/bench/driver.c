@@ -428,9 +428,18 @@ round_of(long n)
 	if (list_sql != NULL)
 	{
 		PQclear(list);
-		list = PQexec(clients[0].conn, list_sql);
-		if (PQresultStatus(list) != PGRES_TUPLES_OK)
-			die("list: %s", PQerrorMessage(clients[0].conn));
+		list = NULL;
+		for (int tries = 0; list == NULL || PQntuples(list) < n; tries++)
+		{
+			if (tries > 0)
+				usleep(10000);
+			if (tries * 10 > MAX_EMPTY)
+				die("nothing is due");
+			PQclear(list);
+			list = PQexec(clients[0].conn, list_sql);
+			if (PQresultStatus(list) != PGRES_TUPLES_OK)
+				die("list: %s", PQerrorMessage(clients[0].conn));
+		}
 		atomic_store(&list_next, 0);
 	}
 	puts("{\"ready\":1}");

@@ -197,7 +197,7 @@ class Lookup(Ours):
         return self.statement
 
     def complete(self, batch):
-        return "SELECT"
+        return "SELECT $1::uuid, $3::text"
 
 
 class Queue(Rival):
@@ -239,5 +239,5 @@ RIVALS = {rival.name: rival for rival in [
         SELECT user_id, source, resource, status, due_at, requested_at, parked_reason, sync_interval,
             last_full_sync_at, last_sync_at, last_successful_sync_at, items_synced, progress_done,
             progress_total, failures, failing_since, token_losses, error_message, created_at, updated_at
-        FROM syncstate.sync_state WHERE user_id = '{USER}'""", ""),
+        FROM syncstate.sync_state WHERE user_id = '{USER}'""", Rival.setup),
 ]}
