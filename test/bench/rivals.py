@@ -241,3 +241,5 @@ RIVALS = {rival.name: rival for rival in [
             progress_total, failures, failing_since, token_losses, error_message, created_at, updated_at
         FROM syncstate.sync_state WHERE user_id = '{USER}'""", Rival.setup),
 ]}
+
+WORKERS = [name for name, rival in RIVALS.items() if not isinstance(rival, Lookup)]

@@ -39,7 +39,14 @@ pg.Client.prototype.query = function timed(config, ...args) {
 const held = new Set();
 let twice = 0;
 const take = id => { if (held.has(id)) twice++; held.add(id); };
-const give = id => held.delete(id);
+const give = id => { held.delete(id); idleSince = Date.now(); };
+
+// Who waits for rows that are not there would wait for ever.
+let idleSince = Infinity;
+setInterval(() => {
+	if (Date.now() - idleSince > 30000)
+		throw new Error('nothing is due');
+}, 1000).unref();
 
 // Rows of the view, a part of them at a time, as jobs.
 async function load(add) {
@@ -176,7 +183,9 @@ for (;;) {
 	say({ ready: 1 });
 	await lines.next();
 	const start = performance.now();
+	idleSince = Date.now();
 	const cycles = await queue.go(Number(n));
+	idleSince = Infinity;
 	const answer = {
 		seconds: (performance.now() - start) / 1000, cycles, claims: times.claim.length,
 		empty: 0, retries: 0, lost: 0, double: twice,
