@@ -332,14 +332,14 @@ complete(Client *c, PGresult *rows)
 	double		start;
 	PGresult   *res;
 
-	/* others may take them as soon as the server has heard of it */
-	for (int i = 0; i < n && taken != NULL; i++)
-		atomic_store(&taken[c->numbers[i]], 0);
 	start = now();
 	do
 		res = execute(c, "complete", nparams, params);
 	while (res == NULL);
 	add_time(&c->complete, now() - start);
+	/* none of them is due for a while, so nobody else can have them yet */
+	for (int i = 0; i < n && taken != NULL; i++)
+		atomic_store(&taken[c->numbers[i]], 0);
 	c->lost += n - rows_done(res);
 	PQclear(res);
 }

@@ -107,8 +107,8 @@ async function graphileWorker() {
 						async sync(payload) {
 							take(payload.user_id);
 							const next = spec(again(payload), later());
-							give(payload.user_id);
 							await (batch === 1 ? utils.addJob('sync', next.payload, next) : readd(next));
+							give(payload.user_id);
 							if (++done >= n)
 								resolve();
 						},
@@ -150,9 +150,9 @@ async function pgBoss() {
 					}
 					jobs.forEach(j => take(j.data.user_id));
 					const next = jobs.map(j => job(again(j.data), later()));
-					jobs.forEach(j => give(j.data.user_id));
 					await boss.insert('sync', next);
 					await boss.complete('sync', jobs.map(j => j.id));
+					jobs.forEach(j => give(j.data.user_id));
 					done += jobs.length;
 				}
 			};
