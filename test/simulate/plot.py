@@ -5,7 +5,7 @@ All colours are legible on white and on black.
 import math
 
 WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 48, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 48, 48
 COLOURS = ("#d55e00", "#0090c8", "#009e73", "#cc79a7", "#b59b00", "#7a7aff")
 
 INK = "#848d97"
@@ -74,7 +74,7 @@ def legend(series):
     out = []
     at = WIDTH - RIGHT
     for n, (label, _, _) in reversed(list(enumerate(series))):
-        at -= 7 * len(label) + 22
+        at -= 7.5 * len(label) + 28
         out.append(f'<rect x="{at}" y="26" width="12" height="4" fill="{COLOURS[n % len(COLOURS)]}"/>'
                    f'<text x="{at + 16}" y="32">{label}</text>')
     return out
