@@ -51,6 +51,7 @@ dist:
 # throw-away server.  See test/setup for the choice of the server's version.
 # Without the npm packages only the tests that need them fail.
 .PHONY: test demo bench bench-full types
+.PHONY: test demo simulate
 test:
 	@rm -rf results output_iso tmp_check regression.diffs regression.out
 	@$(ready) && { test/node/setup || :; } && test/with-server test/run
@@ -65,6 +66,13 @@ bench-full:
 types:
 	@$(ready) && test/node/setup && types=$$(test/with-server test/node/types) && \
 		printf '%s\n' "$$types" >examples/syncstate-types.ts
+
+# The server may run in a copy of the tree: what the simulation writes comes
+# through a pipe.
+simulate:
+	@$(ready) && archive=$$(mktemp) && trap 'rm -f "$$archive"' EXIT && \
+		{ test/with-server test/simulate/simulate.py --archive >"$$archive"; status=$$?; } && \
+		tar -x -f "$$archive" -C test/simulate && exit $$status
 
 define ready
 PG_CONFIG=$$(test/setup) && export PG_CONFIG && \
