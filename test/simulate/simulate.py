@@ -228,7 +228,6 @@ class Adaptation:
 
     def __init__(self, done, setting, factor):
         chosen = [n for n, user in enumerate(done.users) if user.step is not None and user.step[1] == factor]
-        self.count = len(chosen)
         before = statistics.fmean(done.log_interval(chosen, setting.step_at - k * HOUR) for k in range(1, 73))
         hourly = [done.log_interval(chosen, setting.step_at + k * HOUR) for k in range(-24, 24 * 10)
                   if setting.step_at + k * HOUR < setting.end - DAY]
@@ -240,9 +239,9 @@ class Adaptation:
 
 
 def weeks(done):
-    """Syncs per day, by week."""
+    """Syncs per day, by week, the last one complete."""
     days = done.per_day()
-    return [statistics.fmean(days[k:k + 7]) for k in range(0, len(days) - 6, 7)]
+    return [statistics.fmean(days[k:k + 7]) for k in range(len(days) % 7, len(days), 7)]
 
 
 def checks(setting, results, disturbed, adaptations):
