@@ -301,7 +301,7 @@ def report(setting, seed, version, results, disturbed, adaptations, judged):
     m = disturbed.measure(setting.begin)
     return f"""# What a budget buys: results of `make simulate`
 
-Written by `test/simulate/simulate.py`; seed {seed}, PostgreSQL {version}. The clock is set, so that another run writes the same.
+Written by `test/simulate/simulate.py`; seed {seed}, PostgreSQL {version}. The clock is set and the seed is fixed: nothing depends on the machine's speed.
 
 {setting.users} users for {days:g} days, after {setting.begin / DAY:g} days in which `daily_budget` begins without knowing anything; budget {setting.budget:,} syncs a day, one per user and hour; `rebalance_syncs()` each hour.
 In these {days:g} days there are {changes:,} changes, {changes / setting.budget / days:.2f} per sync of the budget. While awake, users make {min(rates):.2f} to {max(rates):.0f} changes a day, {statistics.median(rates):.1f} in the median; {sum(user.sleeper for user in users)} of them sleep in turns. `workload.py` says how they are drawn.
