@@ -323,7 +323,7 @@ Budget by week, syncs a day: {", ".join(f"{week:,.0f}" for week in weeks(results
 
 Another run with `daily_budget`, in which each tenth account is pushed ({len(disturbed.pushed)} accounts: `request_sync()` at each of their {pushes:,} changes), and after {setting.step_at / DAY:g} days {setting.stepping} accounts about {setting.slow * DAY:g} changes a day make ten times as many, and {setting.stepping} about {setting.fast * DAY:g} a tenth.
 Mean delay {m['mean'] / 60:.1f} minutes, p95 {m['p95'] / 60:.1f} minutes, {m['syncs']:,} syncs, {m['idle']:.1%} of them found nothing. Budget by week, syncs a day: {", ".join(f"{week:,.0f}" for week in weeks(disturbed))}.
-Half of the adaptation, on a logarithmic scale of the interval, mean of the accounts, itself averaged over the last 24 hours: {" and ".join(f"after {adaptation.days:.1f} days ({factor:g} times the rate)" for factor, adaptation in adaptations.items())}.
+Half of the adaptation, on a logarithmic scale of the interval, mean of the accounts, itself averaged over the last 24 hours: {" and ".join(f"after {adaptation.days:.2f} days ({factor:g} times the rate)" for factor, adaptation in adaptations.items())}.
 """
 
 
