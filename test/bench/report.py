@@ -136,6 +136,7 @@ def held_facts(results, rival):
         "made": late[-1]["made"], "clean": median(clean, "rate"), "late": median(late[-5:], "rate"),
         "p99": median(clean, "claim_p99"), "slowest": max(r["claim_max"] for r in late),
         "first": max((r["seconds"] for r in results["firsts"] if r["rival"] == rival), default=math.nan),
+        "until": max((r["until"] for r in results["firsts"] if r["rival"] == rival), default=math.nan),
         "expired": next((r["seconds"] for r in results["expired"] if r["rival"] == rival), None),
     }
 
@@ -146,9 +147,9 @@ def held(results):
         f = held_facts(results, rival)
         rows.append([RIVALS[rival].title, f"{f['made']:,}", f"{f['clean']:.0f}", f"{f['late']:.0f}",
                      f"{f['late'] / f['clean']:.2f}", f"{1000 * f['p99']:.1f}", f"{1000 * f['slowest']:.1f}",
-                     f"{1000 * f['first']:.1f}", "-" if f["expired"] is None else f"{f['expired']:.1f}"])
+                     f"{1000 * f['first']:.1f}", f"{1000 * f['until']:.1f}", "-" if f["expired"] is None else f"{f['expired']:.1f}"])
     return table(["who", "cycles under the snapshot", "cycles/s before", "in the end", "ratio", "claim ms p99 before",
-                  "slowest claim", "first of a session", "expired lease found after s"], rows)
+                  "slowest claim", "slowest of a new session", "its first 100 cycles took", "expired lease found after s"], rows)
 
 
 PARTS = {"cycles": cycles, "sync": cycles, "clients": cycles, "sizes": sizes, "checkpoint": checkpoint,
