@@ -50,8 +50,7 @@ dist:
 # Everything from nothing: install what is missing, build, and run against a
 # throw-away server.  See test/setup for the choice of the server's version.
 # Without the npm packages only the tests that need them fail.
-.PHONY: test demo bench bench-full types
-.PHONY: test demo simulate
+.PHONY: test demo bench bench-full simulate types
 test:
 	@rm -rf results output_iso tmp_check regression.diffs regression.out
 	@$(ready) && { test/node/setup || :; } && test/with-server test/run

@@ -171,7 +171,7 @@ SELECT interval_of(100, 1000), interval_of(100, 1000, '2 h') AS own;
 
 -- multiplier / sqrt(rate); the rate, by what a row has seen and what the others do
 CREATE FUNCTION rate(a float8, b float8, mean float8) RETURNS float8 LANGUAGE sql IMMUTABLE
-	RETURN greatest(CASE WHEN b >= 1 THEN a / b END, (coalesce(a, 0) + 1) / (coalesce(b, 0) + 1 / mean));
+	RETURN greatest(CASE WHEN a >= 1 AND b >= 1 THEN a / b END, (coalesce(a, 0) + 1) / (coalesce(b, 0) + 1 / mean));
 INSERT INTO sync_budget VALUES ('google_tasks', 10, 0.001, 1, 1000, '2026-01-01', 0, 0);
 SELECT max_interval FROM set_sync_policy('google_tasks', '{"min_interval": "1 minute", "max_interval": "1 hour"}');
 SELECT a, b, abs(interval_of(a, b) - least(greatest(10 / sqrt(rate(least(a, 12), CASE WHEN a > 12 THEN b * 12 / a ELSE b END, 0.001)), 60), 3600)) < 2e-6 AS right,
@@ -294,6 +294,9 @@ SELECT count(*), bool_and(multiplier > 0 AND multiplier < 'infinity') AS finite 
 UPDATE sync_state SET changes_seen = 1e12, seconds_watched = 0;
 SELECT rows, planned, feasible FROM rebalanced();
 UPDATE sync_state SET changes_seen = 1e12, seconds_watched = 1;
+SELECT rows, planned, feasible FROM rebalanced();
+-- next to nothing, after years of silence
+UPDATE sync_state SET changes_seen = 1e-321, seconds_watched = 373953;
 SELECT rows, planned, feasible FROM rebalanced();
 -- nobody ever changes
 UPDATE sync_state SET changes_seen = 0, seconds_watched = 373953;

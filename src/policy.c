@@ -712,7 +712,9 @@ syncstate_learn(SyncState *row, TimestampTz now)
  * rows: what was learned, and one change in the time in which the population
  * makes one.  That prior may lift a row about which little is known, but not
  * pull down a busy one, whose few hours of memory are worth less than 1 / m.
- * Less than a second says nothing by itself.  Keep in sync with store.c.
+ * Less than a second, or than a change, says nothing by itself (and the quotient
+ * of a number next to nothing would be an error in SQL).  Keep in sync with
+ * store.c.
  */
 double
 syncstate_change_rate(const SyncPolicy *policy, const SyncState *row)
@@ -721,7 +723,8 @@ syncstate_change_rate(const SyncPolicy *policy, const SyncState *row)
 	double		seconds = Max(row->seconds_watched, 0.0);
 	double		rate = (changes + 1.0) / (seconds + 1.0 / policy->mean_rate);
 
-	return seconds >= 1.0 ? Max(rate, changes / seconds) : rate;
+	return changes >= 1.0 && seconds >= 1.0 ?
+		Max(rate, changes / seconds) : rate;
 }
 
 /*

@@ -905,9 +905,11 @@ class Model:
         return (lo, max(hi, self.now) if lo <= self.now else hi)
 
     def users_needing(self, source, stale_after, got):
-        """Users with a row that a claim would take, and the place of their
-        first one in the claim: requested ones first, then the oldest due"""
-        users = {}
+        """Users with a row that a claim would take, and the places that their
+        first one may have in the claim (requested ones first, then the oldest
+        due): several, where it is not known whether a row is open yet"""
+        sure = {}
+        perhaps = collections.defaultdict(list)
         for key, row in self.rows.items():
             if key[1] != source or self.hopeless(row):
                 continue
@@ -917,13 +919,15 @@ class Model:
             if stale_after is not None and row['last_sync_at'] is not None \
                     and row['last_sync_at'] >= self.now - stale_after:
                 continue
-            if opens[1] > self.now:
-                if key[0] not in got:
-                    continue        # what is not known, the answer says
             place = (0, row['requested_at']) if row['requested_at'] is not None \
                 else (1, row['due_at'])
-            users[key[0]] = min(users.get(key[0], (2, 0)), place)
-        return users
+            if opens[1] <= self.now:
+                sure[key[0]] = min(sure.get(key[0], (2, 0)), place)
+            elif key[0] in got:     # what is not known, the answer says
+                perhaps[key[0]].append(place)
+        return {u: sorted(([sure[u]] if u in sure else []) +
+                          [p for p in perhaps[u] if p < sure.get(u, (2, 0))])
+                for u in {*sure, *perhaps}}
 
     def overview(self):
         out = {}
@@ -1055,7 +1059,7 @@ def change_rate(row, mean):
     """Changes per second of a row, as far as is known"""
     a, b = (v.hi if isinstance(v, Within) else v or 0
             for v in (row['changes_seen'], row['seconds_watched']))
-    return max(a / b if b >= 1 else 0, (a + 1) / (b + 1 / mean))
+    return max(a / b if a >= 1 and b >= 1 else 0, (a + 1) / (b + 1 / mean))
 
 
 def has_cursor(row):
@@ -1909,11 +1913,16 @@ class Runner:
         if want is None:
             return
         n = len(want) if a.get('max_rows') is None else min(len(want), a['max_rows'])
-        times = [want.get(u) for u in got]
-        if len(got) != n or None in times or len(set(got)) < n \
-                or times != sorted(times) or times != sorted(want.values())[:n]:
+        last = (-1, 0)
+        for u in got:               # each has a place that is not before the last
+            last = min((t for t in want.get(u, []) if t >= last), default=None)
+            if last is None:
+                break
+        if len(got) != n or len(set(got)) < n or last is None \
+                or any(t[-1] < last for u, t in want.items() if u not in got):
             raise Mismatch('get_users_needing_sync',
-                           {u: time_text(t[1]) for u, t in want.items()}, got)
+                           {u: [(p, time_text(t)) for p, t in places]
+                            for u, places in want.items()}, got)
         self.facts['users found needing a sync'] += n
 
     def do_next(self, call):
