@@ -98,6 +98,10 @@ CREATE TRIGGER pass BEFORE UPDATE ON sync_state FOR EACH ROW EXECUTE FUNCTION pa
 SELECT life('row trigger');
 DROP TRIGGER pass ON sync_state;
 
+CREATE TRIGGER pass AFTER UPDATE ON sync_state FOR EACH ROW EXECUTE FUNCTION pass();
+SELECT life('row trigger, after');
+DROP TRIGGER pass ON sync_state;
+
 ALTER TABLE sync_state ADD CONSTRAINT pass CHECK (failures >= 0);
 SELECT life('constraint');
 ALTER TABLE sync_state DROP CONSTRAINT pass;

@@ -173,9 +173,9 @@ static Report *read_reports(Jsonb *results, int *nreports);
 static void read_report(JsonbContainer *object, Report *report);
 static char *json_text(const char *key, const JsonbValue *value);
 static text *limited_text(const char *key, const char *string, int max_bytes);
-static bool apply_one_of(RowAccess *rows, const Report *reports, int nreports,
+static bool apply_one_of(RowAccess *rows, const Report **reports, int nreports,
 						 TimestampTz *now, Applied *applied);
-static const Report *held_report(const SyncState *row, const Report *reports,
+static const Report *held_report(const SyncState *row, const Report **reports,
 								 int nreports);
 static void report_context(void *arg);
 static int	compare_reports(const void *a, const void *b);
@@ -428,6 +428,7 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Report	   *reports;
+	const Report **sorted;
 	int			nreports;
 	RowAccess	rows;
 	Applied    *applied;
@@ -450,17 +451,18 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	now = syncstate_now();
 
 	/* each row once, in the order in which every batch locks */
-	qsort(reports, nreports, sizeof(Report), compare_reports);
+	sorted = palloc(nreports * sizeof(Report *));
+	for (int i = 0; i < nreports; i++)
+		sorted[i] = &reports[i];
+	qsort(sorted, nreports, sizeof(Report *), compare_reports);
 	for (int first = 0, end; first < nreports; first = end)
 	{
-		const SyncKey *key = &reports[first].key;
-
 		for (end = first + 1; end < nreports; end++)
 		{
-			if (!syncstate_same_key(&reports[end].key, key))
+			if (!syncstate_same_key(&sorted[end]->key, &sorted[first]->key))
 				break;
 		}
-		if (apply_one_of(&rows, &reports[first], end - first, &now,
+		if (apply_one_of(&rows, &sorted[first], end - first, &now,
 						 &applied[napplied]))
 			napplied++;
 	}
@@ -875,10 +877,10 @@ limited_text(const char *key, const char *string, int max_bytes)
  * was a lock to wait for.
  */
 static bool
-apply_one_of(RowAccess *rows, const Report *reports, int nreports,
+apply_one_of(RowAccess *rows, const Report **reports, int nreports,
 			 TimestampTz *now, Applied *applied)
 {
-	const SyncKey *key = &reports[0].key;
+	const SyncKey *key = &reports[0]->key;
 	const SyncPolicy *policy = syncstate_policy(key->source);
 	SyncState	row;
 	const Report *report;
@@ -906,12 +908,12 @@ apply_one_of(RowAccess *rows, const Report *reports, int nreports,
 
 /* The first of the reports of a row whose lease is held; NULL if none is. */
 static const Report *
-held_report(const SyncState *row, const Report *reports, int nreports)
+held_report(const SyncState *row, const Report **reports, int nreports)
 {
 	for (int i = 0; i < nreports; i++)
 	{
-		if (lease_is_held(row, reports[i].lease))
-			return &reports[i];
+		if (lease_is_held(row, reports[i]->lease))
+			return reports[i];
 	}
 	return NULL;
 }
@@ -930,8 +932,8 @@ report_context(void *arg)
 static int
 compare_reports(const void *a, const void *b)
 {
-	const Report *x = a;
-	const Report *y = b;
+	const Report *x = *(const Report *const *) a;
+	const Report *y = *(const Report *const *) b;
 	int			cmp = memcmp(&x->key.user_id, &y->key.user_id, UUID_LEN);
 
 	if (cmp == 0)

@@ -6,10 +6,10 @@
  * There are three ways to a row, and a RowAccess knows which one the table and
  * the caller allow:
  *
- *	plain	The table has no triggers and constraints but ours.  A row is read
+ *	plain	Nothing of the site's has a say before a row is written.  It is read
  *			through the primary key or by a walk, changed in memory, and written
  *			as a new version, if nobody has touched the old one meanwhile.
- *	direct	The site has row triggers or constraints of its own.  A row is
+ *	direct	The site has constraints, or triggers before a row.  A row is
  *			locked, and written by the executor's function for one tuple, which
  *			sees to them.
  *	else	Row security, triggers per statement, or missing privileges have a
@@ -38,6 +38,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
@@ -71,9 +72,11 @@
 
 static bool goes_direct(Relation rel);
 static bool is_plain(Relation rel);
+static bool fires_after(Relation rel);
 static void end_look(RowAccess *rows);
 static bool find_key(RowAccess *rows, const SyncKey *key);
 static void begin_writing(RowAccess *rows);
+static void begin_executing(RowAccess *rows);
 static EState *writing_state(Relation rel, ResultRelInfo **target);
 static TM_Result update_plain(RowAccess *rows, const SyncState *row, bool wait);
 static void update_with_triggers(RowAccess *rows, const SyncState *row);
@@ -325,11 +328,17 @@ syncstate_rows_close(RowAccess *rows)
 	end_look(rows);
 	if (rows->estate != NULL)
 	{
-		AfterTriggerEndQuery(rows->estate);
-		EvalPlanQualEnd(&rows->epqstate);
+		if (!rows->plain || fires_after(rows->rel))
+			AfterTriggerEndQuery(rows->estate);
+		if (!rows->plain)
+			EvalPlanQualEnd(&rows->epqstate);
 		ExecCloseResultRelations(rows->estate);
 		ExecResetTupleTable(rows->estate->es_tupleTable, false);
 		FreeExecutorState(rows->estate);
+	}
+	if (rows->new != NULL)
+	{
+		ExecDropSingleTupleTableSlot(rows->new);
 
 		/* what comes next in this transaction sees what was written */
 		CommandCounterIncrement();
@@ -509,9 +518,9 @@ syncstate_rows_write(RowAccess *rows, const SyncState *row)
 }
 
 /*
- * Whether the table has no triggers and constraints but ours.  Our trigger lets
- * our own writes pass, and our CHECK holds for whatever the transitions make of
- * a legal row: neither needs to be asked.
+ * Whether nothing of the site's has a say before a row is written: no trigger
+ * and no constraint.  Our trigger lets our own writes pass, and our CHECK holds
+ * for whatever the transitions make of a legal row: neither needs to be asked.
  */
 static bool
 is_plain(Relation rel)
@@ -519,14 +528,28 @@ is_plain(Relation rel)
 	TriggerDesc *triggers = rel->trigdesc;
 	TupleConstr *constraints = RelationGetDescr(rel)->constr;
 
-	return triggers != NULL && triggers->numtriggers == 1 &&
-		triggers->triggers[0].tgfoid == syncstate_store_ids()->guard_function &&
-		constraints != NULL && constraints->num_check == 1 &&
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		if (TRIGGER_TYPE_MATCHES(trigger->tgtype, TRIGGER_TYPE_ROW,
+								 TRIGGER_TYPE_BEFORE, TRIGGER_TYPE_UPDATE) &&
+			trigger->tgfoid != syncstate_store_ids()->guard_function)
+			return false;
+	}
+	return constraints != NULL && constraints->num_check == 1 &&
 		strcmp(constraints->check[0].ccname, "sync_state_is_legal") == 0 &&
 #if PG_VERSION_NUM >= 180000
 		!constraints->has_generated_virtual &&
 #endif
 		!constraints->has_generated_stored;
+}
+
+/* Whether the table has triggers after an update of a row: the site's. */
+static bool
+fires_after(Relation rel)
+{
+	return rel->trigdesc != NULL && rel->trigdesc->trig_update_after_row;
 }
 
 /* Changes a tuple, and the indexes unless the change is HOT. */
@@ -542,9 +565,11 @@ update_plain(RowAccess *rows, const SyncState *row, bool wait)
 	bool		update_indexes;
 #endif
 	TM_Result	result;
+	List	   *recheck = NIL;
 
 	fill_slot(rows->new, row);
 #ifdef USE_ASSERT_CHECKING
+	begin_executing(rows);
 	ExecConstraints(rows->target, rows->new, rows->estate);
 #endif
 	result = table_tuple_update(rows->rel, &tid, rows->new,
@@ -553,16 +578,22 @@ update_plain(RowAccess *rows, const SyncState *row, bool wait)
 								&tmfd, &lockmode, &update_indexes);
 	if (result != TM_Ok)
 		return result;
-#if PG_VERSION_NUM >= 160000
-	if (update_indexes != TU_None)
-		ExecInsertIndexTuples(rows->target, rows->new, rows->estate, true,
-							  false, NULL, NIL,
-							  update_indexes == TU_Summarizing);
-#else
 	if (update_indexes)
-		ExecInsertIndexTuples(rows->target, rows->new, rows->estate, true,
-							  false, NULL, NIL);
+	{
+		begin_executing(rows);
+		recheck = ExecInsertIndexTuples(rows->target, rows->new, rows->estate,
+										true, false, NULL, NIL
+#if PG_VERSION_NUM >= 160000
+										,update_indexes == TU_Summarizing
 #endif
+			);
+	}
+	if (fires_after(rows->rel))
+	{
+		begin_executing(rows);
+		ExecARUpdateTriggers(rows->estate, rows->target, NULL, NULL, &tid, NULL,
+							 rows->new, recheck, NULL, false);
+	}
 	return TM_Ok;
 }
 
@@ -570,8 +601,10 @@ update_plain(RowAccess *rows, const SyncState *row, bool wait)
 static void
 update_with_triggers(RowAccess *rows, const SyncState *row)
 {
-	bool		save_writing = syncstate_store_set_writing(true);
+	bool		save_writing;
 
+	begin_executing(rows);
+	save_writing = syncstate_store_set_writing(true);
 	PG_TRY();
 	{
 		fill_slot(rows->new, row);
@@ -586,12 +619,23 @@ update_with_triggers(RowAccess *rows, const SyncState *row)
 	PG_END_TRY();
 }
 
-/*
- * Makes what the executor's functions need around them, as the apply worker
- * of logical replication does.
- */
 static void
 begin_writing(RowAccess *rows)
+{
+	if (rows->new == NULL)
+	{
+		CheckCmdReplicaIdentity(rows->rel, CMD_UPDATE);
+		rows->new = table_slot_create(rows->rel, NULL);
+	}
+}
+
+/*
+ * Makes what the executor's functions need around them, as the apply worker
+ * of logical replication does.  A change that is HOT and plain, as claims and
+ * heartbeats are, needs none of it.
+ */
+static void
+begin_executing(RowAccess *rows)
 {
 	Relation	rel = rows->rel;
 
@@ -600,19 +644,19 @@ begin_writing(RowAccess *rows)
 		ResetPerTupleExprContext(rows->estate);
 		return;
 	}
-	CheckCmdReplicaIdentity(rel, CMD_UPDATE);
 	rows->estate = writing_state(rel, &rows->target);
+	ExecOpenIndices(rows->target, false);
+	if (!rows->plain || fires_after(rel))
+		AfterTriggerBeginQuery();
+	if (rows->plain)
+		return;
 	rows->old = ExecInitExtraTupleSlot(rows->estate, RelationGetDescr(rel),
-									   table_slot_callbacks(rel));
-	rows->new = ExecInitExtraTupleSlot(rows->estate, RelationGetDescr(rel),
 									   table_slot_callbacks(rel));
 #if PG_VERSION_NUM >= 160000
 	EvalPlanQualInit(&rows->epqstate, rows->estate, NULL, NIL, -1, NIL);
 #else
 	EvalPlanQualInit(&rows->epqstate, rows->estate, NULL, NIL, -1);
 #endif
-	ExecOpenIndices(rows->target, false);
-	AfterTriggerBeginQuery();
 }
 
 /* The executor's state for changing rows of the table. */

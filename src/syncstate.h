@@ -210,7 +210,7 @@ typedef struct RowAccess
 {
 	Relation	rel;
 	bool		direct;			/* without statements */
-	bool		plain;			/* and without triggers and constraints */
+	bool		plain;			/* and without the site's having a say */
 
 	/* one look at the table */
 	Relation	pkey;
@@ -218,11 +218,11 @@ typedef struct RowAccess
 	TupleTableSlot *slot;
 
 	/* what writing takes, from the first write on */
-	EState	   *estate;
+	TupleTableSlot *new;
+	EState	   *estate;			/* NULL: no executor was needed so far */
 	ResultRelInfo *target;
 	EPQState	epqstate;
 	TupleTableSlot *old;
-	TupleTableSlot *new;
 } RowAccess;
 
 /* What token_ttl is counted from. */

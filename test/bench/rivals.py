@@ -169,7 +169,7 @@ class Ours(Rival):
 
     def complete(self, batch):
         if batch == 1:
-            return "SELECT syncstate.mark_sync_completed($1, 'google_calendar', sync_token => $3, lease => $2)"
+            return "SELECT (syncstate.mark_sync_completed($1, 'google_calendar', sync_token => $3, lease => $2)).lease"
         return """
             SELECT (syncstate.mark_sync_completed(user_id, 'google_calendar', sync_token => token, lease => lease)).lease
             FROM unnest($1::uuid[], $2::bigint[], $3::text[]) AS r (user_id, lease, token)"""
