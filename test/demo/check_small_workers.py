@@ -103,6 +103,7 @@ class Small(demo_run.Demo):
         self.check_items(*accounts)
 
         self.step("errors")
+        marks = {account: len(self.log(*account)) for account in accounts}
         self.control("expire", "ada", CALENDAR, delete=3)
         # longer than any wait after a failure, so that it cannot be taken for one
         self.control("limit", "ben", CALENDAR, seconds=5, kind="403")
@@ -110,11 +111,15 @@ class Small(demo_run.Demo):
         self.control("fail", "dan", CALENDAR, times=1)
         self.control("garble", "eve", CALENDAR)
         # what Finn has cannot be written, and his report comes in the same transaction
+        # (paused, so that no sync gets a new cursor before that)
+        finn = self.users["finn"]
+        self.db.execute("SELECT syncstate.pause_sync(%s, 'google_calendar')", [finn])
+        self.wait_for("the end of Finn's sync", lambda: self.row("finn", CALENDAR).status != "syncing")
         cursor = self.row("finn", CALENDAR).sync_token
         self.db.execute("ALTER TABLE items ADD CONSTRAINT not_finn "
-                        f"CHECK (user_id <> '{self.users['finn']}') NOT VALID")
+                        f"CHECK (user_id <> '{finn}') NOT VALID")
         self.control("mutate", "finn", CALENDAR, change=3)
-        marks = {account: len(self.log(*account)) for account in accounts}
+        self.db.execute("SELECT syncstate.resume_sync(%s, 'google_calendar')", [finn])
 
         def has_answered(name, status):
             log = self.log(name, CALENDAR, marks[name, CALENDAR])
