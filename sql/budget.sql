@@ -437,7 +437,9 @@ EXCEPTION WHEN check_violation OR not_null_violation THEN
 END
 $$;
 SELECT changes, refused_by(changes) FROM unnest(ARRAY['multiplier = 0', 'multiplier = ''NaN''', 'mean_rate = ''infinity''', 'mean_rate = 0', 'correction = -1',
-	'starts = -1', 'rows = -1', 'expected = -1', 'rebalanced_at = ''infinity''', 'rows = NULL']) AS changes;
+	'starts = -1', 'rows = -1', 'expected = -1', 'rebalanced_at = ''infinity''', 'rows = NULL',
+	-- nor those that its arithmetic would fail by
+	'mean_rate = 1e-310', 'correction = 1e-310', 'correction = 3', 'multiplier = 1e41', 'expected = 1e300', 'starts = 1e300']) AS changes;
 
 -- not in a transaction that only reads
 BEGIN READ ONLY;

@@ -239,17 +239,17 @@ CREATE TABLE syncstate.sync_budget (
 	rows bigint NOT NULL,
 	CONSTRAINT sync_budget_pkey PRIMARY KEY (source),
 	CONSTRAINT sync_budget_factors_range
-		CHECK (multiplier OPERATOR(pg_catalog.>) 0::double precision
-			   AND multiplier OPERATOR(pg_catalog.<) 'infinity'::double precision
-			   AND mean_rate OPERATOR(pg_catalog.>) 0::double precision
-			   AND mean_rate OPERATOR(pg_catalog.<) 'infinity'::double precision
-			   AND correction OPERATOR(pg_catalog.>) 0::double precision
-			   AND correction OPERATOR(pg_catalog.<) 'infinity'::double precision),
+		CHECK (multiplier OPERATOR(pg_catalog.>=) 1e-40::double precision
+			   AND multiplier OPERATOR(pg_catalog.<=) 1e40::double precision
+			   AND mean_rate OPERATOR(pg_catalog.>=) 1e-30::double precision
+			   AND mean_rate OPERATOR(pg_catalog.<=) 1e30::double precision
+			   AND correction OPERATOR(pg_catalog.>=) 0.0625::double precision
+			   AND correction OPERATOR(pg_catalog.<=) 2::double precision),
 	CONSTRAINT sync_budget_counts_range
 		CHECK (expected OPERATOR(pg_catalog.>=) 0::double precision
-			   AND expected OPERATOR(pg_catalog.<) 'infinity'::double precision
+			   AND expected OPERATOR(pg_catalog.<=) 1e40::double precision
 			   AND starts OPERATOR(pg_catalog.>=) 0::double precision
-			   AND starts OPERATOR(pg_catalog.<) 'infinity'::double precision
+			   AND starts OPERATOR(pg_catalog.<=) 1e40::double precision
 			   AND rows OPERATOR(pg_catalog.>=) 0),
 	CONSTRAINT sync_budget_rebalanced_at_range
 		CHECK (rebalanced_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz

@@ -881,7 +881,7 @@ syncstate_correction(double correction, double spent, double expected,
 	double		constant = CORRECTION_DAYS;
 	double		step;
 
-	if (expected <= 0)
+	if (!(expected * days > 0))
 		return correction;
 	error = 1.0 - spent / (expected * days);
 	if (error > 0)
