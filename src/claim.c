@@ -55,12 +55,6 @@
 
 #include "syncstate.h"
 
-#if PG_VERSION_NUM >= 180000
-/* 18 counts index searches for EXPLAIN; nobody explains this scan */
-#define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
-	(index_beginscan)(heap, index, snapshot, NULL, nkeys, norderbys)
-#endif
-
 /* Index entries that one step of a sweep visits at most, dead ones counted. */
 #define SWEEP_VISITS	2000
 

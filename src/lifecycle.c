@@ -4,8 +4,9 @@
  *		The state machine: one table of transitions, and the SQL functions
  *		that apply them
  *
- * Each call locks its row, lets the transition change the copy in memory, and
- * writes the copy.  A transition sees the row, the arguments, the effective
+ * Each call reads its row, lets the transition change the copy in memory, and
+ * writes the copy, unless somebody has been at the row meanwhile: then it locks
+ * the row and does the same again.  A transition sees the row, the arguments, the effective
  * policy and the time, runs no SQL and raises no error, so that a batch of
  * reports can apply the very same ones to many rows.
  *

@@ -9,10 +9,10 @@
  * them and a timestamp of our times overflows.
  *
  * The effective policies of all sources are kept in one array per session, in
- * the order of the enum's labels.  It is thrown away whenever sync_policy or
- * the enum changes: a trigger on sync_policy sends the relation's
- * invalidation, which every session sees at the latest when its next
- * transaction starts.
+ * the order of the enum's labels, with what sync_budget has learned.  It is
+ * thrown away whenever one of the two tables or the enum changes: a trigger on
+ * each table sends its invalidation, which every session sees at the latest
+ * when its next transaction starts.
  *
  * src/policy.c
  *
@@ -140,6 +140,9 @@ typedef struct BudgetLimits
 	double		part;			/* of an interval that jitter leaves, on average */
 } BudgetLimits;
 
+typedef void (*RowFunction) (SyncPolicy *policy, const Datum *values,
+							 const bool *nulls);
+
 /* Effective policies, ordered like the enum; NULL = to be loaded. */
 static SyncPolicy *policies = NULL;
 static int	npolicies = 0;
@@ -150,7 +153,10 @@ static bool policies_valid = false;
 static bool callbacks_registered = false;
 
 static void load_policies(void);
-static void load_budgets(SyncPolicy *loaded, int nloaded);
+static void read_each(Oid relid, SyncPolicy *loaded, int nloaded,
+					  RowFunction apply);
+static void apply_learned(SyncPolicy *policy, const Datum *values,
+						  const bool *nulls);
 static void apply_overrides(SyncPolicy *policy, const Datum *values,
 							const bool *nulls);
 static int	compare_labels(const void *a, const void *b);
@@ -339,10 +345,6 @@ load_policies(void)
 {
 	const StoreIds *ids = syncstate_store_ids();
 	CatCList   *labels;
-	Relation	rel;
-	Snapshot	snapshot;
-	SysScanDesc scan;
-	HeapTuple	tuple;
 	MemoryContext context;
 	SyncPolicy *loaded;
 	int			nloaded;
@@ -364,8 +366,6 @@ load_policies(void)
 	/* the caller's until all is read, so that an error leaks nothing */
 	context = AllocSetContextCreate(CurrentMemoryContext, "syncstate policies",
 									ALLOCSET_SMALL_SIZES);
-
-	rel = table_open(ids->policy_rel, AccessShareLock);
 
 	labels = SearchSysCacheList1(ENUMTYPOIDNAME,
 								 ObjectIdGetDatum(ids->source_type));
@@ -402,27 +402,8 @@ load_policies(void)
 	}
 	ReleaseCatCacheList(labels);
 
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		Datum	   *values = palloc(RelationGetDescr(rel)->natts * sizeof(Datum));
-		bool	   *nulls = palloc(RelationGetDescr(rel)->natts * sizeof(bool));
-
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		for (int i = 0; i < nloaded; i++)
-		{
-			if (loaded[i].source ==
-				DatumGetObjectId(values[Anum_sync_policy_source - 1]))
-				apply_overrides(&loaded[i], values, nulls);
-		}
-		pfree(values);
-		pfree(nulls);
-	}
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(rel, AccessShareLock);
-	load_budgets(loaded, nloaded);
+	read_each(ids->policy_rel, loaded, nloaded, apply_overrides);
+	read_each(ids->budget_rel, loaded, nloaded, apply_learned);
 
 	MemoryContextSetParent(context, TopMemoryContext);
 	if (policies_context != NULL)
@@ -434,12 +415,14 @@ load_policies(void)
 	budget_rel = ids->budget_rel;
 }
 
-/* Reads what was learned about budgets, as load_policies() reads. */
+/*
+ * Applies each row of a table to the policy of its source: the latest committed
+ * ones, whatever the transaction's snapshot.
+ */
 static void
-load_budgets(SyncPolicy *loaded, int nloaded)
+read_each(Oid relid, SyncPolicy *loaded, int nloaded, RowFunction apply)
 {
-	Relation	rel = table_open(syncstate_store_ids()->budget_rel,
-								 AccessShareLock);
+	Relation	rel = table_open(relid, AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0,
 										  NULL);
@@ -453,13 +436,9 @@ load_budgets(SyncPolicy *loaded, int nloaded)
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		for (int i = 0; i < nloaded; i++)
 		{
-			if (loaded[i].source !=
-				DatumGetObjectId(values[Anum_sync_budget_source - 1]))
-				continue;
-			loaded[i].multiplier =
-				DatumGetFloat8(values[Anum_sync_budget_multiplier - 1]);
-			loaded[i].mean_rate =
-				DatumGetFloat8(values[Anum_sync_budget_mean_rate - 1]);
+			/* the first column of both tables */
+			if (loaded[i].source == DatumGetObjectId(values[0]))
+				apply(&loaded[i], values, nulls);
 		}
 		pfree(values);
 		pfree(nulls);
@@ -467,6 +446,16 @@ load_budgets(SyncPolicy *loaded, int nloaded)
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
 	table_close(rel, AccessShareLock);
+}
+
+/* Adds what a row of sync_budget has learned. */
+static void
+apply_learned(SyncPolicy *policy, const Datum *values, const bool *nulls)
+{
+	policy->multiplier =
+		DatumGetFloat8(values[Anum_sync_budget_multiplier - 1]);
+	policy->mean_rate =
+		DatumGetFloat8(values[Anum_sync_budget_mean_rate - 1]);
 }
 
 /* Replaces built-in settings by those of a row of sync_policy. */
@@ -591,10 +580,11 @@ syncstate_first_due(const SyncPolicy *policy, const SyncKey *key,
 /*
  * When a row is due again after a completion.
  *
- * The row's interval, counted from start to start, and shortened by between half and the whole of jitter: always a little shorter,
- * never longer, so that a cron of the same interval finds the row due at every
- * tick.  Not before a tenth of the interval has passed, and not after the last
- * visit that the cursor's life allows.
+ * The row's interval, counted from start to start, and shortened by between
+ * half and the whole of jitter: always a little shorter, never longer, so that
+ * a cron of the same interval finds the row due at every tick.  Not before a
+ * tenth of the interval has passed, and not after the last visit that the
+ * cursor's life allows.
  */
 TimestampTz
 syncstate_next_due(const SyncPolicy *policy, const SyncState *row,

@@ -64,12 +64,6 @@
 #define object_aclcheck(class, oid, role, mode) \
 	pg_proc_aclcheck(oid, role, mode)
 #endif
-#if PG_VERSION_NUM >= 180000
-/* 18 counts index searches for EXPLAIN; nobody explains this scan */
-#define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
-	(index_beginscan)(heap, index, snapshot, NULL, nkeys, norderbys)
-#endif
-
 static bool goes_direct(Relation rel);
 static bool is_plain(Relation rel);
 static bool fires_after(Relation rel);

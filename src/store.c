@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * store.c
- *		The table behind everything: OIDs, kept plans, reading and writing rows
+ *		What is done by statements: OIDs, kept plans, and the functions that
+ *		run them
  *
  * The only file with SQL text in it.  Every name in it is qualified, every
  * column listed: a kept plan is analyzed again under whatever search_path the
  * call has.  Statements run as the caller, so privileges and row security
  * decide.  The callers are connected to SPI; what a function returns in
- * pointers lives until SPI_finish(), but for the Datum of a result row, which
- * is made in the caller's outer context.
+ * pointers lives until SPI_finish(), but for a row that was written, which is
+ * copied into the caller's outer context.
  *
  * Plans are generic and go by key or ctid whatever the statistics and the
  * session's settings say: a plan made while the table was empty would otherwise
