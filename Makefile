@@ -57,9 +57,10 @@ test:
 demo:
 	@$(ready) && test/with-server test/demo/run
 bench:
-	@$(ready) && test/bench/run --results test/bench/results/quick --report
+	@$(ready) && test/bench/run --results test/bench/results/quick && \
+		test/bench/run --results test/bench/results/quick --report
 bench-full:
-	@$(ready) && test/bench/run --size full --report
+	@$(ready) && test/bench/run --size full && test/bench/run --report
 
 # After a change of the schema: the TypeScript types of the examples.
 types:

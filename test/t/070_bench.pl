@@ -74,4 +74,8 @@ like($report, qr/^\| CPU per cycle to b, SKIP LOCKED in PL\/pgSQL, batch 100 +\|
 like($report, qr/^!\[[^]]+\]\(held\.svg\)$/m, 'and plots');
 like(slurp_file("$results/held.svg"), qr/<polyline .*points="[\d., ]+"\/>.*<\/svg>/s, 'that are drawn');
 
+# --report alone measures nothing
+like(scalar(`make -n $_`), qr{test/bench/run (?:(?!--report)[^&])*&&.*--report}s, "make $_ measures before it reports")
+	foreach qw(bench bench-full);
+
 done_testing();
