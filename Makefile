@@ -1,9 +1,9 @@
-EXTENSION   = syncstate
+EXTENSION   = syncstate syncstate_router
 MODULE_big  = syncstate
 OBJS        = src/syncstate.o src/lifecycle.o src/claim.o src/policy.o \
               src/identity.o src/store.o src/row.o src/guard.o src/args.o \
               src/budget.o src/rate.o
-DATA        = $(wildcard sql/syncstate--*.sql)
+DATA        = $(wildcard sql/syncstate--*.sql sql/syncstate_router--*.sql)
 # No DOCS: the server has one directory for the pages of all extensions, where
 # names like "operating.md" would be taken for others', and links would break.
 PGFILEDESC  = "syncstate - per-user state of incremental syncs"

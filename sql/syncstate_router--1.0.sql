@@ -1,0 +1,1386 @@
+/* sql/syncstate_router--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION syncstate_router" to load this file. \quit
+
+/*
+ * A database with this extension keeps no sync state.  It has the functions of
+ * syncstate, by the same names and arguments, and calls them where the state
+ * is: on shards, databases with the extension syncstate, of which each has all
+ * rows of some users.
+ *
+ * A call about one user is PL/Proxy's matter: a function of schema
+ * syncstate_shard, by the name of the public one.  A call to several shards is
+ * syncstate_shard.ask(), over dblink: PL/Proxy's RUN ON ALL loses what all the
+ * others answered when one shard fails, after they have committed, and with it
+ * leases that nobody would know of.
+ *
+ * Who may execute a public function may have it done on any shard, as the role
+ * of the user mapping, which is a worker there.  So all public functions are
+ * SECURITY DEFINER: nobody but the owner can call the functions below them, or
+ * use the server and its password.
+ */
+CREATE SCHEMA syncstate;
+COMMENT ON SCHEMA syncstate IS 'State of the incremental syncs of external APIs, kept on shards';
+
+CREATE SCHEMA syncstate_shard;
+COMMENT ON SCHEMA syncstate_shard IS 'How syncstate_router speaks to the shards; for nobody to call';
+
+/* ------------------------------------------------------------------ types */
+
+/* These must be as on the shards: see test/t/100_router.pl. */
+CREATE TYPE syncstate.sync_source AS ENUM
+	('google_calendar', 'google_tasks', 'google_gmail', 'google_contacts');
+COMMENT ON TYPE syncstate.sync_source IS 'Which API a row syncs from; register_sync_source() adds labels';
+
+CREATE TYPE syncstate.sync_status AS ENUM
+	('idle', 'syncing', 'error', 'rate_limited');
+COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never decides alone whether the row is due';
+
+CREATE TYPE syncstate.sync_state AS (
+	user_id uuid,
+	source syncstate.sync_source,
+	resource text COLLATE pg_catalog."C",
+	status syncstate.sync_status,
+	sync_token text,
+	history_id text,
+	updated_min timestamptz,
+	token_issued_at timestamptz,
+	last_full_sync_at timestamptz,
+	due_at timestamptz,
+	requested_at timestamptz,
+	parked_reason text,
+	sync_interval interval,
+	lease bigint,
+	lease_expires_at timestamptz,
+	last_sync_at timestamptz,
+	last_successful_sync_at timestamptz,
+	items_synced bigint,
+	page_token text,
+	progress_done bigint,
+	progress_total bigint,
+	failures integer,
+	token_losses integer,
+	error_message text,
+	created_at timestamptz,
+	updated_at timestamptz,
+	failing_since timestamptz,
+	changes_seen double precision,
+	seconds_watched double precision
+);
+COMMENT ON TYPE syncstate.sync_state IS 'A row of sync_state on a shard';
+
+CREATE TYPE syncstate.sync_policy AS (
+	source syncstate.sync_source,
+	sync_interval interval,
+	lease_time interval,
+	retry_base interval,
+	retry_cap interval,
+	rate_limit_wait interval,
+	max_failures integer,
+	park_after interval,
+	token_ttl interval,
+	token_ttl_from text,
+	jitter double precision,
+	paused_until timestamptz,
+	daily_budget integer,
+	min_interval interval,
+	max_interval interval,
+	rate_per_minute integer
+);
+COMMENT ON TYPE syncstate.sync_policy IS 'The settings of a source on all shards together';
+
+/* ----------------------------------------------------------------- shards */
+
+/*
+ * Every call reads this table first and so holds a lock on it until its
+ * transaction ends: who has locked it in ACCESS EXCLUSIVE mode knows that no
+ * call is on its way, and that the next one will see what they change.  That
+ * is how shards are doubled while workers run: doc/sharding.md.
+ */
+CREATE TABLE syncstate.shard (
+	shard integer NOT NULL,
+	connection text NOT NULL,
+	CONSTRAINT shard_pkey PRIMARY KEY (shard),
+	CONSTRAINT shard_shard_range
+		CHECK (shard OPERATOR(pg_catalog.>=) 0 AND shard OPERATOR(pg_catalog.<) 65536)
+);
+REVOKE ALL ON TABLE syncstate.shard FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.shard', '');
+COMMENT ON TABLE syncstate.shard IS 'Where the shards are; their number is a power of two';
+COMMENT ON COLUMN syncstate.shard.shard IS 'Number of the shard, from 0';
+COMMENT ON COLUMN syncstate.shard.connection IS 'Connection string of libpq; without user and password, which are in the user mapping of server "syncstate"';
+
+/*
+ * PL/Proxy takes its shards from the options of a foreign server.  The server
+ * is no member of the extension: pg_dump dumps the user mappings of those only.
+ */
+CREATE FUNCTION syncstate_shard.set_server() RETURNS trigger
+	LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shards pg_catalog.int4;
+	old pg_catalog.text[];
+	options pg_catalog.text;
+BEGIN
+	SELECT pg_catalog.count(*) INTO shards FROM syncstate.shard AS s;
+	IF shards OPERATOR(pg_catalog.=) 0
+		OR shards OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog.<>) 0
+		OR (SELECT pg_catalog.max(s.shard) FROM syncstate.shard AS s) OPERATOR(pg_catalog.<>) (shards OPERATOR(pg_catalog.-) 1) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'shards must be numbered from 0, and their number must be a power of two',
+			DETAIL = pg_catalog.format('Got %s shards: %s.', shards,
+				COALESCE((SELECT pg_catalog.string_agg(s.shard::pg_catalog.text, ', ' ORDER BY s.shard) FROM syncstate.shard AS s), 'none')),
+			HINT = 'Write all of them in one statement.';
+	END IF;
+
+	SELECT COALESCE(f.srvoptions, '{}') INTO old FROM pg_catalog.pg_foreign_server AS f
+		WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate';
+	IF NOT FOUND THEN
+		SELECT pg_catalog.string_agg(pg_catalog.format('p%s %L', s.shard, s.connection), ', ' ORDER BY s.shard) INTO options
+			FROM syncstate.shard AS s;
+		EXECUTE pg_catalog.format('CREATE SERVER syncstate FOREIGN DATA WRAPPER plproxy OPTIONS (query_timeout ''10'', %s)', options);
+		RETURN NULL;
+	END IF;
+
+	/* PL/Proxy wants them in order: take all off, and put all on again */
+	SELECT pg_catalog.string_agg(o.change, ', ' ORDER BY o.place, o.shard) INTO options
+		FROM (SELECT 1 AS place, 0 AS shard, pg_catalog.format('DROP %I', o.option_name) AS change
+			  FROM pg_catalog.pg_options_to_table(old) AS o
+			  WHERE o.option_name OPERATOR(pg_catalog.~) '^p[0-9]+$'
+			  UNION ALL
+			  SELECT 2, s.shard, pg_catalog.format('ADD p%s %L', s.shard, s.connection)
+			  FROM syncstate.shard AS s) AS o;
+	EXECUTE pg_catalog.format('ALTER SERVER syncstate OPTIONS (%s)', options);
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.set_server() IS 'Tells PL/Proxy where the shards are';
+
+CREATE TRIGGER shard_set_server AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON syncstate.shard
+	FOR EACH STATEMENT EXECUTE FUNCTION syncstate_shard.set_server();
+COMMENT ON TRIGGER shard_set_server ON syncstate.shard IS 'Tells PL/Proxy where the shards are';
+
+/*
+ * Two bytes of a hash that every version of the server has, and whose result
+ * can never change.  A power of two of shards takes its low bits, so that
+ * doubling moves half of each shard's users and no others.
+ */
+CREATE FUNCTION syncstate_shard.hash(user_id uuid) RETURNS integer
+	LANGUAGE sql IMMUTABLE PARALLEL SAFE
+	RETURN (SELECT pg_catalog.get_byte(h.h, 0) OPERATOR(pg_catalog.|) (pg_catalog.get_byte(h.h, 1) OPERATOR(pg_catalog.<<) 8)
+		FROM (SELECT pg_catalog.sha256(pg_catalog.uuid_send(COALESCE(user_id, '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid))) AS h) AS h);
+COMMENT ON FUNCTION syncstate_shard.hash(uuid) IS 'A number of 16 bits whose low bits say which shard has a user; of a null, one where the call can fail as anywhere';
+
+/* The first thing that every call does; see table shard for the lock. */
+CREATE FUNCTION syncstate_shard.enter() RETURNS integer
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shards pg_catalog.int4;
+BEGIN
+	SELECT pg_catalog.count(*) INTO shards FROM syncstate.shard AS s;
+	IF shards OPERATOR(pg_catalog.=) 0 THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = 'this router has no shards',
+			HINT = 'Insert connection strings into syncstate.shard, and create a user mapping for server "syncstate".';
+	END IF;
+	RETURN shards;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.enter() IS 'Locks the table of shards against change, and tells how many there are';
+
+CREATE FUNCTION syncstate.shard_of(user_id uuid) RETURNS integer
+	LANGUAGE plpgsql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN syncstate_shard.hash(user_id) OPERATOR(pg_catalog.&) (syncstate_shard.enter() OPERATOR(pg_catalog.-) 1);
+END
+$$;
+COMMENT ON FUNCTION syncstate.shard_of(uuid) IS 'Which shard has the rows of a user';
+
+/* --------------------------------------------------- asking several shards */
+
+/*
+ * dblink's functions under names of our own, which only the owner may execute,
+ * and not those of the extension dblink, which everybody may: they all see the
+ * same connections.
+ */
+CREATE FUNCTION syncstate_shard.connect(name text, connection text) RETURNS text
+	AS '$libdir/dblink', 'dblink_connect' LANGUAGE C STRICT;
+COMMENT ON FUNCTION syncstate_shard.connect(text, text) IS 'dblink_connect()';
+CREATE FUNCTION syncstate_shard.disconnect(name text) RETURNS text
+	AS '$libdir/dblink', 'dblink_disconnect' LANGUAGE C STRICT;
+COMMENT ON FUNCTION syncstate_shard.disconnect(text) IS 'dblink_disconnect()';
+CREATE FUNCTION syncstate_shard.get_connections() RETURNS text[]
+	AS '$libdir/dblink', 'dblink_get_connections' LANGUAGE C;
+COMMENT ON FUNCTION syncstate_shard.get_connections() IS 'dblink_get_connections()';
+CREATE FUNCTION syncstate_shard.exec(name text, statement text) RETURNS text
+	AS '$libdir/dblink', 'dblink_exec' LANGUAGE C STRICT;
+COMMENT ON FUNCTION syncstate_shard.exec(text, text) IS 'dblink_exec()';
+CREATE FUNCTION syncstate_shard.send_query(name text, statement text) RETURNS integer
+	AS '$libdir/dblink', 'dblink_send_query' LANGUAGE C STRICT;
+COMMENT ON FUNCTION syncstate_shard.send_query(text, text) IS 'dblink_send_query()';
+CREATE FUNCTION syncstate_shard.is_busy(name text) RETURNS integer
+	AS '$libdir/dblink', 'dblink_is_busy' LANGUAGE C STRICT;
+COMMENT ON FUNCTION syncstate_shard.is_busy(text) IS 'dblink_is_busy()';
+CREATE FUNCTION syncstate_shard.get_result(name text) RETURNS SETOF record
+	AS '$libdir/dblink', 'dblink_get_result' LANGUAGE C STRICT;
+COMMENT ON FUNCTION syncstate_shard.get_result(text) IS 'dblink_get_result()';
+
+CREATE TYPE syncstate_shard.place AS (
+	shard integer,
+	name text,
+	connection text
+);
+COMMENT ON TYPE syncstate_shard.place IS 'A shard, how to come to it, and the name of the connection, another one for another string';
+
+CREATE TYPE syncstate_shard.answer AS (
+	shard integer,
+	rows text[],
+	state text,
+	message text,
+	detail text,
+	hint text
+);
+COMMENT ON TYPE syncstate_shard.answer IS 'What a shard answered: rows, or an error with its SQLSTATE';
+
+CREATE FUNCTION syncstate_shard.places() RETURNS SETOF syncstate_shard.place
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	who pg_catalog.text;
+BEGIN
+	SELECT pg_catalog.string_agg(pg_catalog.format(' %s=''%s''', o.option_name,
+			pg_catalog.replace(pg_catalog.replace(o.option_value, '\', '\\'), '''', '\''')), '')
+		INTO who
+		FROM (SELECT m.umoptions FROM pg_catalog.pg_user_mapping AS m
+				JOIN pg_catalog.pg_foreign_server AS f ON f.oid OPERATOR(pg_catalog.=) m.umserver
+			  WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate'
+				  AND m.umuser OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, CURRENT_USER::pg_catalog.regrole::pg_catalog.oid])
+			  ORDER BY m.umuser DESC LIMIT 1) AS m,
+			LATERAL pg_catalog.pg_options_to_table(m.umoptions) AS o;
+	RETURN QUERY SELECT s.shard,
+			pg_catalog.format('syncstate %s %s', s.shard,
+				pg_catalog.hashtextextended(pg_catalog.concat(s.connection, who), 0)),
+			pg_catalog.concat(s.connection, who)
+		FROM syncstate.shard AS s ORDER BY s.shard;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.places() IS 'Where the shards are, and as whom we come';
+
+/* The same option by which PL/Proxy gives a shard up. */
+CREATE FUNCTION syncstate_shard.timeout() RETURNS interval
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN pg_catalog.make_interval(secs => COALESCE(
+		(SELECT NULLIF(o.option_value::pg_catalog.float8, 0)
+		 FROM pg_catalog.pg_foreign_server AS f, LATERAL pg_catalog.pg_options_to_table(f.srvoptions) AS o
+		 WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate' AND o.option_name OPERATOR(pg_catalog.=) 'query_timeout'),
+		86400));
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.timeout() IS 'How long a shard may take to answer: option query_timeout of server "syncstate"';
+
+CREATE FUNCTION syncstate_shard.disconnect_all(keep text[] DEFAULT '{}') RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	name pg_catalog.text;
+BEGIN
+	FOREACH name IN ARRAY COALESCE(syncstate_shard.get_connections(), '{}') LOOP
+		IF name OPERATOR(pg_catalog.~) '^syncstate \d+ ' AND name OPERATOR(pg_catalog.<>) ALL (keep) THEN
+			PERFORM syncstate_shard.disconnect(name);
+		END IF;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.disconnect_all(text[]) IS 'Closes our connections, whose open transactions come to nothing, but for those named';
+
+CREATE FUNCTION syncstate_shard.open(place syncstate_shard.place) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_catalog.pg_proc AS p
+			   WHERE p.probin OPERATOR(pg_catalog.=) '$libdir/dblink'
+				   AND pg_catalog.has_function_privilege('public', p.oid, 'EXECUTE')) THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = 'everybody may execute functions of dblink in this database',
+			DETAIL = 'They reach the connections of the router, which may do everything on the shards.',
+			HINT = 'Drop extension dblink, or revoke EXECUTE on its functions from PUBLIC.';
+	END IF;
+	-- those of before a change of the shards
+	PERFORM syncstate_shard.disconnect_all(ARRAY(SELECT p.name FROM syncstate_shard.places() AS p));
+	PERFORM syncstate_shard.connect(place.name, place.connection);
+	-- rows are written by the shard as we read them; what we gave up ends some time
+	PERFORM syncstate_shard.exec(place.name, pg_catalog.format(
+		'SET search_path = pg_catalog; SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET client_min_messages = error; SET statement_timeout = %s',
+		pg_catalog.floor(pg_catalog.date_part('epoch', syncstate_shard.timeout()) OPERATOR(pg_catalog.*) 2000)));
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.open(syncstate_shard.place) IS 'Opens the connection to a shard';
+
+/* 25006: a standby. */
+CREATE FUNCTION syncstate_shard.is_outage(state text) RETURNS boolean
+	LANGUAGE sql IMMUTABLE PARALLEL SAFE
+	RETURN state OPERATOR(pg_catalog.~) '^(08|53|57|58)|^25006$';
+COMMENT ON FUNCTION syncstate_shard.is_outage(text) IS 'Whether an SQLSTATE tells that a shard is out of order, and not that a call is';
+
+/*
+ * Sends a statement to each shard, all at the same time, and gives what each
+ * one answered, within the timeout; no shard's error is an error here.
+ *
+ *	statements	one for each shard, from shard 0; null = not asked.  A SELECT of
+ *				one column of type text, or a command; "BEGIN; " before it opens
+ *				a transaction, which commit() ends
+ *
+ * Whoever does not answer in time, or loses the connection, is disconnected, so
+ * that an open transaction comes to nothing; and if that took more than a
+ * second it is not asked again for ten times as long, so that at most one call
+ * in ten waits for a shard that hangs.
+ */
+CREATE FUNCTION syncstate_shard.ask(statements text[])
+	RETURNS SETOF syncstate_shard.answer
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	SET client_min_messages = warning
+	AS $$
+DECLARE
+	started pg_catalog.timestamptz = pg_catalog.clock_timestamp();
+	timeout pg_catalog.interval = syncstate_shard.timeout();
+	connections pg_catalog.text[] = COALESCE(syncstate_shard.get_connections(), '{}');
+	asked syncstate_shard.place[] = '{}';
+	place syncstate_shard.place;
+	answer syncstate_shard.answer;
+	avoid pg_catalog.text;		-- setting: until when a shard is not asked
+	statement pg_catalog.text;
+	context pg_catalog.text;
+	waited pg_catalog.interval;
+BEGIN
+	FOR place IN SELECT p.* FROM syncstate_shard.places() AS p
+		WHERE statements[p.shard OPERATOR(pg_catalog.+) 1] IS NOT NULL
+	LOOP
+		statement = statements[place.shard OPERATOR(pg_catalog.+) 1];
+		avoid = 'syncstate_router.avoid_until_' OPERATOR(pg_catalog.||) place.shard;
+		waited = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started;
+		BEGIN
+			IF NULLIF(pg_catalog.current_setting(avoid, true), '')::pg_catalog.timestamptz OPERATOR(pg_catalog.>) started THEN
+				RAISE connection_failure USING MESSAGE = pg_catalog.format('it took too long, and is not asked until %s',
+					pg_catalog.current_setting(avoid));
+			END IF;
+			IF place.name OPERATOR(pg_catalog.=) ANY (connections) THEN
+				-- this notices whether the other end has closed the connection
+				PERFORM syncstate_shard.is_busy(place.name);
+				IF syncstate_shard.send_query(place.name, statement) OPERATOR(pg_catalog.=) 0 THEN
+					PERFORM syncstate_shard.disconnect(place.name);
+					PERFORM syncstate_shard.open(place);
+					PERFORM syncstate_shard.send_query(place.name, statement);
+				END IF;
+			ELSE
+				PERFORM syncstate_shard.open(place);
+				PERFORM syncstate_shard.send_query(place.name, statement);
+			END IF;
+			asked = asked OPERATOR(pg_catalog.||) place;
+		EXCEPTION WHEN insufficient_privilege THEN
+			RAISE;
+		WHEN OTHERS THEN
+			GET STACKED DIAGNOSTICS context = PG_EXCEPTION_DETAIL;
+			RETURN NEXT ROW(place.shard, NULL, '08001', pg_catalog.concat_ws(': ', SQLERRM, NULLIF(context, '')), NULL, NULL)::syncstate_shard.answer;
+			waited = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started OPERATOR(pg_catalog.-) waited;
+			IF waited OPERATOR(pg_catalog.>) '1 second'::pg_catalog.interval THEN
+				PERFORM pg_catalog.set_config(avoid, (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (waited OPERATOR(pg_catalog.*) 10))::pg_catalog.text, false);
+			END IF;
+		END;
+	END LOOP;
+
+	FOREACH place IN ARRAY asked LOOP
+		answer = ROW(place.shard, NULL, NULL, NULL, NULL, NULL);
+		BEGIN
+			FOR result IN 1 .. CASE WHEN pg_catalog.starts_with(statements[place.shard OPERATOR(pg_catalog.+) 1], 'BEGIN; ') THEN 2 ELSE 1 END LOOP
+				WHILE syncstate_shard.is_busy(place.name) OPERATOR(pg_catalog.=) 1 LOOP
+					waited = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started;
+					IF waited OPERATOR(pg_catalog.>) timeout THEN
+						RAISE connection_failure USING MESSAGE = pg_catalog.format('no answer within %s', timeout);
+					END IF;
+					-- a part of the time that has gone by, so that little is added to it
+					PERFORM pg_catalog.pg_sleep(LEAST(0.01, pg_catalog.date_part('epoch', waited) OPERATOR(pg_catalog./) 8));
+				END LOOP;
+				answer.rows = ARRAY(SELECT r.line FROM syncstate_shard.get_result(place.name) AS r (line pg_catalog.text));
+			END LOOP;
+			-- results end with none at all, which reads as an empty one
+			PERFORM FROM syncstate_shard.get_result(place.name) AS r (line pg_catalog.text);
+		EXCEPTION WHEN query_canceled OR OTHERS THEN
+			GET STACKED DIAGNOSTICS answer.state = RETURNED_SQLSTATE, answer.message = MESSAGE_TEXT,
+				answer.detail = PG_EXCEPTION_DETAIL, answer.hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
+			-- canceled here, not there
+			IF answer.state OPERATOR(pg_catalog.=) '57014' AND pg_catalog.strpos(context, 'on dblink connection') OPERATOR(pg_catalog.=) 0 THEN
+				RAISE;
+			END IF;
+			answer.rows = NULL;
+		END;
+		RETURN NEXT answer;
+		CONTINUE WHEN answer.state IS NULL;
+
+		IF syncstate_shard.is_outage(answer.state) THEN
+			PERFORM syncstate_shard.disconnect(place.name);
+			waited = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started;
+			IF waited OPERATOR(pg_catalog.>) '1 second'::pg_catalog.interval THEN
+				PERFORM pg_catalog.set_config('syncstate_router.avoid_until_' OPERATOR(pg_catalog.||) place.shard,
+					(pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (waited OPERATOR(pg_catalog.*) 10))::pg_catalog.text, false);
+			END IF;
+		ELSE
+			PERFORM FROM syncstate_shard.get_result(place.name) AS r (line pg_catalog.text);
+		END IF;
+	END LOOP;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+	PERFORM syncstate_shard.disconnect_all();
+	RAISE;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.ask(text[]) IS 'Sends a statement to each shard, and gives what each one answered';
+
+/* --------------------------------------------------------- telling errors */
+
+/* An answer's error as the error of the call: the shard's own words, where there are any. */
+CREATE FUNCTION syncstate_shard.fail(answer syncstate_shard.answer) RETURNS void
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF syncstate_shard.is_outage(answer.state) THEN
+		RAISE connection_failure USING
+			MESSAGE = pg_catalog.format('shard %s does not answer', answer.shard),
+			DETAIL = COALESCE(NULLIF(answer.message, ''), answer.state),
+			HINT = 'Other shards'' users are not concerned. Repeating a call is safe.';
+	ELSIF answer.detail OPERATOR(pg_catalog.<>) '' AND answer.hint OPERATOR(pg_catalog.<>) '' THEN
+		RAISE USING ERRCODE = answer.state, MESSAGE = answer.message, DETAIL = answer.detail, HINT = answer.hint;
+	ELSIF answer.detail OPERATOR(pg_catalog.<>) '' THEN
+		RAISE USING ERRCODE = answer.state, MESSAGE = answer.message, DETAIL = answer.detail;
+	ELSIF answer.hint OPERATOR(pg_catalog.<>) '' THEN
+		RAISE USING ERRCODE = answer.state, MESSAGE = answer.message, HINT = answer.hint;
+	ELSE
+		RAISE USING ERRCODE = answer.state, MESSAGE = answer.message;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.fail(syncstate_shard.answer) IS 'Raises the error that a shard answered with';
+
+/*
+ * The first error that is about the call, if any.  Otherwise shards that are
+ * out of order are a warning, or an error where all of them are or all were
+ * needed.
+ */
+CREATE FUNCTION syncstate_shard.check(answers syncstate_shard.answer[], all_needed boolean) RETURNS void
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	answer syncstate_shard.answer;
+	good pg_catalog.text;
+	bad pg_catalog.text;
+	why pg_catalog.text;
+BEGIN
+	FOREACH answer IN ARRAY answers LOOP
+		IF answer.state IS NOT NULL AND NOT syncstate_shard.is_outage(answer.state) THEN
+			PERFORM syncstate_shard.fail(answer);
+		END IF;
+	END LOOP;
+
+	SELECT pg_catalog.string_agg(a.shard::pg_catalog.text, ', ' ORDER BY a.shard) FILTER (WHERE a.state IS NULL),
+			pg_catalog.string_agg(a.shard::pg_catalog.text, ', ' ORDER BY a.shard) FILTER (WHERE a.state IS NOT NULL),
+			pg_catalog.string_agg(pg_catalog.format('Shard %s: %s.', a.shard, pg_catalog.rtrim(a.message, E'.\n')), ' ' ORDER BY a.shard) FILTER (WHERE a.state IS NOT NULL)
+		INTO good, bad, why FROM pg_catalog.unnest(answers) AS a;
+	IF bad IS NULL THEN
+		RETURN;
+	ELSIF all_needed OR good IS NULL THEN
+		RAISE connection_failure USING
+			MESSAGE = pg_catalog.format('not all shards answer: not %s', bad),
+			DETAIL = pg_catalog.format('Shards that did what was asked: %s. %s', COALESCE(good, 'none'), why),
+			HINT = 'Repeating the call is safe: a shard that has done it does it again without harm.';
+	ELSE
+		RAISE WARNING USING
+			ERRCODE = 'connection_failure',
+			MESSAGE = pg_catalog.format('not all shards answer: not %s', bad),
+			DETAIL = why;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.check(syncstate_shard.answer[], boolean) IS 'Raises what shards could not do as an error or a warning';
+
+/* A statement for all shards. */
+CREATE FUNCTION syncstate_shard.ask_all(statement text, all_needed boolean) RETURNS SETOF syncstate_shard.answer
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	answers syncstate_shard.answer[];
+BEGIN
+	answers = ARRAY(SELECT a FROM syncstate_shard.ask(pg_catalog.array_fill(statement, ARRAY[syncstate_shard.enter()])) AS a);
+	PERFORM syncstate_shard.check(answers, all_needed);
+	RETURN QUERY SELECT a.* FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL ORDER BY a.shard;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.ask_all(text, boolean) IS 'Asks all shards the same, and gives the answers of those that gave one';
+
+/* --------------------------------------------------------- who is asking */
+
+CREATE FUNCTION syncstate.current_user_id() RETURNS uuid
+	AS 'MODULE_PATHNAME', 'syncstate_current_user_id'
+	LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.current_user_id() IS 'The user that the session''s JWT claims name, or null';
+
+CREATE FUNCTION syncstate.sync_clock() RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'syncstate_sync_clock'
+	LANGUAGE C VOLATILE PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.sync_clock() IS 'The time by which the extension decides: the real time, or syncstate.clock where that is set';
+
+/*
+ * A SECURITY DEFINER function cannot see whose privileges it was called with,
+ * only the role of the session, which is what SET ROLE made it.  claim_due_syncs
+ * is made below.
+ */
+CREATE FUNCTION syncstate_shard.is_worker() RETURNS boolean
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN pg_catalog.has_function_privilege(
+		COALESCE(NULLIF(pg_catalog.current_setting('role'), 'none'), SESSION_USER)::pg_catalog.name,
+		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)', 'EXECUTE');
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.is_worker() IS 'Whether the session''s role is a worker''s';
+
+/* What row security does on a single database; the same words as there. */
+CREATE FUNCTION syncstate_shard.check_user(user_id uuid) RETURNS void
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF user_id IS NOT NULL
+		AND user_id OPERATOR(pg_catalog.=) syncstate.current_user_id() IS NOT TRUE
+		AND NOT syncstate_shard.is_worker() THEN
+		RAISE SQLSTATE 'PT404' USING MESSAGE = 'sync state does not exist or is not visible';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.check_user(uuid) IS 'Fails as for a missing row unless the caller is this user or a worker';
+
+/* ----------------------------------------------- calls about one user's row */
+
+/*
+ * An error of PL/Proxy as the shard's own.  Where the shards are is not for
+ * users to know.
+ */
+CREATE FUNCTION syncstate_shard.fail_routed(user_id uuid, state text, message text, detail text, hint text) RETURNS void
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shard pg_catalog.int4 = syncstate.shard_of(user_id);
+BEGIN
+	IF message OPERATOR(pg_catalog.~) '^PL/Proxy function ' THEN
+		state = '08006';
+	END IF;
+	message = pg_catalog.regexp_replace(message, '^(PL/Proxy function )?syncstate_shard\.\w+\(\d+\): (\[.*?\] )?(REMOTE \S+: )?', '');
+	IF syncstate_shard.is_outage(state) AND NOT syncstate_shard.is_worker() THEN
+		RAISE LOG 'shard % does not answer: %', shard, message;
+		message = NULL;
+	END IF;
+	PERFORM syncstate_shard.fail(ROW(shard, NULL, state, message,
+		pg_catalog.regexp_replace(detail, '^Remote detail: ', ''),
+		pg_catalog.regexp_replace(hint, '^Remote hint: ', ''))::syncstate_shard.answer);
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.fail_routed(uuid, text, text, text, text) IS 'Raises an error that PL/Proxy brought from the shard of a user';
+
+/* After a limit of scope 'source' on one shard: the provider counts them all as one. */
+CREATE FUNCTION syncstate_shard.spread_pause(source syncstate.sync_source) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	question pg_catalog.text = pg_catalog.format('SELECT (syncstate.get_sync_policy(%L)).paused_until::text', source);
+	answers syncstate_shard.answer[];
+	until pg_catalog.timestamptz;
+BEGIN
+	answers = ARRAY(SELECT a FROM syncstate_shard.ask_all(question, false) AS a);
+	SELECT pg_catalog.max(a.rows[1]::pg_catalog.timestamptz) INTO until FROM pg_catalog.unnest(answers) AS a;
+	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
+		ARRAY(SELECT CASE WHEN a.shard IS NOT NULL AND a.rows[1]::pg_catalog.timestamptz OPERATOR(pg_catalog.=) until IS NOT TRUE
+				THEN pg_catalog.format('SELECT (syncstate.pause_sync_source(%L, %L)).paused_until::text', source, until) END
+			FROM pg_catalog.generate_series(0, syncstate_shard.enter() OPERATOR(pg_catalog.-) 1) AS n
+				LEFT JOIN pg_catalog.unnest(answers) AS a ON a.shard OPERATOR(pg_catalog.=) n
+			ORDER BY n)) AS a);
+	PERFORM syncstate_shard.check(answers, false);
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.spread_pause(syncstate.sync_source) IS 'Pauses a source on all shards for as long as on the one where it is paused longest';
+
+/*
+ * For each call two functions: the public one, and PL/Proxy's, which goes by
+ * the same name on the shard.
+ *
+ *	before, after	statements around the call
+ */
+DO $install$
+DECLARE
+	call pg_catalog.record;
+	arguments pg_catalog.text;
+	types pg_catalog.text;
+	body pg_catalog.text;
+BEGIN
+	FOR call IN SELECT * FROM (VALUES
+		('mark_sync_started',
+		 $$user_id uuid, source syncstate.sync_source, lease_time interval DEFAULT NULL, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Takes one row, due or not, unless somebody else holds it'),
+		('mark_sync_completed',
+		 $$user_id uuid, source syncstate.sync_source, items_synced bigint DEFAULT 0, sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL, lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Reports that a sync completed, with its new cursor'),
+		('mark_sync_failed',
+		 $$user_id uuid, source syncstate.sync_source, error_message text, kind text DEFAULT 'transient', lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Reports that a sync failed, and waits, or parks the row where waiting is no use'),
+		('mark_rate_limited',
+		 $$user_id uuid, source syncstate.sync_source, retry_after interval DEFAULT NULL, scope text DEFAULT 'user', lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '',
+		 $$IF scope OPERATOR(pg_catalog.=) 'source' THEN PERFORM syncstate_shard.spread_pause(source); END IF;$$,
+		 'Reports that the provider''s rate limit was hit, and waits it out'),
+		('clear_sync_token',
+		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Reports that the provider has forgotten the cursor: a full sync is next'),
+		('renew_sync_lease',
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, lease_time interval DEFAULT NULL, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Renews the lease of a sync in flight'),
+		('checkpoint_sync',
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, page_token text DEFAULT NULL, progress_done bigint DEFAULT NULL, progress_total bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Remembers where a long sync stands, and renews its lease'),
+		('release_sync',
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Gives a claimed row back undone; nothing is counted'),
+		('update_sync_state',
+		 $$user_id uuid, source syncstate.sync_source, changes jsonb, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay'),
+		('connect_sync',
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '',
+		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
+		 'Starts or takes up again the syncing of an account: makes the row if it is missing, un-parks it, forgets failures, and requests a sync'),
+		('disconnect_sync',
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 'boolean', 'VOLATILE', '', '',
+		 'Ends the syncing of an account: deletes the row; false if there was none'),
+		('pause_sync',
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Parks a row until it is resumed; a sync in flight may finish'),
+		('resume_sync',
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'Un-parks a row, which is due at once, and forgets failures'),
+		('request_sync',
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 'boolean', 'VOLATILE',
+		 'PERFORM syncstate_shard.check_user(user_id);',
+		 $$IF result THEN PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text); END IF;$$,
+		 'Asks for a sync now; tells whether one will come, which it will not for a parked row'),
+		('get_sync_state',
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 'syncstate.sync_state', 'STABLE', '',
+		 'IF result.user_id IS NULL THEN RETURN NULL; END IF;',
+		 'The row of a user, source and resource, or null'),
+		('get_sync_states',
+		 'user_id uuid',
+		 'SETOF syncstate.sync_state', 'STABLE', '', '',
+		 'All rows of a user'))
+		AS c (name, signature, result, volatility, before, after, comment)
+	LOOP
+		EXECUTE pg_catalog.format(
+			$f$CREATE FUNCTION syncstate_shard.%I(%s) RETURNS %s LANGUAGE plproxy VOLATILE
+			AS 'CLUSTER ''syncstate''; RUN ON syncstate_shard.hash(user_id); TARGET syncstate.%I;'$f$,
+			call.name, call.signature, call.result, call.name);
+
+		SELECT pg_catalog.string_agg(a.name, ', ' ORDER BY a.place), pg_catalog.oidvectortypes(p.proargtypes)
+			INTO arguments, types
+			FROM pg_catalog.pg_proc AS p, pg_catalog.unnest(p.proargnames) WITH ORDINALITY AS a (name, place)
+			WHERE p.pronamespace OPERATOR(pg_catalog.=) 'syncstate_shard'::pg_catalog.regnamespace
+				AND p.proname OPERATOR(pg_catalog.=) call.name
+			GROUP BY p.oid;
+		EXECUTE pg_catalog.format('COMMENT ON FUNCTION syncstate_shard.%I(%s) IS %L', call.name, types,
+			'syncstate.' OPERATOR(pg_catalog.||) call.name OPERATOR(pg_catalog.||) '() on the shard of the user');
+
+		IF call.result OPERATOR(pg_catalog.~) '^SETOF' THEN
+			body = $b$
+DECLARE
+	state pg_catalog.text;
+	message pg_catalog.text;
+	detail pg_catalog.text;
+	hint pg_catalog.text;
+BEGIN
+	PERFORM syncstate_shard.enter();
+	%3$s
+	RETURN QUERY SELECT r.* FROM syncstate_shard.%1$I(%2$s) AS r;
+$b$;
+		ELSE
+			body = $b$
+DECLARE
+	result %5$s;
+	state pg_catalog.text;
+	message pg_catalog.text;
+	detail pg_catalog.text;
+	hint pg_catalog.text;
+BEGIN
+	PERFORM syncstate_shard.enter();
+	%3$s
+	result = syncstate_shard.%1$I(%2$s);
+	%4$s
+	RETURN result;
+$b$;
+		END IF;
+		body = pg_catalog.format(body OPERATOR(pg_catalog.||) $b$
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	PERFORM syncstate_shard.fail_routed(user_id, state, message, detail, hint);
+END
+$b$, call.name, arguments, call.before, call.after, call.result);
+		EXECUTE pg_catalog.format(
+			'CREATE FUNCTION syncstate.%I(%s) RETURNS %s LANGUAGE plpgsql %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS %L',
+			call.name, call.signature, call.result, call.volatility, body);
+		EXECUTE pg_catalog.format('COMMENT ON FUNCTION syncstate.%I(%s) IS %L', call.name, types, call.comment);
+	END LOOP;
+END
+$install$;
+
+/* --------------------------------------------------- calls to several shards */
+
+/*
+ * Ends the transactions of shards that answered within one: commits all of
+ * them, or none if one of them refused the call.  Gives the answers again,
+ * where a shard did not confirm with that error instead.
+ */
+CREATE FUNCTION syncstate_shard.commit(answers syncstate_shard.answer[]) RETURNS SETOF syncstate_shard.answer
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	refused pg_catalog.bool = EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
+		WHERE a.state IS NOT NULL AND NOT syncstate_shard.is_outage(a.state));
+	ends syncstate_shard.answer[];
+BEGIN
+	ends = ARRAY(SELECT e FROM syncstate_shard.ask(
+		ARRAY(SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
+						WHERE a.shard OPERATOR(pg_catalog.=) n AND (a.state IS NULL OR NOT syncstate_shard.is_outage(a.state)))
+				THEN CASE WHEN refused THEN 'ROLLBACK' ELSE 'COMMIT' END END
+			FROM pg_catalog.generate_series(0, syncstate_shard.enter() OPERATOR(pg_catalog.-) 1) AS n
+			ORDER BY n)) AS e);
+	RETURN QUERY SELECT a.* FROM pg_catalog.unnest(answers) AS a
+		WHERE NOT EXISTS (SELECT FROM pg_catalog.unnest(ends) AS e
+						  WHERE e.shard OPERATOR(pg_catalog.=) a.shard AND e.state IS NOT NULL)
+		UNION ALL
+		SELECT e.* FROM pg_catalog.unnest(ends) AS e WHERE e.state IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.commit(syncstate_shard.answer[]) IS 'Ends transactions on shards: all of them are committed, or none if a shard refused the call';
+
+/*
+ * Each shard is asked for its part of max_rows, all at the same time; what some
+ * do not have is asked of the others, until it is enough or none has more.
+ * Which shard gets what does not divide evenly is another one each time.
+ *
+ * Errors: as on a shard; 08006 if no shard answers.  Where some do not, that is
+ *		   a warning.
+ */
+CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL,
+										  max_rows integer DEFAULT 10,
+										  lease_time interval DEFAULT NULL)
+	RETURNS SETOF syncstate.sync_state
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 10
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter();
+	turn pg_catalog.int4 = pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) shards);
+	-- shards that may have more, by turns
+	hungry pg_catalog.int4[] = ARRAY(SELECT n FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
+		ORDER BY (n OPERATOR(pg_catalog.+) turn) OPERATOR(pg_catalog.%) shards);
+	missing pg_catalog.int4 = max_rows;
+	parts pg_catalog.int4[];
+	statements pg_catalog.text[];
+	answers syncstate_shard.answer[] = '{}';
+	answer syncstate_shard.answer;
+	open pg_catalog.bool = true;	-- whether there may be open transactions
+BEGIN
+	-- a bad number is for a shard to refuse
+	IF max_rows BETWEEN 1 AND 10000 IS NOT TRUE THEN
+		PERFORM syncstate_shard.check(ARRAY(SELECT a FROM syncstate_shard.ask(ARRAY[pg_catalog.format(
+			'SELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L) AS c', source, max_rows, lease_time)]) AS a), true);
+		RETURN;
+	END IF;
+
+	WHILE missing OPERATOR(pg_catalog.>) 0 AND hungry OPERATOR(pg_catalog.<>) '{}' LOOP
+		parts = pg_catalog.array_fill(0, ARRAY[shards]);
+		statements = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[shards]);
+		FOR i IN 1 .. LEAST(missing, pg_catalog.cardinality(hungry)) LOOP
+			parts[hungry[i] OPERATOR(pg_catalog.+) 1] = missing OPERATOR(pg_catalog./) pg_catalog.cardinality(hungry)
+				OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (missing OPERATOR(pg_catalog.%) pg_catalog.cardinality(hungry)))::pg_catalog.int4;
+			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%sSELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L) AS c',
+				CASE WHEN hungry[i] OPERATOR(pg_catalog.<>) ALL (ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a)) THEN 'BEGIN; ' END,
+				source, parts[hungry[i] OPERATOR(pg_catalog.+) 1], lease_time);
+		END LOOP;
+		FOR answer IN SELECT a.* FROM syncstate_shard.ask(statements) AS a LOOP
+			IF answer.state IS NOT NULL THEN
+				-- what it gave before went with its transaction
+				answers = ARRAY(SELECT a FROM pg_catalog.unnest(answers) AS a WHERE a.shard OPERATOR(pg_catalog.<>) answer.shard);
+			END IF;
+			answers = answers OPERATOR(pg_catalog.||) answer;
+			IF answer.rows IS NULL OR pg_catalog.cardinality(answer.rows) OPERATOR(pg_catalog.<) parts[answer.shard OPERATOR(pg_catalog.+) 1] THEN
+				hungry = pg_catalog.array_remove(hungry, answer.shard);
+			END IF;
+		END LOOP;
+		missing = max_rows OPERATOR(pg_catalog.-) (SELECT COALESCE(pg_catalog.sum(pg_catalog.cardinality(a.rows)), 0)
+			FROM pg_catalog.unnest(answers) AS a)::pg_catalog.int4;
+		EXIT WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
+						  WHERE a.state IS NOT NULL AND NOT syncstate_shard.is_outage(a.state));
+	END LOOP;
+	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
+	open = false;
+
+	PERFORM syncstate_shard.check(answers, false);
+	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(answers) AS a,
+		LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+	IF open THEN
+		PERFORM syncstate_shard.disconnect_all();
+	END IF;
+	RAISE;
+END
+$$;
+COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Takes due rows, each with a lease; requested ones first, then the oldest due';
+
+/*
+ * Each shard gets the reports about its users in one call.  What is no report
+ * goes to shard 0, to be refused there; then none is applied anywhere.
+ *
+ * Errors: as on a shard; 08006 if no shard that was asked answers.  Where some
+ *		   do not, that is a warning, and their reports are left out, like
+ *		   those whose lease is lost.
+ */
+CREATE FUNCTION syncstate.report_syncs(results jsonb)
+	RETURNS SETOF syncstate.sync_state
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 10
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter();
+	statements pg_catalog.text[] = ARRAY[pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', results)];
+	answers syncstate_shard.answer[];
+	limited syncstate.sync_source;
+	open pg_catalog.bool = true;	-- whether there may be open transactions
+BEGIN
+	IF pg_catalog.jsonb_typeof(results) OPERATOR(pg_catalog.=) 'array' AND pg_catalog.jsonb_array_length(results) OPERATOR(pg_catalog.<=) 10000 THEN
+		statements = ARRAY(SELECT CASE WHEN pg_catalog.count(r.report) OPERATOR(pg_catalog.>) 0
+				THEN pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', pg_catalog.jsonb_agg(r.report ORDER BY r.position)) END
+			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
+				LEFT JOIN (SELECT e.report, e.position,
+						CASE WHEN e.report OPERATOR(pg_catalog.->>) 'user_id' OPERATOR(pg_catalog.~) '^\{?([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}\}?$'
+							THEN syncstate_shard.hash((e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
+							ELSE 0 END AS shard
+					FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)) AS r
+				ON r.shard OPERATOR(pg_catalog.=) n
+			GROUP BY n ORDER BY n);
+	END IF;
+	answers = ARRAY(SELECT a FROM syncstate_shard.ask(statements) AS a);
+	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
+	open = false;
+	PERFORM syncstate_shard.check(answers, false);
+
+	FOR limited IN SELECT DISTINCT (r.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source
+		FROM pg_catalog.jsonb_array_elements(results) AS r (report)
+		WHERE r.report OPERATOR(pg_catalog.->>) 'outcome' OPERATOR(pg_catalog.=) 'rate_limited'
+			AND r.report OPERATOR(pg_catalog.->>) 'scope' OPERATOR(pg_catalog.=) 'source'
+	LOOP
+		PERFORM syncstate_shard.spread_pause(limited);
+	END LOOP;
+	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(answers) AS a,
+		LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+	IF open THEN
+		PERFORM syncstate_shard.disconnect_all();
+	END IF;
+	RAISE;
+END
+$$;
+COMMENT ON FUNCTION syncstate.report_syncs(jsonb) IS 'Reports what became of many syncs in one call';
+
+/*
+ * Which of two shards has the older one cannot be told from their answers, so
+ * their users are mixed evenly, each shard's in its order.
+ */
+CREATE FUNCTION syncstate.get_users_needing_sync(source syncstate.sync_source,
+												 stale_after interval DEFAULT NULL,
+												 max_rows integer DEFAULT NULL)
+	RETURNS SETOF uuid
+	LANGUAGE plpgsql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN QUERY SELECT u.user_id::pg_catalog.uuid
+		FROM syncstate_shard.ask_all(pg_catalog.format('SELECT u::text FROM syncstate.get_users_needing_sync(%L, %L, %L) AS u',
+				source, stale_after, max_rows), false) AS a,
+			LATERAL pg_catalog.unnest(a.rows) WITH ORDINALITY AS u (user_id, place)
+		ORDER BY u.place, a.shard
+		LIMIT max_rows;
+END
+$$;
+COMMENT ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) IS 'Tells which users have a row that a claim would take now, and takes nothing';
+
+CREATE FUNCTION syncstate.next_sync_due(source syncstate.sync_source DEFAULT NULL)
+	RETURNS timestamptz
+	LANGUAGE plpgsql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN (SELECT pg_catalog.min(a.rows[1]::pg_catalog.timestamptz)
+		FROM syncstate_shard.ask_all(pg_catalog.format('SELECT syncstate.next_sync_due(%L)::text', source), false) AS a);
+END
+$$;
+COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Tells when a claim will next find a row: how long a worker may sleep';
+
+/* --------------------------------------------------------------- policies */
+
+/* Shards share a budget and a rate, and have all else alike. */
+CREATE FUNCTION syncstate_shard.policy(answers syncstate_shard.answer[]) RETURNS syncstate.sync_policy
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	policies syncstate.sync_policy[] = ARRAY(SELECT a.rows[1]::syncstate.sync_policy FROM pg_catalog.unnest(answers) AS a ORDER BY a.shard);
+	policy syncstate.sync_policy = policies[1];
+BEGIN
+	IF EXISTS (SELECT FROM pg_catalog.unnest(policies) AS p
+			   WHERE pg_catalog.to_jsonb(p) OPERATOR(pg_catalog.-) '{daily_budget,rate_per_minute}'::pg_catalog.text[]
+				   OPERATOR(pg_catalog.<>) (pg_catalog.to_jsonb(policy) OPERATOR(pg_catalog.-) '{daily_budget,rate_per_minute}'::pg_catalog.text[])) THEN
+		RAISE WARNING USING
+			MESSAGE = pg_catalog.format('shards have different policies of %s', policy.source),
+			DETAIL = 'This is that of the first shard that answers.',
+			HINT = 'Repeat the call that did not reach all of them.';
+	END IF;
+	SELECT pg_catalog.sum(p.daily_budget), pg_catalog.sum(p.rate_per_minute)
+		INTO policy.daily_budget, policy.rate_per_minute FROM pg_catalog.unnest(policies) AS p;
+	RETURN policy;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.policy(syncstate_shard.answer[]) IS 'The policies of all shards as one';
+
+CREATE FUNCTION syncstate.get_sync_policy(source syncstate.sync_source)
+	RETURNS syncstate.sync_policy
+	LANGUAGE plpgsql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
+		'SELECT p::text FROM syncstate.get_sync_policy(%L) AS p', source), false) AS a));
+END
+$$;
+COMMENT ON FUNCTION syncstate.get_sync_policy(syncstate.sync_source) IS 'The effective settings of a source: what was overridden, and the built-in defaults for the rest';
+
+/*
+ * daily_budget and rate_per_minute are divided among the shards; what is no
+ * number that can be is for the shards to refuse.
+ *
+ * Errors: as on a shard; 22023 if there is less to divide than there are
+ *		   shards; 08006 if a shard does not answer, where the others have done
+ *		   it.
+ */
+CREATE FUNCTION syncstate.set_sync_policy(source syncstate.sync_source, changes jsonb)
+	RETURNS syncstate.sync_policy
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter();
+	parts pg_catalog.jsonb[] = pg_catalog.array_fill(changes, ARRAY[shards]);
+	answers syncstate_shard.answer[];
+	key pg_catalog.text;
+	whole pg_catalog.numeric;
+BEGIN
+	FOREACH key IN ARRAY ARRAY['daily_budget', 'rate_per_minute'] LOOP
+		CONTINUE WHEN pg_catalog.jsonb_typeof(changes) OPERATOR(pg_catalog.=) 'object' IS NOT TRUE
+			OR pg_catalog.jsonb_typeof(changes OPERATOR(pg_catalog.->) key) OPERATOR(pg_catalog.=) 'number' IS NOT TRUE;
+		whole = changes OPERATOR(pg_catalog.->>) key;
+		CONTINUE WHEN whole OPERATOR(pg_catalog.<) 1 OR whole OPERATOR(pg_catalog.>) 2147483647
+			OR whole OPERATOR(pg_catalog.<>) pg_catalog.trunc(whole);
+		IF whole OPERATOR(pg_catalog.<) shards THEN
+			RAISE invalid_parameter_value USING
+				MESSAGE = pg_catalog.format('%s must be at least the number of shards', key),
+				DETAIL = pg_catalog.format('Got %s, for %s shards.', whole, shards);
+		END IF;
+		FOR i IN 1 .. shards LOOP
+			parts[i] = pg_catalog.jsonb_set(parts[i], ARRAY[key], pg_catalog.to_jsonb(
+				pg_catalog.div(whole, shards) OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (whole OPERATOR(pg_catalog.%) shards))::pg_catalog.int4));
+		END LOOP;
+	END LOOP;
+	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
+		ARRAY(SELECT pg_catalog.format('SELECT p::text FROM syncstate.set_sync_policy(%L, %L) AS p', source, p.part)
+			FROM pg_catalog.unnest(parts) WITH ORDINALITY AS p (part, place) ORDER BY p.place)) AS a);
+	PERFORM syncstate_shard.check(answers, true);
+	RETURN syncstate_shard.policy(answers);
+END
+$$;
+COMMENT ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) IS 'Overrides settings of a source: keys present change, null goes back to the built-in default, keys absent stay; tells the effective settings';
+
+CREATE FUNCTION syncstate.pause_sync_source(source syncstate.sync_source,
+											until timestamptz DEFAULT 'infinity')
+	RETURNS syncstate.sync_policy
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
+		'SELECT p::text FROM syncstate.pause_sync_source(%L, %L) AS p', source, until), true) AS a));
+END
+$$;
+COMMENT ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) IS 'Hands out no row of a source until a time; syncs in flight may finish';
+
+CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
+	RETURNS syncstate.sync_policy
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
+		'SELECT p::text FROM syncstate.resume_sync_source(%L) AS p', source), true) AS a));
+END
+$$;
+COMMENT ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) IS 'Ends the pause of a source; its due rows can be claimed at once';
+
+/* Each shard divides its part of the budget among its rows. */
+CREATE FUNCTION syncstate.rebalance_syncs(INOUT source syncstate.sync_source DEFAULT NULL,
+										  OUT rows bigint,
+										  OUT budget integer,
+										  OUT planned double precision,
+										  OUT observed double precision,
+										  OUT multiplier double precision,
+										  OUT at_min bigint,
+										  OUT at_max bigint,
+										  OUT feasible boolean)
+	RETURNS SETOF record
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 4
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN QUERY SELECT b.source, pg_catalog.sum(b.rows)::pg_catalog.int8, pg_catalog.sum(b.budget)::pg_catalog.int4,
+			pg_catalog.sum(b.planned), pg_catalog.sum(b.observed), pg_catalog.avg(b.multiplier),
+			pg_catalog.sum(b.at_min)::pg_catalog.int8, pg_catalog.sum(b.at_max)::pg_catalog.int8, pg_catalog.bool_and(b.feasible)
+		FROM syncstate_shard.ask_all(pg_catalog.format('SELECT pg_catalog.to_jsonb(b)::text FROM syncstate.rebalance_syncs(%L) AS b', rebalance_syncs.source), true) AS a,
+			LATERAL pg_catalog.unnest(a.rows) AS r (line),
+			LATERAL pg_catalog.jsonb_to_record(r.line::pg_catalog.jsonb) AS b (source syncstate.sync_source, rows pg_catalog.int8,
+				budget pg_catalog.int4, planned pg_catalog.float8, observed pg_catalog.float8, multiplier pg_catalog.float8,
+				at_min pg_catalog.int8, at_max pg_catalog.int8, feasible pg_catalog.bool)
+		GROUP BY b.source ORDER BY b.source;
+END
+$$;
+COMMENT ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) IS 'Divides the daily budget of a source among its rows anew, by how often each one changes';
+
+/* ---------------------------------------------------------- custom sources */
+
+/* As on a shard: the label comes with its row, also out of a dump. */
+CREATE TABLE syncstate.custom_source (
+	label text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT custom_source_pkey PRIMARY KEY (label),
+	CONSTRAINT custom_source_label_identifier
+		CHECK (label OPERATOR(pg_catalog.~) '^[a-z0-9_]{1,58}$')
+);
+REVOKE ALL ON TABLE syncstate.custom_source FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.custom_source', '');
+COMMENT ON TABLE syncstate.custom_source IS 'Labels that register_sync_source() added to sync_source';
+COMMENT ON COLUMN syncstate.custom_source.label IS 'Label of the source: 1 to 58 characters of a-z, 0-9 and _';
+
+CREATE FUNCTION syncstate_shard.add_source_label() RETURNS trigger
+	LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	EXECUTE pg_catalog.format('ALTER TYPE syncstate.sync_source ADD VALUE IF NOT EXISTS %L', NEW.label);
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.add_source_label() IS 'Adds a label to sync_source when its row arrives in custom_source';
+
+CREATE TRIGGER custom_source_add_label AFTER INSERT ON syncstate.custom_source
+	FOR EACH ROW EXECUTE FUNCTION syncstate_shard.add_source_label();
+COMMENT ON TRIGGER custom_source_add_label ON syncstate.custom_source IS 'Adds the label to sync_source';
+
+/* The router knows a label last, when each shard does. */
+CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	PERFORM FROM syncstate_shard.ask_all(pg_catalog.format('SELECT syncstate.register_sync_source(%L)::text', label), true) AS a;
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_enum AS e
+				   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+					   AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name) THEN
+		INSERT INTO syncstate.custom_source AS c (label) VALUES (register_sync_source.label)
+			ON CONFLICT ON CONSTRAINT custom_source_pkey DO NOTHING;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION syncstate.register_sync_source(text) IS 'Adds a label to sync_source, usable once the transaction has committed';
+
+/* ----------------------------------------------------------- deleted users */
+
+/*
+ * See syncstate's: the table is the application's, so only a plain uuid of a
+ * real transition table is read.  Rows go from the shards at once, even if the
+ * deletion of users is rolled back here: they are then gone, and connected anew.
+ */
+CREATE FUNCTION syncstate.forget_users() RETURNS trigger
+	LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter();
+	users pg_catalog.uuid[];
+	answers syncstate_shard.answer[];
+BEGIN
+	IF TG_NARGS OPERATOR(pg_catalog.<>) 1 OR TG_OP OPERATOR(pg_catalog.<>) 'DELETE'
+		OR NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS t
+					   WHERE t.tgrelid OPERATOR(pg_catalog.=) TG_RELID
+						   AND t.tgname OPERATOR(pg_catalog.=) TG_NAME
+						   AND t.tgoldtable OPERATOR(pg_catalog.=) 'deleted'::pg_catalog.name) THEN
+		RAISE trigger_protocol_violated USING
+			MESSAGE = 'function "forget_users" must be fired AFTER DELETE STATEMENT with the old table as "deleted" and the name of a column',
+			HINT = 'Use watch_users() to make the trigger.';
+	END IF;
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
+				   WHERE a.attrelid OPERATOR(pg_catalog.=) TG_RELID
+					   AND a.attname OPERATOR(pg_catalog.=) TG_ARGV[0]::pg_catalog.name
+					   AND NOT a.attisdropped
+					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+		RAISE undefined_column USING
+			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no uuid', TG_ARGV[0], TG_TABLE_NAME);
+	END IF;
+
+	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(d.%1$I) FROM deleted AS d WHERE d.%1$I IS NOT NULL', TG_ARGV[0]) INTO users;
+	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
+		ARRAY(SELECT CASE WHEN pg_catalog.count(u.u) OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(
+				'WITH gone AS (DELETE FROM syncstate.sync_state WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.source, s.resource FOR UPDATE))) SELECT NULL::text LIMIT 0',
+				pg_catalog.array_agg(u.u)) END
+			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
+				LEFT JOIN pg_catalog.unnest(users) AS u (u)
+				ON syncstate_shard.hash(u.u) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog.=) n
+			GROUP BY n ORDER BY n)) AS a);
+	PERFORM syncstate_shard.check(answers, true);
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION syncstate.forget_users() IS 'Deletes the rows of deleted users; a trigger made by watch_users()';
+
+CREATE FUNCTION syncstate.watch_users(users regclass, id_column name DEFAULT 'id') RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF users IS NULL OR id_column IS NULL THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = CASE WHEN users IS NULL THEN 'users' ELSE 'id_column' END OPERATOR(pg_catalog.||) ' must not be null';
+	END IF;
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
+				   WHERE a.attrelid OPERATOR(pg_catalog.=) users
+					   AND a.attname OPERATOR(pg_catalog.=) id_column
+					   AND NOT a.attisdropped
+					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'id_column must name a column of type uuid',
+			DETAIL = pg_catalog.format('Got "%s" of %s.', id_column, users);
+	END IF;
+	EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER syncstate_forget_users AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users(%L)', users, id_column);
+END
+$$;
+COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Makes the rows of deleted users go with them: puts forget_users() on the application''s table of users';
+
+/* ------------------------------------------------------------------ views */
+
+/*
+ * The views read functions, which read the shards.  Shown is what the caller's
+ * own identity says.
+ */
+CREATE FUNCTION syncstate_shard.my_syncs(who uuid)
+	RETURNS TABLE (user_id uuid, source syncstate.sync_source, resource text,
+		status syncstate.sync_status, due_at timestamptz, requested_at timestamptz,
+		parked_reason text, sync_interval interval, last_full_sync_at timestamptz,
+		last_sync_at timestamptz, last_successful_sync_at timestamptz,
+		items_synced bigint, progress_done bigint, progress_total bigint,
+		failures integer, failing_since timestamptz, token_losses integer,
+		error_message text, created_at timestamptz, updated_at timestamptz)
+	LANGUAGE plproxy VOLATILE
+	AS $$
+	CLUSTER 'syncstate';
+	RUN ON syncstate_shard.hash(who);
+	SELECT s.user_id, s.source, s.resource, s.status, s.due_at, s.requested_at,
+		s.parked_reason, s.sync_interval, s.last_full_sync_at, s.last_sync_at,
+		s.last_successful_sync_at, s.items_synced, s.progress_done,
+		s.progress_total, s.failures, s.failing_since, s.token_losses,
+		s.error_message, s.created_at, s.updated_at
+	FROM syncstate.sync_state AS s WHERE s.user_id = who;
+$$;
+COMMENT ON FUNCTION syncstate_shard.my_syncs(uuid) IS 'What a user may see of their own rows, from their shard';
+
+CREATE FUNCTION syncstate.get_my_syncs()
+	RETURNS TABLE (user_id uuid, source syncstate.sync_source, resource text,
+		status syncstate.sync_status, due_at timestamptz, requested_at timestamptz,
+		parked_reason text, sync_interval interval, last_full_sync_at timestamptz,
+		last_sync_at timestamptz, last_successful_sync_at timestamptz,
+		items_synced bigint, progress_done bigint, progress_total bigint,
+		failures integer, failing_since timestamptz, token_losses integer,
+		error_message text, created_at timestamptz, updated_at timestamptz)
+	LANGUAGE plpgsql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	who pg_catalog.uuid = syncstate.current_user_id();
+	state pg_catalog.text;
+	message pg_catalog.text;
+	detail pg_catalog.text;
+	hint pg_catalog.text;
+BEGIN
+	IF who IS NULL THEN
+		RETURN;
+	END IF;
+	PERFORM syncstate_shard.enter();
+	RETURN QUERY SELECT m.* FROM syncstate_shard.my_syncs(who) AS m;
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	PERFORM syncstate_shard.fail_routed(who, state, message, detail, hint);
+END
+$$;
+COMMENT ON FUNCTION syncstate.get_my_syncs() IS 'What a user may see of their own rows; read it as view my_syncs';
+
+CREATE VIEW syncstate.my_syncs
+	WITH (security_invoker = true, security_barrier = true) AS
+	SELECT m.user_id, m.source, m.resource COLLATE pg_catalog."C" AS resource,
+		m.status, m.due_at, m.requested_at, m.parked_reason, m.sync_interval,
+		m.last_full_sync_at, m.last_sync_at, m.last_successful_sync_at,
+		m.items_synced, m.progress_done, m.progress_total, m.failures,
+		m.failing_since, m.token_losses, m.error_message, m.created_at, m.updated_at
+	FROM syncstate.get_my_syncs() AS m;
+REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
+COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
+
+CREATE FUNCTION syncstate.get_sync_overview()
+	RETURNS TABLE (source syncstate.sync_source, rows bigint, idle bigint, syncing bigint,
+		error bigint, rate_limited bigint, due bigint, oldest_due_age interval,
+		requested bigint, live_leases bigint, expired_leases bigint, failing bigint,
+		parked_paused bigint, parked_auth bigint, parked_failures bigint,
+		parked_token_loop bigint, without_cursor bigint, paused_until timestamptz)
+	LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 4
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN QUERY SELECT o.source, pg_catalog.sum(o.rows)::pg_catalog.int8, pg_catalog.sum(o.idle)::pg_catalog.int8,
+			pg_catalog.sum(o.syncing)::pg_catalog.int8, pg_catalog.sum(o.error)::pg_catalog.int8,
+			pg_catalog.sum(o.rate_limited)::pg_catalog.int8, pg_catalog.sum(o.due)::pg_catalog.int8,
+			pg_catalog.max(o.oldest_due_age), pg_catalog.sum(o.requested)::pg_catalog.int8,
+			pg_catalog.sum(o.live_leases)::pg_catalog.int8, pg_catalog.sum(o.expired_leases)::pg_catalog.int8,
+			pg_catalog.sum(o.failing)::pg_catalog.int8, pg_catalog.sum(o.parked_paused)::pg_catalog.int8,
+			pg_catalog.sum(o.parked_auth)::pg_catalog.int8, pg_catalog.sum(o.parked_failures)::pg_catalog.int8,
+			pg_catalog.sum(o.parked_token_loop)::pg_catalog.int8, pg_catalog.sum(o.without_cursor)::pg_catalog.int8,
+			pg_catalog.max(o.paused_until)
+		FROM syncstate_shard.ask_all('SELECT pg_catalog.to_jsonb(o)::text FROM syncstate.sync_overview AS o', true) AS a,
+			LATERAL pg_catalog.unnest(a.rows) AS r (line),
+			LATERAL pg_catalog.jsonb_to_record(r.line::pg_catalog.jsonb) AS o (source syncstate.sync_source,
+				rows pg_catalog.int8, idle pg_catalog.int8, syncing pg_catalog.int8, error pg_catalog.int8,
+				rate_limited pg_catalog.int8, due pg_catalog.int8, oldest_due_age pg_catalog.interval,
+				requested pg_catalog.int8, live_leases pg_catalog.int8, expired_leases pg_catalog.int8,
+				failing pg_catalog.int8, parked_paused pg_catalog.int8, parked_auth pg_catalog.int8,
+				parked_failures pg_catalog.int8, parked_token_loop pg_catalog.int8,
+				without_cursor pg_catalog.int8, paused_until pg_catalog.timestamptz)
+		GROUP BY o.source ORDER BY o.source;
+END
+$$;
+COMMENT ON FUNCTION syncstate.get_sync_overview() IS 'The sums over all shards; read it as view sync_overview';
+
+CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
+	SELECT o.* FROM syncstate.get_sync_overview() AS o;
+REVOKE ALL ON TABLE syncstate.sync_overview FROM PUBLIC;
+COMMENT ON VIEW syncstate.sync_overview IS 'Per source: how many rows are in which state, due, held, failing and parked, and how late the oldest due one is';
+
+/* ----------------------------------------------------------------- grants */
+
+CREATE FUNCTION syncstate.grant_worker(role regrole) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	fn pg_catalog.regprocedure;
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) role) OR role IS NULL THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'role must be an existing role',
+			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
+	END IF;
+	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
+	-- all but what changes the router itself
+	FOR fn IN SELECT p.oid FROM pg_catalog.pg_proc AS p
+		WHERE p.pronamespace OPERATOR(pg_catalog.=) 'syncstate'::pg_catalog.regnamespace
+			AND p.proname OPERATOR(pg_catalog.<>) ALL (ARRAY['grant_worker', 'grant_user', 'register_sync_source', 'watch_users', 'forget_users'])
+	LOOP
+		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', fn, role);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION syncstate.grant_worker(regrole) IS 'Grants a role all that a worker needs: to claim and report, for every user';
+
+CREATE FUNCTION syncstate.grant_user(role regrole) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) role) OR role IS NULL THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'role must be an existing role',
+			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
+	END IF;
+	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
+	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.get_my_syncs(), syncstate.current_user_id(), syncstate.sync_clock() TO %s', role);
+END
+$$;
+COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request a sync';
+
+DO $$
+DECLARE
+	fn pg_catalog.regprocedure;
+BEGIN
+	FOR fn IN SELECT p.oid FROM pg_catalog.pg_proc AS p
+		WHERE p.pronamespace OPERATOR(pg_catalog.=) ANY (ARRAY['syncstate'::pg_catalog.regnamespace, 'syncstate_shard'::pg_catalog.regnamespace])
+	LOOP
+		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', fn);
+	END LOOP;
+	IF EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname OPERATOR(pg_catalog.=) 'service_role') THEN
+		PERFORM syncstate.grant_worker('service_role'::pg_catalog.regrole);
+	END IF;
+	IF EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname OPERATOR(pg_catalog.=) 'authenticated') THEN
+		PERFORM syncstate.grant_user('authenticated'::pg_catalog.regrole);
+	END IF;
+END
+$$;

@@ -1,0 +1,104 @@
+# A router and its shards, for tests.
+#
+#	my $s = Shards->new(4);						shards are databases of one cluster
+#	my $s = Shards->new(4, clusters => 1);		each shard is a cluster of its own
+#	my $s = Shards->new(4, conf => "...");		lines for every postgresql.conf
+#
+# Roles anon, authenticated and service_role exist on the router, as the site's
+# roles do when the extension is created, and "router" on the shards: as whom
+# the router comes there.
+package Shards;
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# Not every Debian release has PL/Proxy for its server.
+sub skip_all_without_plproxy
+{
+	my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
+	my ($sharedir) = `$pg_config --sharedir` =~ /(.*)/;
+	plan skip_all => 'PL/Proxy is not installed for this server'
+	  unless -e "$sharedir/extension/plproxy.control";
+	return;
+}
+
+sub new
+{
+	my ($class, $count, %option) = @_;
+	my $self = bless { shards => [], %option }, $class;
+
+	my $node = $self->{router} = $self->cluster('router');
+	$node->safe_psql('postgres', 'CREATE DATABASE router');
+	$node->safe_psql('postgres', "CREATE ROLE $_ NOLOGIN") for qw(anon authenticated service_role);
+	$self->add_shard($_) for 0 .. $count - 1;
+	$self->query(qq{
+		CREATE EXTENSION syncstate_router CASCADE;
+		INSERT INTO syncstate.shard VALUES } . join(', ', map { "($_, '" . $self->connection($_) . "')" } 0 .. $count - 1) . qq{;
+		CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked');
+	});
+	return $self;
+}
+
+sub cluster
+{
+	my ($self, $name) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init(allows_streaming => 'logical');
+	$node->append_conf('postgresql.conf', "fsync = off\nmax_connections = 100\n" . ($self->{conf} // ''));
+	$node->start;
+	$node->safe_psql('postgres', 'CREATE ROLE router LOGIN');
+	return $node;
+}
+
+# A new database that is, or may become, a shard.
+sub add_shard
+{
+	my ($self, $n) = @_;
+	my $node = $self->{clusters} ? $self->cluster("shard$n") : $self->{router};
+
+	$node->safe_psql('postgres', "CREATE DATABASE shard$n");
+	$node->safe_psql("shard$n", q{
+		CREATE EXTENSION syncstate;
+		SELECT syncstate.grant_worker('router');
+		GRANT SELECT, INSERT, DELETE ON syncstate.custom_source TO router;
+		GRANT EXECUTE ON FUNCTION syncstate.register_sync_source TO router;
+	});
+	$self->{shards}[$n] = $node;
+	return;
+}
+
+# Connection string of a shard, as the router's table has it
+sub connection
+{
+	my ($self, $n) = @_;
+	my $node = $self->{shards}[$n];
+	return sprintf('host=%s port=%s dbname=shard%s', $node->host, $node->port, $n);
+}
+
+# Statements on the router, by its superuser
+sub query
+{
+	my ($self, $sql) = @_;
+	return $self->{router}->safe_psql('router', $sql);
+}
+
+# Statements on one shard, by its superuser
+sub shard_query
+{
+	my ($self, $n, $sql) = @_;
+	return $self->{shards}[$n]->safe_psql("shard$n", $sql);
+}
+
+sub stop
+{
+	my ($self) = @_;
+	my %seen;
+	$_->stop for grep { !$seen{$_}++ } @{ $self->{shards} }, $self->{router};
+	return;
+}
+
+1;
