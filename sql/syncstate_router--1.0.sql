@@ -590,7 +590,7 @@ BEGIN
 	IF message OPERATOR(pg_catalog.~) '^PL/Proxy function ' THEN
 		state = '08006';
 	END IF;
-	message = pg_catalog.regexp_replace(message, '^(PL/Proxy function )?syncstate_shard\.\w+\(\d+\): (\[.*?\] )?(REMOTE \S+: )?', '');
+	message = pg_catalog.regexp_replace(pg_catalog.rtrim(message, E'\n'), '^(PL/Proxy function )?syncstate_shard\.\w+\(\d+\): (\[.*?\] )?(REMOTE \S+: )?', '');
 	IF syncstate_shard.is_outage(state) AND NOT syncstate_shard.is_worker() THEN
 		RAISE LOG 'shard % does not answer: %', shard, message;
 		message = NULL;
