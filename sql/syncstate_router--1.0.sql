@@ -173,9 +173,12 @@ CREATE FUNCTION syncstate_shard.hash(user_id uuid) RETURNS integer
 		FROM (SELECT pg_catalog.sha256(pg_catalog.uuid_send(COALESCE(user_id, '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid))) AS h) AS h);
 COMMENT ON FUNCTION syncstate_shard.hash(uuid) IS 'A number of 16 bits whose low bits say which shard has a user; of a null, one where the call can fail as anywhere';
 
-/* The first thing that every call does; see table shard for the lock. */
+/*
+ * The first thing that every call does; see table shard for the lock.  VOLATILE,
+ * so that it looks at the table after it has waited for the lock.
+ */
 CREATE FUNCTION syncstate_shard.enter() RETURNS integer
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 DECLARE
