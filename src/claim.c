@@ -68,6 +68,12 @@
 /* The next sweep starts no sooner than this after the last one started. */
 #define SWEEP_PAUSE		USECS_PER_SEC
 
+/*
+ * While claims are full without it, a sweep rests after each step that found
+ * too little for so many times as long as the step took.
+ */
+#define SWEEP_REST		9
+
 /* Where the mark of a new session stands. */
 #define FIRST_MARK		USECS_PER_MINUTE
 
@@ -107,6 +113,7 @@ typedef struct LaneHints
 	Place		sweep;
 	bool		sweeping;
 	TimestampTz sweep_started;
+	TimestampTz rests_until;	/* at most SWEEP_PAUSE ahead */
 } LaneHints;
 
 /* What a session remembers of a source. */
@@ -186,6 +193,7 @@ static bool would_park(const SyncState *row, const SyncPolicy *policy,
 					   TimestampTz now);
 static void claim_source(Claim *claim, int quota);
 static WalkEnd claim_lane(Claim *claim, Lane lane, int limit);
+static WalkEnd claim_sweep(Claim *claim, Lane lane, int limit);
 static WalkEnd claim_part(Claim *claim, Lane lane, const Place *after,
 						  const Place *stop, int64 max_visits, int limit,
 						  Place *reached);
@@ -678,6 +686,7 @@ source_hints(Oid source, TimestampTz now)
 			place_behind(&found->lanes[lane].sweep, NO_TIME);
 			found->lanes[lane].sweeping = false;
 			found->lanes[lane].sweep_started = NO_TIME;
+			found->lanes[lane].rests_until = NO_TIME;
 		}
 		found->share_carry = 0;
 	}
@@ -751,6 +760,8 @@ claim_lane(Claim *claim, Lane lane, int limit)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	TimestampTz now = claim->now;
+	bool		resting;
+	Place		after;
 	WalkEnd		end;
 
 	/* time that is moved by hand makes hints worthless, and waiting too */
@@ -769,34 +780,51 @@ claim_lane(Claim *claim, Lane lane, int limit)
 		place_behind(&lh->mark, now);
 	if (lh->sweep_started > now)
 		lh->sweep_started = NO_TIME;
+	if (lh->rests_until > now + SWEEP_PAUSE)
+		lh->rests_until = NO_TIME;
 
 	if (!lh->sweeping &&
 		(lh->sweep_started == NO_TIME || now - lh->sweep_started >= SWEEP_PAUSE))
 	{
 		lh->sweeping = true;
 		lh->sweep_started = now;
+		lh->rests_until = NO_TIME;
 		place_behind(&lh->sweep, NO_TIME);
 	}
-	if (lh->sweeping)
+	resting = lh->sweeping && lh->rests_until > now;
+	if (lh->sweeping && !resting &&
+		claim_sweep(claim, lane, limit) == WALK_FULL)
+		return WALK_FULL;
+
+	after = lh->mark;
+	end = claim_part(claim, lane, &after, NULL, FORWARD_VISITS, limit,
+					 &lh->mark);
+	if (end == WALK_ALL)
+		place_behind(&lh->mark,
+					 lane == LANE_PRIORITY ? now - PRIORITY_LAG : now);
+	if (resting && end != WALK_FULL)
+		end = claim_sweep(claim, lane, limit);
+	return end;
+}
+
+/* Takes rows by one more step of the sweep over a lane. */
+static WalkEnd
+claim_sweep(Claim *claim, Lane lane, int limit)
+{
+	LaneHints  *lh = &claim->hints->lanes[lane];
+	TimestampTz started = syncstate_now();
+	Place		after = lh->sweep;
+	WalkEnd		end = claim_part(claim, lane, &after, &lh->mark, SWEEP_VISITS,
+								 limit, &lh->sweep);
+
+	if (end == WALK_ALL)
+		lh->sweeping = false;
+	else if (end == WALK_BOUND)
 	{
-		Place		after = lh->sweep;
+		TimestampTz ended = syncstate_now();
 
-		end = claim_part(claim, lane, &after, &lh->mark, SWEEP_VISITS, limit,
-						 &lh->sweep);
-		if (end == WALK_ALL)
-			lh->sweeping = false;
-		else if (end == WALK_FULL)
-			return end;
-	}
-
-	{
-		Place		after = lh->mark;
-
-		end = claim_part(claim, lane, &after, NULL, FORWARD_VISITS, limit,
-						 &lh->mark);
-		if (end == WALK_ALL)
-			place_behind(&lh->mark,
-						 lane == LANE_PRIORITY ? now - PRIORITY_LAG : now);
+		lh->rests_until = ended + Min(SWEEP_REST * (ended - started),
+									  SWEEP_PAUSE);
 	}
 	return end;
 }

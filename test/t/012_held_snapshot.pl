@@ -55,6 +55,15 @@ BEGIN
 END
 $$;
 
+-- Claims row by row.
+CREATE FUNCTION claim_singly(n integer) RETURNS SETOF syncstate.sync_state LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. n LOOP
+		RETURN QUERY SELECT * FROM syncstate.claim_due_syncs('google_calendar', 1);
+	END LOOP;
+END
+$$;
+
 -- Claims until it finds a row of this user, or for two minutes; puts all others
 -- back.
 CREATE PROCEDURE find(wanted uuid, INOUT outcome text DEFAULT 'not found') LANGUAGE plpgsql AS $$
@@ -89,13 +98,14 @@ SELECT u(n), 'google_calendar', now() - (hashint4(n) & 1048575) * interval '40 s
 FROM generate_series(1, $rows) AS n
 EOSQL
 
-# The buffers that a claim touches.
+# The buffers that a claim touches, or what else returns claimed rows.
 sub claim
 {
-	my $session = shift;
+	my ($session, $from) = @_;
+	$from //= q{syncstate.claim_due_syncs('google_calendar', 100)};
 	my $plan = decode_json($session->query_safe(
 		"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON)
-		 INSERT INTO held SELECT user_id, lease FROM syncstate.claim_due_syncs('google_calendar', 100)"))->[0]{Plan}{Plans}[0];
+		 INSERT INTO held SELECT user_id, lease FROM $from"))->[0]{Plan}{Plans}[0];
 	$session->query_safe(
 		"SELECT count(*) FROM held AS h, syncstate.mark_sync_completed(h.user_id, 'google_calendar', lease => h.lease)");
 	$session->query_safe('TRUNCATE held');
@@ -142,6 +152,13 @@ cmp_ok($many, '>', 1.2 * ($batch + $step + $way_on + 3000),
 cmp_ok($warm_many, '<', $batch + $step, 'a claim in a warm session costs no more than a step of a sweep');
 cmp_ok($new_many, '<', $batch + $step + $way_on + 3000,
 	'the first claim of a session costs no more than a step and the way on');
+
+# Claims that are full without it leave most of their time to something else
+# than the sweep, which would take each of them a step further.
+$warm->query_safe('SELECT pg_sleep(1)'); # the next one starts no sooner
+my $singles = claim($warm, 'claim_singly(100)');
+note("100 claims of one row: $singles buffers");
+cmp_ok($singles, '<', $batch + 5 * $step, 'few claims of a busy worker are steps of a sweep');
 
 # The way on from the mark is gone but once
 my $new = $node->background_psql('postgres');
