@@ -60,10 +60,22 @@
 
 /*
  * Index entries that the walk on from the mark visits at most, dead ones
- * counted.  It matters where other sessions have emptied the lane ahead of
- * this one under a held snapshot; the next claim goes on from there.
+ * counted.  It matters where many syncs are in flight; the next claim goes on
+ * from there.
  */
 #define FORWARD_VISITS	10000
+
+/*
+ * How many of either may be dead: under a held snapshot, or where nobody has
+ * come by yet to mark them so.  Each is likely to be a page of the table of its
+ * own, and the first visit of a session to a page takes four times as long as
+ * later ones: the page has to be mapped.  Who wants many rows at a time has to
+ * come as much further each time.
+ */
+#define DEAD_VISITS(wanted)	Max(1500, 10 * (wanted))
+
+/* The same of the first step of a session, which reads catalogs besides. */
+#define FIRST_DEAD_VISITS	500
 
 /* The next sweep starts no sooner than this after the last one started. */
 #define SWEEP_PAUSE		USECS_PER_SEC
@@ -122,6 +134,7 @@ typedef struct SourceHints
 	Oid			source;			/* hash key */
 	LaneHints	lanes[NUM_LANES];
 	int			share_carry;	/* rows taken, modulo ORDINARY_SHARE */
+	bool		claimed;		/* it has claimed before */
 } SourceHints;
 
 /* An index scan over a lane, and the entry that it stands at. */
@@ -134,6 +147,7 @@ typedef struct Walk
 	TupleTableSlot *slot;
 	IndexScanDesc current;		/* the lane being walked */
 	int64		visits;			/* of this walk over this lane */
+	int64		dead;			/* of these */
 	TimestampTz at;				/* the entry's time and rest of its key */
 	pg_uuid_t  *user_id;
 	text	   *resource;
@@ -195,8 +209,8 @@ static void claim_source(Claim *claim, int quota);
 static WalkEnd claim_lane(Claim *claim, Lane lane, int limit);
 static WalkEnd claim_sweep(Claim *claim, Lane lane, int limit);
 static WalkEnd claim_part(Claim *claim, Lane lane, const Place *after,
-						  const Place *stop, int64 max_visits, int limit,
-						  Place *reached);
+						  const Place *stop, int64 max_visits,
+						  int64 max_dead, int limit, Place *reached);
 static bool has_permit(Claim *claim, int limit);
 static void try_take(Claim *claim);
 static TM_Result take(Claim *claim, bool try);
@@ -415,7 +429,8 @@ syncstate_get_users_needing_sync(PG_FUNCTION_ARGS)
  *
  * A time that is past means that there is work now; null, that there is none
  * to wait for.  Looks at a bounded number of index entries; where that is not
- * enough to be sure, the answer is a second from now at the latest.
+ * enough to be sure, the answer is a second from now at the latest, and now
+ * where this session's claims have not come to the entries of now.
  *
  * Errors: 42501 without the privileges of a worker.
  */
@@ -461,6 +476,7 @@ syncstate_next_sync_due(PG_FUNCTION_ARGS)
 			place_behind(&place, NO_TIME);
 			for (int look = 0; look < 2; look++)
 			{
+				SourceHints *hint;
 				bool		sure = true;
 
 				walk_from(&walk, lane, all[i].source, &place, DT_NOEND);
@@ -480,7 +496,13 @@ syncstate_next_sync_due(PG_FUNCTION_ARGS)
 				if (sure)
 					break;
 				next = Min(next, now + SWEEP_PAUSE);
-				place = source_hints(all[i].source, now)->lanes[lane].mark;
+
+				/* each claim goes on towards now, so the next is not in vain */
+				hint = source_hints(all[i].source, now);
+				if (look == 1 && lane == LANE_DUE && walk.at <= now &&
+					hint->claimed)
+					next = Min(next, now);
+				place = hint->lanes[lane].mark;
 			}
 		}
 		if (opens > now && next != DT_NOEND)
@@ -580,6 +602,7 @@ walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 
 	walk->current = walk->scan[lane];
 	walk->visits = 0;
+	walk->dead = 0;
 	index_rescan(walk->current, keys, 3, NULL, 0);
 }
 
@@ -608,7 +631,10 @@ static bool
 walk_fetch(Walk *walk)
 {
 	if (!index_fetch_heap(walk->current, walk->slot))
+	{
+		walk->dead++;
 		return false;
+	}
 	slot_getallattrs(walk->slot);
 	syncstate_state_from_datums(walk->slot->tts_values, walk->slot->tts_isnull,
 								&walk->row);
@@ -689,6 +715,7 @@ source_hints(Oid source, TimestampTz now)
 			found->lanes[lane].rests_until = NO_TIME;
 		}
 		found->share_carry = 0;
+		found->claimed = false;
 	}
 	return found;
 }
@@ -748,6 +775,7 @@ claim_source(Claim *claim, int quota)
 		claim_lane(claim, LANE_DUE, limit);
 	if (end == WALK_FULL && claim->ntaken < limit)
 		claim_lane(claim, LANE_PRIORITY, limit);
+	claim->hints->claimed = true;
 	if (claim->permits > claim->starts)
 		syncstate_rate_give_back(&claim->policy,
 								 claim->permits - claim->starts,
@@ -771,8 +799,8 @@ claim_lane(Claim *claim, Lane lane, int limit)
 		Place		reached;
 
 		place_behind(&beginning, NO_TIME);
-		return claim_part(claim, lane, &beginning, NULL, PG_INT64_MAX, limit,
-						  &reached);
+		return claim_part(claim, lane, &beginning, NULL, PG_INT64_MAX,
+						  PG_INT64_MAX, limit, &reached);
 	}
 
 	/* the real clock may have been set back */
@@ -797,8 +825,8 @@ claim_lane(Claim *claim, Lane lane, int limit)
 		return WALK_FULL;
 
 	after = lh->mark;
-	end = claim_part(claim, lane, &after, NULL, FORWARD_VISITS, limit,
-					 &lh->mark);
+	end = claim_part(claim, lane, &after, NULL, FORWARD_VISITS,
+					 DEAD_VISITS(limit - claim->ntaken), limit, &lh->mark);
 	if (end == WALK_ALL)
 		place_behind(&lh->mark,
 					 lane == LANE_PRIORITY ? now - PRIORITY_LAG : now);
@@ -814,8 +842,12 @@ claim_sweep(Claim *claim, Lane lane, int limit)
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	TimestampTz started = syncstate_now();
 	Place		after = lh->sweep;
-	WalkEnd		end = claim_part(claim, lane, &after, &lh->mark, SWEEP_VISITS,
-								 limit, &lh->sweep);
+	WalkEnd		end;
+
+	end = claim_part(claim, lane, &after, &lh->mark, SWEEP_VISITS,
+					 claim->hints->claimed ?
+					 DEAD_VISITS(limit - claim->ntaken) : FIRST_DEAD_VISITS,
+					 limit, &lh->sweep);
 
 	if (end == WALK_ALL)
 		lh->sweeping = false;
@@ -831,12 +863,12 @@ claim_sweep(Claim *claim, Lane lane, int limit)
 
 /*
  * Takes rows of a part of a lane: behind "after", as far as "stop" or else as
- * the time that is now, with so many visits at most, until the claim has
- * "limit" rows.  *reached is left where the walk came to.
+ * the time that is now, with so many visits at most and so many of dead entries,
+ * until the claim has "limit" rows.  *reached is left where the walk came to.
  */
 static WalkEnd
 claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
-		   int64 max_visits, int limit, Place *reached)
+		   int64 max_visits, int64 max_dead, int limit, Place *reached)
 {
 	Walk	   *walk = &claim->walk;
 	TimestampTz upto = lane == LANE_DUE ? claim->now : DT_NOEND;
@@ -848,7 +880,7 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 	{
 		if (claim->ntaken >= limit)
 			return WALK_FULL;
-		if (walk->visits >= max_visits)
+		if (walk->visits >= max_visits || walk->dead >= max_dead)
 			return WALK_BOUND;
 		if (!walk_next(walk) || (stop != NULL && walk_is_past(walk, stop)))
 			return WALK_ALL;
