@@ -70,6 +70,17 @@ SELECT set_config('request.jwt.claim.sub', 'aaaaaaaa-0000-4000-8000-000000000001
 EXECUTE who;
 SELECT set_config('request.jwt.claim.sub', 'bbbbbbbb-0000-4000-8000-000000000002', false);
 EXECUTE who;
+SELECT set_config('request.jwt.claim.sub', '', false);
+SELECT set_config('request.jwt.claims', '{"sub": "aaaaaaaa-0000-4000-8000-000000000001"}', false);
+EXECUTE who;
+SELECT set_config('request.jwt.claims', '{"sub": "no uuid"}', false);
+EXECUTE who; -- ERROR
+EXECUTE who; -- ERROR
+SELECT set_config('request.jwt.claims', '{"sub": null}', false);
+EXECUTE who;
+SELECT set_config('request.jwt.claims', '{"sub": "bbbbbbbb-0000-4000-8000-000000000002"}', false);
+EXECUTE who;
+SELECT set_config('request.jwt.claims', '', false);
 RESET plan_cache_mode;
 DEALLOCATE who;
 
