@@ -135,8 +135,8 @@ def held_facts(results, rival):
     return {
         "made": late[-1]["made"], "clean": median(clean, "rate"), "late": median(late[-5:], "rate"),
         "p99": median(clean, "claim_p99"), "slowest": max(r["claim_max"] for r in late),
-        "first": max((r["seconds"] for r in results["firsts"] if r["rival"] == rival), default=math.nan),
-        "until": max((r["until"] for r in results["firsts"] if r["rival"] == rival), default=math.nan),
+        "first": max((r["seconds"] for r in results["firsts"] if r["rival"] == rival), default=None),
+        "until": max((r["until"] for r in results["firsts"] if r["rival"] == rival), default=None),
         "expired": next((r["seconds"] for r in results["expired"] if r["rival"] == rival), None),
     }
 
@@ -147,7 +147,8 @@ def held(results):
         f = held_facts(results, rival)
         rows.append([RIVALS[rival].title, f"{f['made']:,}", f"{f['clean']:.0f}", f"{f['late']:.0f}",
                      f"{f['late'] / f['clean']:.2f}", f"{1000 * f['p99']:.1f}", f"{1000 * f['slowest']:.1f}",
-                     f"{1000 * f['first']:.1f}", f"{1000 * f['until']:.1f}", "-" if f["expired"] is None else f"{f['expired']:.1f}"])
+                     *("-" if f["first"] is None else f"{1000 * f[x]:.1f}" for x in ("first", "until")),
+                     "-" if f["expired"] is None else f"{f['expired']:.1f}"])
     return table(["who", "cycles under the snapshot", "cycles/s before", "in the end", "ratio", "claim ms p99 before",
                   "slowest claim", "slowest of a new session", "its first 100 cycles took", "expired lease found after s"], rows)
 

@@ -54,7 +54,7 @@ foreach my $rival (qw(a b c f ours))
 	}
 }
 
-parts('b,c,ours', 'held');
+parts('b,c,f,ours', 'held');
 
 # A claim without a lock hands rows out twice, and that is seen.
 parts('a,c,ours', 'clients');
