@@ -635,10 +635,7 @@ walk_fetch(Walk *walk)
 		walk->dead++;
 		return false;
 	}
-	slot_getallattrs(walk->slot);
-	syncstate_state_from_datums(walk->slot->tts_values, walk->slot->tts_isnull,
-								&walk->row);
-	walk->row.ctid = walk->slot->tts_tid;
+	syncstate_row_from_slot(walk->slot, &walk->row);
 	return true;
 }
 
@@ -926,13 +923,8 @@ try_take(Claim *claim)
 	ItemPointerData tid = row->ctid;
 	TM_Result	result;
 
-	if (claim->rows.plain)
-	{
-		syncstate_row_from_tuple(ExecCopySlotHeapTuple(claim->walk.slot),
-								 RelationGetDescr(claim->rows.rel), row);
-		if (take(claim, true) == TM_Ok)
-			return;
-	}
+	if (claim->rows.plain && take(claim, true) == TM_Ok)
+		return;
 
 	/*
 	 * It has to be locked anyway, or somebody is or was at it, which may be

@@ -18,8 +18,8 @@
  * The first costs less than half of what statements do: no plan is started,
  * and no lock is taken, and logged, that the new version makes needless.
  *
- * The callers are connected to SPI; what rows point to lives until
- * SPI_finish(), results live in the caller's outer context.
+ * The callers are connected to SPI; what a row points to lives until the next
+ * one is read, results live in the caller's outer context.
  *
  * src/row.c
  *
@@ -240,19 +240,17 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 #undef SET_AMOUNT
 }
 
-/* Reads a row from a tuple, which it keeps and points into. */
+/*
+ * Reads the row in a slot.  What it points to is the slot's, and good until
+ * something else is put in there.
+ */
 void
-syncstate_row_from_tuple(HeapTuple tuple, TupleDesc tupdesc, SyncState *row)
+syncstate_row_from_slot(TupleTableSlot *slot, SyncState *row)
 {
-	Datum	   *values = palloc(tupdesc->natts * sizeof(Datum));
-	bool	   *nulls = palloc(tupdesc->natts * sizeof(bool));
-
-	heap_deform_tuple(tuple, tupdesc, values, nulls);
-	syncstate_state_from_datums(values, nulls, row);
-	row->ctid = tuple->t_self;
-	row->tuple = tuple;
-	pfree(values);
-	pfree(nulls);
+	slot_getallattrs(slot);
+	syncstate_state_from_datums(slot->tts_values, slot->tts_isnull, row);
+	row->ctid = slot->tts_tid;
+	row->tuple = ExecFetchSlotHeapTuple(slot, false, NULL);
 }
 
 /* ---------------------------------------------------------- which way */
@@ -381,8 +379,7 @@ syncstate_rows_read(RowAccess *rows, const SyncKey *key, SyncState *row)
 {
 	if (!rows->plain || !find_key(rows, key))
 		return false;
-	syncstate_row_from_tuple(ExecCopySlotHeapTuple(rows->slot),
-							 RelationGetDescr(rows->rel), row);
+	syncstate_row_from_slot(rows->slot, row);
 	return true;
 }
 
@@ -433,8 +430,10 @@ syncstate_rows_lock_tid(RowAccess *rows, ItemPointerData tid, Snapshot snapshot,
 							  LockTupleNoKeyExclusive, wait, flags, &tmfd);
 	if (result != TM_Ok)
 		return result;
-	syncstate_row_from_tuple(ExecCopySlotHeapTuple(slot),
-							 RelationGetDescr(rows->rel), row);
+
+	/* statements of others may be run before it is written: no pin for so long */
+	ExecMaterializeSlot(slot);
+	syncstate_row_from_slot(slot, row);
 	if (!rows->direct)
 		row->tuple = NULL;
 	return TM_Ok;

@@ -333,8 +333,7 @@ extern void syncstate_state_from_datums(const Datum *values, const bool *nulls,
 										SyncState *row);
 extern void syncstate_state_to_datums(const SyncState *row,
 									  Datum *values, bool *nulls);
-extern void syncstate_row_from_tuple(HeapTuple tuple, TupleDesc tupdesc,
-									 SyncState *row);
+extern void syncstate_row_from_slot(TupleTableSlot *slot, SyncState *row);
 extern Datum syncstate_row_datum(HeapTuple tuple);
 extern void syncstate_rows_open(RowAccess *rows);
 extern void syncstate_rows_close(RowAccess *rows);
