@@ -234,6 +234,42 @@ BEGIN TRANSACTION READ ONLY;
 SELECT mark_sync_completed(u(3), 'google_calendar'); -- ERROR
 ROLLBACK;
 
+-- A session remembers where it put the rows that it claimed.  They may be
+-- elsewhere by now: changed by somebody else, written to a smaller table, and
+-- other rows where they were.
+CREATE FUNCTION remember() RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM clock(0);
+	TRUNCATE sync_state;
+	INSERT INTO sync_state (user_id, source, resource, due_at)
+	SELECT u(1), 'google_calendar', i, '2029-12-31 00:00:00+00' FROM generate_series(1, 200) AS i;
+	RETURN count(*) || ' claimed' FROM claim_due_syncs('google_calendar', 1000);
+END
+$$;
+
+CREATE FUNCTION report_all() RETURNS text LANGUAGE sql
+BEGIN ATOMIC
+	SELECT count(*) || ' reported, ' || count(*) FILTER (WHERE sync_token = resource) || ' as they were'
+	FROM report_syncs((SELECT jsonb_agg(jsonb_build_object('user_id', user_id, 'source', source, 'resource', resource,
+		'lease', lease, 'outcome', 'completed', 'sync_token', resource)) FROM sync_state));
+END;
+SELECT remember();
+UPDATE sync_state SET page_token = 'elsewhere';
+SELECT report_all();
+SELECT count(*) FROM sync_state WHERE sync_token = resource;
+SELECT remember();
+ALTER TABLE sync_state SET (fillfactor = 75);
+VACUUM FULL sync_state;
+SELECT report_all();
+ALTER TABLE sync_state SET (fillfactor = 50);
+SELECT remember();
+DELETE FROM sync_state WHERE resource <> '200';
+VACUUM FULL sync_state;
+SELECT report_all();
+SELECT remember();
+TRUNCATE sync_state;
+SELECT mark_sync_completed(u(1), 'google_calendar', lease => 1, resource => '100'); -- ERROR
+
 DROP OWNED BY regress_syncstate_ways;
 DROP ROLE regress_syncstate_ways;
 RESET client_min_messages;

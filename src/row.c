@@ -40,6 +40,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
+#include "common/hashfn.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -49,6 +50,8 @@
 #include "parser/parse_relation.h"
 #endif
 #include "rewrite/rowsecurity.h"
+#include "storage/bufmgr.h"
+#include "storage/bufpage.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -64,11 +67,24 @@
 #define object_aclcheck(class, oid, role, mode) \
 	pg_proc_aclcheck(oid, role, mode)
 #endif
+
+/*
+ * Where this session has put the rows whose syncs it started.  Mostly it is the
+ * one that ends them too, and finds them here for a sixth of what the search in
+ * the primary key costs.  Keys share these places by their hash, and a row may
+ * have moved on since, so whatever is found is checked.
+ */
+#define NUM_PLACES		8192
+
+static ItemPointerData places[NUM_PLACES];
+
 static bool goes_direct(Relation rel);
 static bool is_plain(Relation rel);
 static bool fires_after(Relation rel);
 static void end_look(RowAccess *rows);
 static bool find_key(RowAccess *rows, const SyncKey *key);
+static bool find_place(RowAccess *rows, const SyncKey *key);
+static ItemPointer place_of(const SyncKey *key);
 static void begin_writing(RowAccess *rows);
 static void begin_executing(RowAccess *rows);
 static EState *writing_state(Relation rel, ResultRelInfo **target);
@@ -353,21 +369,24 @@ syncstate_rows_look(RowAccess *rows)
 	CommandCounterIncrement();
 	PushCopiedSnapshot(GetTransactionSnapshot());
 	UpdateActiveSnapshotCommandId();
-	rows->pkey = index_open(syncstate_store_ids()->pkey_index, RowExclusiveLock);
-	rows->scan = index_beginscan(rows->rel, rows->pkey, GetActiveSnapshot(), 3, 0);
+	rows->nblocks = RelationGetNumberOfBlocks(rows->rel);
 	rows->slot = table_slot_create(rows->rel, NULL);
 }
 
 static void
 end_look(RowAccess *rows)
 {
-	if (rows->scan == NULL)
+	if (rows->slot == NULL)
 		return;
 	ExecDropSingleTupleTableSlot(rows->slot);
-	index_endscan(rows->scan);
-	index_close(rows->pkey, NoLock);
+	rows->slot = NULL;
+	if (rows->scan != NULL)
+	{
+		index_endscan(rows->scan);
+		index_close(rows->pkey, NoLock);
+		rows->scan = NULL;
+	}
 	PopActiveSnapshot();
-	rows->scan = NULL;
 }
 
 /*
@@ -445,6 +464,17 @@ find_key(RowAccess *rows, const SyncKey *key)
 {
 	ScanKeyData keys[3];
 
+	CHECK_FOR_INTERRUPTS();
+	if (find_place(rows, key))
+		return true;
+
+	if (rows->scan == NULL)
+	{
+		rows->pkey = index_open(syncstate_store_ids()->pkey_index,
+								RowExclusiveLock);
+		rows->scan = index_beginscan(rows->rel, rows->pkey,
+									 GetActiveSnapshot(), 3, 0);
+	}
 	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
 						   InvalidOid, F_UUID_EQ, UUIDPGetDatum(&key->user_id));
 	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid,
@@ -452,9 +482,53 @@ find_key(RowAccess *rows, const SyncKey *key)
 	ScanKeyEntryInitialize(&keys[2], 0, 3, BTEqualStrategyNumber, InvalidOid,
 						   C_COLLATION_OID, F_TEXTEQ,
 						   PointerGetDatum(key->resource));
-	CHECK_FOR_INTERRUPTS();
 	index_rescan(rows->scan, keys, 3, NULL, 0);
 	return index_getnext_slot(rows->scan, ForwardScanDirection, rows->slot);
+}
+
+/*
+ * Finds the row of a key where this session has put it.  Not if its page has no
+ * room for one more version: the index scan makes some, by pruning.
+ */
+static bool
+find_place(RowAccess *rows, const SyncKey *key)
+{
+	TupleTableSlot *slot = rows->slot;
+	ItemPointerData tid = *place_of(key);
+	SyncKey		found;
+
+	/* the table may have shrunk */
+	if (!ItemPointerIsValid(&tid) ||
+		ItemPointerGetBlockNumber(&tid) >= rows->nblocks ||
+		!TTS_IS_BUFFERTUPLE(slot) ||
+		!table_tuple_fetch_row_version(rows->rel, &tid, GetActiveSnapshot(), slot))
+		return false;
+
+	slot_getallattrs(slot);
+	found.user_id = *DatumGetUUIDP(slot->tts_values[Anum_sync_state_user_id - 1]);
+	found.source = DatumGetObjectId(slot->tts_values[Anum_sync_state_source - 1]);
+	found.resource = DatumGetTextPP(slot->tts_values[Anum_sync_state_resource - 1]);
+	if (syncstate_same_key(&found, key) &&
+		PageGetHeapFreeSpace(BufferGetPage(((BufferHeapTupleTableSlot *) slot)->buffer)) >=
+		MAXALIGN(ExecFetchSlotHeapTuple(slot, false, NULL)->t_len))
+		return true;
+
+	/* a page that is pinned is not pruned */
+	ExecClearTuple(slot);
+	return false;
+}
+
+/* The place that a key shares with a few others. */
+static ItemPointer
+place_of(const SyncKey *key)
+{
+	uint32		hash = hash_bytes(key->user_id.data, UUID_LEN);
+
+	hash = hash_combine(hash, hash_uint32(key->source));
+	hash = hash_combine(hash,
+						hash_bytes((unsigned char *) VARDATA_ANY(key->resource),
+								   VARSIZE_ANY_EXHDR(key->resource)));
+	return &places[hash % NUM_PLACES];
 }
 
 /* ------------------------------------------------------------ writing */
@@ -571,6 +645,8 @@ update_plain(RowAccess *rows, const SyncState *row, bool wait)
 								&tmfd, &lockmode, &update_indexes);
 	if (result != TM_Ok)
 		return result;
+	if (row->status == SYNC_SYNCING)
+		*place_of(&row->key) = rows->new->tts_tid;
 	if (update_indexes)
 	{
 		begin_executing(rows);

@@ -217,9 +217,10 @@ typedef struct RowAccess
 	bool		plain;			/* and without the site's having a say */
 
 	/* one look at the table */
-	Relation	pkey;
-	IndexScanDesc scan;
+	BlockNumber nblocks;
 	TupleTableSlot *slot;
+	Relation	pkey;			/* opened with the scan, when it is needed */
+	IndexScanDesc scan;
 
 	/* what writing takes, from the first write on */
 	TupleTableSlot *new;
