@@ -231,6 +231,15 @@ SELECT left(replace(report, '"user_id": "00000000-0000-4000-8000-000000000002"',
 FROM malformed ORDER BY i;
 SELECT digest = :'digest' AS unchanged FROM everything;
 
+-- a user_id is what uuid takes, in all its spellings
+SELECT word, sqlstate_of(format('SELECT %L::uuid', word)) AS as_uuid,
+	sqlstate_of(format('SELECT report_syncs(jsonb_build_array(r(9, %L, %L)))', 'completed', jsonb_build_object('user_id', word))) AS as_user_id
+FROM unnest(ARRAY['0000000a-00bc-4000-8000-0123456789ef', '0000000A-00BC-4000-8000-0123456789EF', '{0000000a-00bc-4000-8000-0123456789ef}',
+	'0000000a00bc400080000123456789ef', '0000-000a-00bc-4000-8000-0123-4567-89ef', '0000000a-00bc-4000-8000-0123456789e', '0000000a-00bc-4000-8000-0123456789',
+	'0000000a-00bc-4000-8000-0123456789ef0', '0000000a-00bc-4000-8000-0123456789ef ', '0000000a-00bc-4000-8000-0123456789eg',
+	'0000000g-00bc-4000-8000-0123456789ef', '0000000a_00bc-4000-8000-0123456789ef', '0000000a-00bc-4000-8000-0123456789e-', '0000000a-', '-', '']) AS word;
+SELECT digest = :'digest' AS unchanged FROM everything;
+
 -- what is no array at all
 SELECT sqlstate_of('SELECT report_syncs(NULL)') AS sql_null, sqlstate_of($$SELECT report_syncs('null')$$) AS json_null,
 	sqlstate_of($$SELECT report_syncs('{}')$$) AS object, sqlstate_of($$SELECT report_syncs(r(1, 'completed'))$$) AS a_report,
@@ -288,6 +297,15 @@ SELECT * FROM fuzz(NULL);
 SELECT digest = :'digest' AS unchanged FROM everything;
 DROP FUNCTION fuzz;
 DROP TABLE strange, malformed;
+
+-- each byte of a user_id, in either case
+INSERT INTO sync_state (user_id, source, due_at)
+SELECT ('12345678-9abc-4def-8fed-cba9876543' || lpad(to_hex(i), 2, '0'))::uuid, 'google_gmail', t('-1 day') FROM generate_series(0, 255) AS i;
+SELECT count(*) AS claimed FROM claim_due_syncs('google_gmail', 1000);
+SELECT count(DISTINCT user_id) AS reported
+FROM report_syncs((SELECT jsonb_agg(jsonb_build_object('user_id', CASE WHEN user_id::text < '12345678-9abc-4def-8fed-cba987654380' THEN user_id::text ELSE upper(user_id::text) END,
+		'source', 'google_gmail', 'lease', 1, 'outcome', 'completed', 'sync_token', user_id)) FROM sync_state WHERE source = 'google_gmail'))
+WHERE sync_token = user_id::text;
 
 -- after all that, a good one
 SELECT report(r(1, 'completed'), r(2, 'completed'), r(3, 'completed'));

@@ -173,6 +173,8 @@ static const Transition transitions[] = {
 static Report *read_reports(Jsonb *results, int *nreports);
 static void read_report(JsonbContainer *object, Report *report);
 static char *json_text(const char *key, const JsonbValue *value);
+static pg_uuid_t read_uuid(const char *word);
+static int	hex_value(char c);
 static text *limited_text(const char *key, const char *string, int max_bytes);
 static bool apply_one_of(RowAccess *rows, const Report **reports, int nreports,
 						 TimestampTz *now, Applied *applied);
@@ -773,9 +775,7 @@ read_report(JsonbContainer *object, Report *report)
 		syncstate_check_keys("report", object, known, nknown);
 
 	report->transition = arguments[outcome].transition;
-	report->key.user_id =
-		*DatumGetUUIDP(DirectFunctionCall1(uuid_in,
-										   CStringGetDatum(words[USER_ID])));
+	report->key.user_id = read_uuid(words[USER_ID]);
 	report->key.source =
 		DatumGetObjectId(DirectFunctionCall2(enum_in,
 											 CStringGetDatum(words[SOURCE]),
@@ -861,6 +861,47 @@ json_text(const char *key, const JsonbValue *value)
 				 errmsg("%s must be a JSON string or number", key)));
 	return DatumGetCString(DirectFunctionCall1(numeric_out,
 											   NumericGetDatum(value->val.numeric)));
+}
+
+/*
+ * A uuid.  The spelling that all libraries use is read here, since uuid_in()
+ * calls strtoul() for each byte; any other, and what is none, is left to it.
+ */
+static pg_uuid_t
+read_uuid(const char *word)
+{
+	pg_uuid_t	uuid;
+	const char *c = word;
+	int			i;
+
+	for (i = 0; i < UUID_LEN; i++)
+	{
+		int			high;
+		int			low;
+
+		if ((i == 4 || i == 6 || i == 8 || i == 10) && *c++ != '-')
+			break;
+		if ((high = hex_value(c[0])) < 0 || (low = hex_value(c[1])) < 0)
+			break;
+		uuid.data[i] = high << 4 | low;
+		c += 2;
+	}
+	if (i == UUID_LEN && *c == '\0')
+		return uuid;
+	return *DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(word)));
+}
+
+/* The value of a hexadecimal digit; -1 of anything else. */
+static int
+hex_value(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	if (c >= 'a' && c <= 'f')
+		return c - 'a' + 10;
+	if (c >= 'A' && c <= 'F')
+		return c - 'A' + 10;
+	return -1;
 }
 
 static text *
