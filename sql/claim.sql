@@ -794,6 +794,28 @@ SELECT count(*), count(DISTINCT (user_id, resource)), max(lease) FROM handed_out
 TRUNCATE handed_out;
 DELETE FROM sync_state;
 
+-- a few at a time, due close together, far apart, and at once: each claim finds
+-- the next ones
+\c -
+SET search_path = regress_syncstate_claim, syncstate;
+INSERT INTO sync_state (user_id, source, due_at)
+SELECT u(n), 'google_calendar', now() - '50 s'::interval + n / 40 * '10 s'::interval + n * n / 160 * '1 ms'::interval
+FROM generate_series(1, 199) AS n;
+CREATE TABLE in_order (place integer GENERATED ALWAYS AS IDENTITY, user_id uuid);
+DO $$
+BEGIN
+	-- the first claims may get no further than the dead entries of the rows above
+	FOR i IN 1 .. 1000 LOOP
+		INSERT INTO in_order (user_id) SELECT user_id FROM claim_due_syncs('google_calendar', 1 + i % 3);
+		COMMIT;
+		EXIT WHEN (SELECT count(*) FROM in_order) = 199;
+	END LOOP;
+END
+$$;
+SELECT count(*), bool_and(user_id = u(place)) AS in_order FROM in_order;
+DROP TABLE in_order;
+DELETE FROM sync_state;
+
 -- what the mark has passed: older due times that appear behind it, a request
 -- of long ago, one during a run, a row that is given back, a lease that runs
 -- out, a claim that is undone

@@ -77,6 +77,12 @@
 /* The same of the first step of a session, which reads catalogs besides. */
 #define FIRST_DEAD_VISITS	500
 
+/*
+ * How many times as far as the last claims had to go from the mark, on
+ * average, the next one looks at first; and of how many claims the average is.
+ */
+#define STRIDES			8
+
 /* The next sweep starts no sooner than this after the last one started. */
 #define SWEEP_PAUSE		USECS_PER_SEC
 
@@ -126,6 +132,8 @@ typedef struct LaneHints
 	bool		sweeping;
 	TimestampTz sweep_started;
 	TimestampTz rests_until;	/* at most SWEEP_PAUSE ahead */
+	int64		stride;			/* how far from the mark a claim looks first; 0: all
+								 * the way */
 } LaneHints;
 
 /* What a session remembers of a source. */
@@ -208,6 +216,7 @@ static bool would_park(const SyncState *row, const SyncPolicy *policy,
 static void claim_source(Claim *claim, int quota);
 static WalkEnd claim_lane(Claim *claim, Lane lane, int limit);
 static WalkEnd claim_sweep(Claim *claim, Lane lane, int limit);
+static WalkEnd claim_from_mark(Claim *claim, Lane lane, int limit);
 static WalkEnd claim_part(Claim *claim, Lane lane, const Place *after,
 						  const Place *stop, int64 max_visits,
 						  int64 max_dead, int limit, Place *reached);
@@ -710,6 +719,7 @@ source_hints(Oid source, TimestampTz now)
 			found->lanes[lane].sweeping = false;
 			found->lanes[lane].sweep_started = NO_TIME;
 			found->lanes[lane].rests_until = NO_TIME;
+			found->lanes[lane].stride = 0;
 		}
 		found->share_carry = 0;
 		found->claimed = false;
@@ -786,7 +796,6 @@ claim_lane(Claim *claim, Lane lane, int limit)
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	TimestampTz now = claim->now;
 	bool		resting;
-	Place		after;
 	WalkEnd		end;
 
 	/* time that is moved by hand makes hints worthless, and waiting too */
@@ -821,12 +830,7 @@ claim_lane(Claim *claim, Lane lane, int limit)
 		claim_sweep(claim, lane, limit) == WALK_FULL)
 		return WALK_FULL;
 
-	after = lh->mark;
-	end = claim_part(claim, lane, &after, NULL, FORWARD_VISITS,
-					 DEAD_VISITS(limit - claim->ntaken), limit, &lh->mark);
-	if (end == WALK_ALL)
-		place_behind(&lh->mark,
-					 lane == LANE_PRIORITY ? now - PRIORITY_LAG : now);
+	end = claim_from_mark(claim, lane, limit);
 	if (resting && end != WALK_FULL)
 		end = claim_sweep(claim, lane, limit);
 	return end;
@@ -855,6 +859,45 @@ claim_sweep(Claim *claim, Lane lane, int limit)
 		lh->rests_until = ended + Min(SWEEP_REST * (ended - started),
 									  SWEEP_PAUSE);
 	}
+	return end;
+}
+
+/*
+ * Takes the rows of a lane that lie behind the mark.  A scan reads all of a
+ * page that lies within its bounds, which for a few rows is most of the cost:
+ * so the first look goes only some times as far as the last claims had to.
+ */
+static WalkEnd
+claim_from_mark(Claim *claim, Lane lane, int limit)
+{
+	LaneHints  *lh = &claim->hints->lanes[lane];
+	TimestampTz from = lh->mark.at;
+	Place		after = lh->mark;
+	Place		near;
+	int64		visits = FORWARD_VISITS;
+	int64		dead = DEAD_VISITS(limit - claim->ntaken);
+	WalkEnd		end = WALK_ALL;
+
+	place_behind(&near, from + lh->stride);
+	if (lh->stride > 0 && near.at < claim->now)
+	{
+		end = claim_part(claim, lane, &after, &near, visits, dead, limit,
+						 &lh->mark);
+		visits -= claim->walk.visits;
+		dead -= claim->walk.dead;
+		after = near;
+	}
+	if (end == WALK_ALL)
+		end = claim_part(claim, lane, &after, NULL, visits, dead, limit,
+						 &lh->mark);
+	if (end == WALK_ALL)
+	{
+		place_behind(&lh->mark, lane == LANE_PRIORITY ?
+					 claim->now - PRIORITY_LAG : claim->now);
+		lh->stride = 0;
+	}
+	else
+		lh->stride += lh->mark.at - from - lh->stride / STRIDES;
 	return end;
 }
 
