@@ -156,6 +156,7 @@ typedef struct Walk
 	IndexScanDesc current;		/* the lane being walked */
 	int64		visits;			/* of this walk over this lane */
 	int64		dead;			/* of these */
+	bool		direct;			/* the last row was where its entry says */
 	TimestampTz at;				/* the entry's time and rest of its key */
 	pg_uuid_t  *user_id;
 	text	   *resource;
@@ -612,6 +613,7 @@ walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 	walk->current = walk->scan[lane];
 	walk->visits = 0;
 	walk->dead = 0;
+	walk->direct = false;
 	index_rescan(walk->current, keys, 3, NULL, 0);
 }
 
@@ -635,14 +637,26 @@ walk_next(Walk *walk)
 	return true;
 }
 
-/* Reads the row of the entry; false if the snapshot sees none. */
+/*
+ * Reads the row of the entry; false if the snapshot sees none.  Rows that wait
+ * are where their entries say, those that somebody took are not, and they come
+ * in runs of batches.
+ */
 static bool
 walk_fetch(Walk *walk)
 {
-	if (!index_fetch_heap(walk->current, walk->slot))
+	ItemPointerData tid = walk->current->xs_heaptid;
+
+	if (!walk->direct ||
+		!syncstate_fetch_version(walk->rel, tid, walk->snapshot, walk->slot))
 	{
-		walk->dead++;
-		return false;
+		walk->direct = false;
+		if (!index_fetch_heap(walk->current, walk->slot))
+		{
+			walk->dead++;
+			return false;
+		}
+		walk->direct = ItemPointerEquals(&walk->slot->tts_tid, &tid);
 	}
 	syncstate_row_from_slot(walk->slot, &walk->row);
 	return true;

@@ -486,10 +486,7 @@ find_key(RowAccess *rows, const SyncKey *key)
 	return index_getnext_slot(rows->scan, ForwardScanDirection, rows->slot);
 }
 
-/*
- * Finds the row of a key where this session has put it.  Not if its page has no
- * room for one more version: the index scan makes some, by pruning.
- */
+/* Finds the row of a key where this session has put it. */
 static bool
 find_place(RowAccess *rows, const SyncKey *key)
 {
@@ -500,16 +497,30 @@ find_place(RowAccess *rows, const SyncKey *key)
 	/* the table may have shrunk */
 	if (!ItemPointerIsValid(&tid) ||
 		ItemPointerGetBlockNumber(&tid) >= rows->nblocks ||
-		!TTS_IS_BUFFERTUPLE(slot) ||
-		!table_tuple_fetch_row_version(rows->rel, &tid, GetActiveSnapshot(), slot))
+		!syncstate_fetch_version(rows->rel, tid, GetActiveSnapshot(), slot))
 		return false;
 
 	slot_getallattrs(slot);
 	found.user_id = *DatumGetUUIDP(slot->tts_values[Anum_sync_state_user_id - 1]);
 	found.source = DatumGetObjectId(slot->tts_values[Anum_sync_state_source - 1]);
 	found.resource = DatumGetTextPP(slot->tts_values[Anum_sync_state_resource - 1]);
-	if (syncstate_same_key(&found, key) &&
-		PageGetHeapFreeSpace(BufferGetPage(((BufferHeapTupleTableSlot *) slot)->buffer)) >=
+	return syncstate_same_key(&found, key);
+}
+
+/*
+ * Reads the version at a tid, if a snapshot sees it and its page has room for
+ * one more.  An index scan prunes each page that is filled beyond fillfactor,
+ * as those of rows at work are: at each claim, and for half of what all the
+ * rest of it costs.  Where this says no, it is time for that.
+ */
+bool
+syncstate_fetch_version(Relation rel, ItemPointerData tid, Snapshot snapshot,
+						TupleTableSlot *slot)
+{
+	if (!TTS_IS_BUFFERTUPLE(slot) ||
+		!table_tuple_fetch_row_version(rel, &tid, snapshot, slot))
+		return false;
+	if (PageGetHeapFreeSpace(BufferGetPage(((BufferHeapTupleTableSlot *) slot)->buffer)) >=
 		MAXALIGN(ExecFetchSlotHeapTuple(slot, false, NULL)->t_len))
 		return true;
 

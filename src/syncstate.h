@@ -339,6 +339,8 @@ extern Datum syncstate_row_datum(HeapTuple tuple);
 extern void syncstate_rows_open(RowAccess *rows);
 extern void syncstate_rows_close(RowAccess *rows);
 extern void syncstate_rows_look(RowAccess *rows);
+extern bool syncstate_fetch_version(Relation rel, ItemPointerData tid,
+									Snapshot snapshot, TupleTableSlot *slot);
 extern bool syncstate_rows_read(RowAccess *rows, const SyncKey *key,
 								SyncState *row);
 extern bool syncstate_rows_lock(RowAccess *rows, const SyncKey *key,
