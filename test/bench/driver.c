@@ -71,6 +71,7 @@ typedef struct Client
 	Buffer		ids;
 	Buffer		leases;
 	Buffer		tokens;
+	Buffer		places;
 	long	   *numbers;		/* of the rows it has */
 	long		claims;
 	long		empty;
@@ -195,15 +196,16 @@ rows_done(PGresult *res)
 }
 
 /*
- * Makes the parameters of a report: ids, leases and new cursors, as arrays, as
- * values where a batch is one row, or as JSON.  Returns how many there are.
+ * Makes the parameters of a report: ids, leases, new cursors and, if the claim
+ * told them, places, as arrays, as values where a batch is one row, or as JSON.
+ * Returns how many there are.
  */
 static int
 make_params(Client *c, PGresult *rows, int n, const char **params)
 {
 	bool		scalar = batch == 1 && !as_json;
 
-	c->ids.len = c->leases.len = c->tokens.len = 0;
+	c->ids.len = c->leases.len = c->tokens.len = c->places.len = 0;
 	for (int i = 0; i < n; i++)
 	{
 		const char *id = PQgetvalue(rows, i, 0);
@@ -226,6 +228,9 @@ make_params(Client *c, PGresult *rows, int n, const char **params)
 			add(&c->ids, list_sql && !scalar ? "%s\"%s\"" : "%s%s", before, id);
 			add(&c->leases, "%s%s", before, lease);
 			add(&c->tokens, "%sCP%016" PRIx64 "%016" PRIx64 "GAU=", before, a, b);
+			if (with_mark)
+				add(&c->places, scalar ? "%s%s" : "%s\"%s\"", before,
+					PQgetvalue(rows, i, 4));
 		}
 	}
 	if (as_json)
@@ -235,11 +240,13 @@ make_params(Client *c, PGresult *rows, int n, const char **params)
 		add(&c->ids, "}");
 		add(&c->leases, "}");
 		add(&c->tokens, "}");
+		add(&c->places, "}");
 	}
 	params[0] = c->ids.data;
 	params[1] = c->leases.data;
 	params[2] = c->tokens.data;
-	return as_json ? 1 : 3;
+	params[3] = c->places.data;
+	return as_json ? 1 : with_mark ? 4 : 3;
 }
 
 /* The ids of the next rows of the list, as the parameter of a claim. */
@@ -264,7 +271,7 @@ listed_ids(Client *c)
 static PGresult *
 claim(Client *c)
 {
-	const char *params[3];
+	const char *params[4];
 	double		start = now();
 	PGresult   *rows;
 	int			n;
@@ -327,7 +334,7 @@ static void
 complete(Client *c, PGresult *rows)
 {
 	int			n = PQntuples(rows);
-	const char *params[3];
+	const char *params[4];
 	int			nparams = make_params(c, rows, n, params);
 	double		start;
 	PGresult   *res;
@@ -519,7 +526,7 @@ main(int argc, char **argv)
 			case 's':
 				seed = strtoul(optarg, NULL, 10);
 				break;
-			case 'q':			/* claim: id, lease, cursor, and due time if -m */
+			case 'q':			/* claim: id, lease, cursor; due time, ctid if -m */
 				claim_sql = optarg;
 				break;
 			case 't':			/* second half of a claim that has two */
@@ -531,7 +538,8 @@ main(int argc, char **argv)
 			case 'l':			/* ids are listed here, and given to the claim */
 				list_sql = optarg;
 				break;
-			case 'm':			/* the claim is given where it came to last */
+			case 'm':			/* the claim is given where it came to last,
+								 * and the report where its rows are */
 				with_mark = true;
 				break;
 			case 'j':			/* reports are JSON */

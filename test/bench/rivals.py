@@ -111,7 +111,7 @@ class BestSql(Rival):
             SET status = 'syncing', lease = s.lease + 1, lease_expires_at = now() + interval '10 min',
                 last_sync_at = now(), error_message = NULL, updated_at = now()
             WHERE s.ctid = {f"({due})" if batch == 1 else f"ANY (ARRAY({due}))"}
-            RETURNING s.user_id, s.lease, s.sync_token, s.due_at"""
+            RETURNING s.user_id, s.lease, s.sync_token, s.due_at, s.ctid"""
 
     def complete(self, batch):
         new = """status = 'idle', token_issued_at = now(), lease_expires_at = NULL,
@@ -120,12 +120,12 @@ class BestSql(Rival):
         if batch == 1:
             return f"""
                 UPDATE c.sync_state AS s SET sync_token = $3, {new}
-                WHERE s.user_id = $1 AND s.source = 'google_calendar' AND s.resource = ''
+                WHERE s.ctid = $4::tid AND s.user_id = $1 AND s.source = 'google_calendar' AND s.resource = ''
                     AND s.lease = $2 AND s.status = 'syncing'"""
         return f"""
             UPDATE c.sync_state AS s SET sync_token = r.token, {new}
-            FROM unnest($1::uuid[], $2::bigint[], $3::text[]) AS r (user_id, lease, token)
-            WHERE s.user_id = r.user_id AND s.source = 'google_calendar' AND s.resource = ''
+            FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::tid[]) AS r (user_id, lease, token, place)
+            WHERE s.ctid = r.place AND s.user_id = r.user_id AND s.source = 'google_calendar' AND s.resource = ''
                 AND s.lease = r.lease AND s.status = 'syncing'"""
 
 
