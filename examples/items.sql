@@ -10,6 +10,34 @@ CREATE TABLE items (
     PRIMARY KEY (user_id, source, resource, id)
 );
 
+-- For worker.py: a page of a sync, as {"id": item, or null if it was deleted}, and where it ends.
+-- The report is the first statement, so that nothing is written where the lease is lost, and all of
+-- it is one transaction, also where the call comes from elsewhere: see items_router.sql.
+--
+--   full_sync   name of the full sync that lists these items, null in an incremental one
+--   page_token  what leads to the next page; null after the last one, which completes the sync
+CREATE FUNCTION save_page(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
+    found jsonb, full_sync text, done bigint, page_token text DEFAULT NULL,
+    sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL)
+RETURNS void LANGUAGE sql AS $$
+    SELECT syncstate.checkpoint_sync(user_id, source, lease, page_token, done, resource => resource)
+    WHERE page_token IS NOT NULL;
+    SELECT syncstate.mark_sync_completed(user_id, source, done, sync_token, history_id, updated_min,
+        lease, resource)
+    WHERE page_token IS NULL;
+
+    INSERT INTO items (user_id, source, resource, id, payload, seen)
+    SELECT $1, $2, $3, f.key, f.value, full_sync FROM jsonb_each(found) AS f WHERE f.value <> 'null'
+    ON CONFLICT ON CONSTRAINT items_pkey DO UPDATE SET payload = excluded.payload, seen = excluded.seen;
+    DELETE FROM items AS i
+    WHERE (i.user_id, i.source, i.resource) = ($1, $2, $3)
+        AND i.id = ANY (ARRAY(SELECT f.key FROM jsonb_each(found) AS f WHERE f.value = 'null'));
+    -- what a full sync did not list, the provider has no more
+    DELETE FROM items AS i
+    WHERE (i.user_id, i.source, i.resource) = ($1, $2, $3)
+        AND page_token IS NULL AND full_sync IS NOT NULL AND i.seen IS DISTINCT FROM full_sync;
+$$;
+
 -- For the small workers: what a sync found, as {"id": item, or null if it was deleted}. A full
 -- sync found all there is, so what it did not find must go.
 CREATE FUNCTION write_items(user_id uuid, source syncstate.sync_source, resource text, found jsonb, is_full boolean)

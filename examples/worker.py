@@ -1,10 +1,13 @@
 #!/usr/bin/python3
 """A worker: asks the database what is due, fetches it, writes items and cursor, reports.
 
-Copy it together with google_apis.py and change write_items(), which fills the table of items.sql.
-It needs psycopg 3 (Debian: python3-psycopg) and a login role that was given to
-syncstate.grant_worker() and may write the items. Run as many as you like, on as many machines
-as you like: the database never hands one row to two of them.
+Copy it together with google_apis.py and items.sql, and change save_page() there, which writes a
+page into your tables and reports it. It needs psycopg 3 (Debian: python3-psycopg) and a login role
+that was given to syncstate.grant_worker() and may write the items. Run as many as you like, on as
+many machines as you like: the database never hands one row to two of them.
+
+The database may be a router (see doc/sharding.md), with items_router.sql: to a worker it looks the
+same.
 
     DATABASE_URL   which database; without it libpq's PGHOST, PGDATABASE and so on (a connection
                    of our own: LISTEN does not work through a transaction pooler)
@@ -14,7 +17,7 @@ as you like: the database never hands one row to two of them.
 
 Every report carries the lease. If somebody else has the row by then, because this process was
 stopped for too long, the report fails with PT409, and the items that came with it in the same
-transaction are rolled back: a late worker changes nothing.
+call are not written: a late worker changes nothing.
 """
 import json
 import os
@@ -38,31 +41,11 @@ SOURCE = os.environ.get("SYNC_SOURCE") or None
 BATCH = int(os.environ.get("BATCH", "5"))
 
 
-def write_items(db, row, items, full_sync):
-    """Yours to write: puts a page into the application's tables.
-
-    Each item gets the name of the full sync that listed it, or null from an incremental sync.
-    """
-    key = (row.user_id, row.source, row.resource)
-    db.cursor().executemany(
-        """INSERT INTO items (user_id, source, resource, id, payload, seen)
-           VALUES (%s, %s, %s, %s, %s, %s)
-           ON CONFLICT (user_id, source, resource, id)
-           DO UPDATE SET payload = excluded.payload, seen = excluded.seen""",
-        [(*key, name, Jsonb(item), full_sync) for name, item in items.items() if item])
-    db.execute("""DELETE FROM items WHERE (user_id, source, resource) = (%s, %s, %s)
-                  AND id = ANY(%s)""", (*key, [name for name, item in items.items() if not item]))
-
-
-def sweep_items(db, row, full_sync):
-    """Yours to write: deletes what a full sync did not list, so what the provider has no more."""
-    key = (row.user_id, row.source, row.resource)
-    db.execute("""DELETE FROM items WHERE (user_id, source, resource) = (%s, %s, %s)
-                  AND seen IS DISTINCT FROM %s""", (*key, full_sync))
-
-
 class LeaseLost(Exception):
-    """Somebody else has the row by now, or it is gone: what was fetched is not ours to write."""
+    """Somebody else has the row by now, or it is gone: what was fetched is not ours to write.
+
+    Or its shard does not answer, while others do: then the lease ends by itself.
+    """
 
 
 class Worker:
@@ -91,15 +74,14 @@ class Worker:
                 del self.held[0]
 
     def call(self, function, row, **arguments):
-        """A lifecycle call with the row's lease; returns the row as it is then."""
+        """A call with the row's lease; a lifecycle call returns the row as it is then."""
         arguments |= {"user_id": row.user_id, "source": row.source, "resource": row.resource,
                       "lease": row.lease}
         names = ", ".join(f"{name} => %({name})s" for name in arguments)
         try:
-            return self.db.execute(f"SELECT * FROM syncstate.{function}({names})",
-                                   arguments).fetchone()
+            return self.db.execute(f"SELECT * FROM {function}({names})", arguments).fetchone()
         except psycopg.DatabaseError as error:
-            if error.diag.sqlstate in ("PT409", "PT404"):
+            if error.diag.sqlstate in ("PT409", "PT404", "08006"):
                 raise LeaseLost(error.diag.message_primary) from error
             raise
 
@@ -119,17 +101,19 @@ class Worker:
         except ApiError as error:
             self.log(row, error)
             if error.is_rate_limit:
-                self.call("mark_rate_limited", row, retry_after=error.retry_after)
+                self.call("syncstate.mark_rate_limited", row, retry_after=error.retry_after)
             else:
-                self.call("mark_sync_failed", row, error_message=str(error), kind=error.kind)
+                self.call("syncstate.mark_sync_failed", row, error_message=str(error),
+                          kind=error.kind)
         except (LeaseLost, psycopg.OperationalError):
             raise                           # without a database, the leases end by themselves
         except Exception as error:          # one strange item must not stop all other syncs
             traceback.print_exc()
-            self.call("mark_sync_failed", row, error_message=repr(error), kind="permanent")
+            self.call("syncstate.mark_sync_failed", row, error_message=repr(error),
+                      kind="permanent")
 
     def turn_pages(self, row):
-        """Page by page: what a page holds and where it ends, in one transaction."""
+        """Page by page: what a page holds and where it ends, in one call, so in one transaction."""
         place, is_resumed = self.place(row)
         while True:
             try:
@@ -137,7 +121,7 @@ class Worker:
             except ApiError as error:
                 if error.cursor_is_dead:
                     self.log(row, error)
-                    row = self.call("clear_sync_token", row)
+                    row = self.call("syncstate.clear_sync_token", row)
                     if row.status != "syncing":
                         return              # once too often: the database makes it wait
                 elif not (is_resumed and error.status == 400):
@@ -147,19 +131,13 @@ class Worker:
                 continue
             is_resumed = False
             place |= {"page": next_page, "done": place["done"] + len(items)}
-            if next_page is None:
+            self.call("save_page", row, found=Jsonb(items), full_sync=place["full"],
+                      done=place["done"], page_token=json.dumps(place) if next_page else None,
+                      **cursor)
+            if not next_page:
                 break
-            with self.db.transaction():     # the report first: it fails if the lease is lost
-                self.call("checkpoint_sync", row, page_token=json.dumps(place),
-                          progress_done=place["done"])
-                write_items(self.db, row, items, place["full"])
             if self.stop.asked:             # whoever comes next goes on at the next page
                 return self.release(row, f"after {place['done']} items")
-        with self.db.transaction():
-            self.call("mark_sync_completed", row, items_synced=place["done"], **cursor)
-            write_items(self.db, row, items, place["full"])
-            if place["full"]:
-                sweep_items(self.db, row, place["full"])
         self.log(row, f"{'full' if place['full'] else 'incremental'} sync, {place['done']} items")
 
     def place(self, row):
@@ -196,11 +174,11 @@ class Worker:
             with suppress(LeaseLost):
                 self.release(other, "waited too long")
         with suppress(LeaseLost):           # the next report will say it again
-            self.call("renew_sync_lease", row)
+            self.call("syncstate.renew_sync_lease", row)
         self.renew_at = time.monotonic() + self.renew_every
 
     def release(self, row, why):
-        self.call("release_sync", row)
+        self.call("syncstate.release_sync", row)
         self.log(row, f"released, {why}")
 
     def sleep(self):
