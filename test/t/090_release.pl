@@ -170,8 +170,12 @@ foreach my $extension (values %{ $meta->{provides} })
 {
 	ok(-s "$tree/$_", "$_ exists") foreach @$extension{qw(file docfile)};
 }
-my ($comment) = slurp_file("$tree/syncstate.control") =~ /^comment = '(.*)'$/m;
-is($_->{abstract}, $comment, 'what it is about, in the words of the control file') foreach $meta, $meta->{provides}{syncstate};
+foreach my $extension (sort keys %{ $meta->{provides} })
+{
+	my ($comment) = slurp_file("$tree/$extension.control") =~ /^comment = '(.*)'$/m;
+	is($meta->{provides}{$extension}{abstract}, $comment, "what $extension is about, in the words of its control file");
+}
+is($meta->{abstract}, $meta->{provides}{syncstate}{abstract}, 'and it is about syncstate');
 
 ### versions
 
@@ -181,12 +185,16 @@ is($release, $meta->{version}, 'all files agree on the version');
 # The version in one file after another becomes another one.
 foreach my $change (
 	[ 'syncstate.control', sub { s/'1\.0'/'1.1'/ } ],
+	[ 'syncstate_router.control', sub { s/'1\.0'/'1.1'/ } ],
 	[ 'META.json', sub { s/"1\.0\.0"/"1.1.0"/ } ],
-	[ 'META.json', sub { s/.*\K("version": )"1\.0\.0"(?=.*"prereqs")/$1"1.1.0"/s } ],
-	[ 'META.json', sub { s/--1\.0\.sql/--1.1.sql/ } ],
+	[ 'META.json', sub { s/"syncstate": \{.*?\K"1\.0\.0"/"1.1.0"/s } ],
+	[ 'META.json', sub { s/"syncstate_router": \{.*?\K"1\.0\.0"/"1.1.0"/s } ],
+	[ 'META.json', sub { s/syncstate--1\.0\.sql/syncstate--1.1.sql/ } ],
+	[ 'META.json', sub { s/router--1\.0\.sql/router--1.1.sql/ } ],
 	[ 'CHANGELOG.md', sub { s/^## /## 1.1 (unreleased)\n\n- Added.\n\n## /m } ],
 	[ 'debian/changelog', sub { s/\(1\.0\.0-/(1.1.0-/ } ],
-	[ 'sql/syncstate--1.1.sql', sub { $_ = 'SELECT 1;' } ])
+	[ 'sql/syncstate--1.1.sql', sub { $_ = 'SELECT 1;' } ],
+	[ 'sql/syncstate_router--1.1.sql', sub { $_ = 'SELECT 1;' } ])
 {
 	my ($file, $edit) = @$change;
 	my $before = -e "$tree/$file" ? slurp_file("$tree/$file") : undef;
@@ -284,7 +292,8 @@ my ($status, undef, $stderr) = $node->psql('postgres', 'CREATE EXTENSION syncsta
 ok($status && $stderr =~ /extension "syncstate" is not available|could not open extension control file/, 'the server has nothing of ours') or diag($stderr);
 
 my $source = "$tmp/$archives[0]/syncstate-$release";
-my @ours = ("$dir{pkglibdir}/syncstate.so", map { "$dir{sharedir}/extension/$_" } 'syncstate.control', map { s{.*/}{}r } glob("$source/sql/syncstate--*.sql"));
+my @ours = ("$dir{pkglibdir}/syncstate.so", map { "$dir{sharedir}/extension/$_" } 'syncstate.control', 'syncstate_router.control',
+	map { s{.*/}{}r } glob("$source/sql/syncstate--*.sql $source/sql/syncstate_router--*.sql"));
 sub installed { return [ grep { -e "$server$_" } @ours ] }
 
 command_ok([ @make, '-C', $source, 'all' ], 'make');
@@ -295,6 +304,16 @@ is((stat("$server$ours[0]"))[2] & 022, 0, 'nobody else may write to the library'
 
 $node->safe_psql('postgres', 'CREATE EXTENSION syncstate');
 is($node->safe_psql('postgres', q{SELECT extversion FROM pg_extension WHERE extname = 'syncstate'}) . '.0', $release, 'CREATE EXTENSION makes this version');
+
+# A database is either a shard or a router, and a router needs PL/Proxy.
+$node->safe_psql('postgres', 'CREATE DATABASE router');
+SKIP:
+{
+	skip('PL/Proxy is not installed for this server', 1) unless -e "$server$dir{sharedir}/extension/plproxy.control";
+	$node->safe_psql('router', 'CREATE EXTENSION syncstate_router CASCADE');
+	is($node->safe_psql('router', q{SELECT extversion FROM pg_extension WHERE extname = 'syncstate_router'}) . '.0', $release,
+		'and so does that of the router');
+}
 {
 	local $ENV{PGHOST} = $node->host;
 	local $ENV{PGPORT} = $node->port;

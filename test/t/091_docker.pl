@@ -22,7 +22,8 @@ foreach my $what (qw(bindir pkglibdir sharedir))
 	chomp $dir{$what};
 }
 my ($major) = `pg_config --version` =~ /(\d+)/;
-my @ours = ("$dir{pkglibdir}/syncstate.so", map { "$dir{sharedir}/extension/$_" } 'syncstate.control', map { basename($_) } glob('sql/syncstate--*.sql'));
+my @ours = ("$dir{pkglibdir}/syncstate.so", map { "$dir{sharedir}/extension/$_" } 'syncstate.control', 'syncstate_router.control',
+	map { basename($_) } glob('sql/syncstate--*.sql sql/syncstate_router--*.sql'));
 
 sub write_file
 {
@@ -68,7 +69,7 @@ foreach my $file (map { substr($_, 1) } @{ files($tree) })
 	system_or_bail('cp', '-p', "$tree/$file", "$context/$file");
 }
 is(join(' ', grep { -e "$context/$_" } @stale), '', 'nothing that was built here is sent');
-ok(-e "$context/$_", "$_ is sent") foreach qw(Makefile syncstate.control sql/syncstate--1.0.sql src/syncstate.h src/claim.c);
+ok(-e "$context/$_", "$_ is sent") foreach qw(Makefile syncstate.control syncstate_router.control sql/syncstate--1.0.sql src/syncstate.h src/claim.c);
 
 ### steps
 
