@@ -50,12 +50,17 @@ dist:
 # Everything from nothing: install what is missing, build, and run against a
 # throw-away server.  See test/setup for the choice of the server's version.
 # Without the npm packages only the tests that need them fail.
-.PHONY: test demo bench bench-full simulate types
+.PHONY: test demo demo-shards bench bench-full simulate types
 test:
 	@rm -rf results output_iso tmp_check regression.diffs regression.out
 	@$(ready) && { test/node/setup || :; } && test/with-server test/run
 demo:
 	@$(ready) && test/with-server test/demo/run
+demo-shards:
+	@$(ready) && { test -e "$$($$PG_CONFIG --sharedir)/extension/plproxy.control" || { \
+		echo "PL/Proxy is not installed for this server; Debian 12 has it for" \
+			"PostgreSQL 15, in package postgresql-15-plproxy" >&2; exit 1; }; } && \
+		test/with-server --shards 4 test/demo/run
 bench:
 	@$(ready) && test/bench/run --results test/bench/results/quick && \
 		test/bench/run --results test/bench/results/quick --report

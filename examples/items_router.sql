@@ -1,0 +1,27 @@
+-- For a router (see doc/sharding.md), where items.sql is on each shard: the items are beside the
+-- state of their user, so that a page and its report are one transaction, as in a single database.
+-- Whatever of yours goes with a report is such a function: on the shards as in items.sql, here by
+-- the same name and arguments. A superuser runs this, on whose behalf workers reach the shards.
+CREATE FUNCTION save_page_on_shard(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
+    found jsonb, full_sync text, done bigint, page_token text,
+    sync_token text, history_id text, updated_min timestamptz)
+RETURNS void LANGUAGE plproxy AS $$
+    CLUSTER 'syncstate';
+    RUN ON syncstate.shard_of(user_id);
+    TARGET public.save_page;
+$$;
+
+CREATE FUNCTION save_page(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
+    found jsonb, full_sync text, done bigint, page_token text DEFAULT NULL,
+    sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM public.save_page_on_shard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
+EXCEPTION WHEN internal_error THEN      -- what PL/Proxy says of a shard that does not answer
+    RAISE connection_failure USING
+        MESSAGE = format('call on shard %s failed', syncstate.shard_of(user_id)), DETAIL = SQLERRM;
+END
+$$;
+
+-- Then grant save_page() to your workers.
+REVOKE EXECUTE ON FUNCTION save_page, save_page_on_shard FROM PUBLIC;
