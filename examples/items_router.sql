@@ -17,7 +17,8 @@ CREATE FUNCTION save_page(user_id uuid, source syncstate.sync_source, resource t
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM public.save_page_on_shard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
-EXCEPTION WHEN internal_error THEN      -- what PL/Proxy says of a shard that does not answer
+EXCEPTION WHEN internal_error           -- what PL/Proxy says of a shard that does not answer
+    OR admin_shutdown OR crash_shutdown THEN
     RAISE connection_failure USING
         MESSAGE = format('call on shard %s failed', syncstate.shard_of(user_id)), DETAIL = SQLERRM;
 END
