@@ -948,7 +948,8 @@ BEGIN
 				source, stale_after, max_rows), false) AS a,
 			LATERAL pg_catalog.unnest(a.rows) WITH ORDINALITY AS u (user_id, place)
 		ORDER BY u.place, a.shard
-		LIMIT max_rows;
+		-- a bad number is for the shards to refuse: a LIMIT of none would not even ask them
+		LIMIT CASE WHEN max_rows OPERATOR(pg_catalog.>) 0 THEN max_rows END;
 END
 $$;
 COMMENT ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) IS 'Tells which users have a row that a claim would take now, and takes nothing';
