@@ -617,6 +617,10 @@ DECLARE
 BEGIN
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask_all(question, false) AS a);
 	SELECT pg_catalog.max(a.rows[1]::pg_catalog.timestamptz) INTO until FROM pg_catalog.unnest(answers) AS a;
+	-- the report whose limit it was came too late
+	IF until IS NULL THEN
+		RETURN;
+	END IF;
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
 		ARRAY(SELECT CASE WHEN a.shard IS NOT NULL AND a.rows[1]::pg_catalog.timestamptz OPERATOR(pg_catalog.=) until IS NOT TRUE
 				THEN pg_catalog.format('SELECT (syncstate.pause_sync_source(%L, %L)).paused_until::text', source, until) END
