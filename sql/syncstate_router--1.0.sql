@@ -1026,14 +1026,17 @@ DECLARE
 	parts pg_catalog.jsonb[] = pg_catalog.array_fill(changes, ARRAY[shards]);
 	answers syncstate_shard.answer[];
 	key pg_catalog.text;
-	whole pg_catalog.numeric;
+	whole pg_catalog.int4;
 BEGIN
 	FOREACH key IN ARRAY ARRAY['daily_budget', 'rate_per_minute'] LOOP
-		CONTINUE WHEN pg_catalog.jsonb_typeof(changes) OPERATOR(pg_catalog.=) 'object' IS NOT TRUE
-			OR pg_catalog.jsonb_typeof(changes OPERATOR(pg_catalog.->) key) OPERATOR(pg_catalog.=) 'number' IS NOT TRUE;
-		whole = changes OPERATOR(pg_catalog.->>) key;
-		CONTINUE WHEN whole OPERATOR(pg_catalog.<) 1 OR whole OPERATOR(pg_catalog.>) 2147483647
-			OR whole OPERATOR(pg_catalog.<>) pg_catalog.trunc(whole);
+		CONTINUE WHEN pg_catalog.jsonb_typeof(changes) OPERATOR(pg_catalog.=) 'object' IS NOT TRUE;
+		-- "100" is a number, too, to the shards, and 100.0 is none
+		BEGIN
+			whole = (changes OPERATOR(pg_catalog.->>) key)::pg_catalog.int4;
+		EXCEPTION WHEN data_exception THEN
+			CONTINUE;
+		END;
+		CONTINUE WHEN whole OPERATOR(pg_catalog.<) 1 IS NOT FALSE;
 		IF whole OPERATOR(pg_catalog.<) shards THEN
 			RAISE invalid_parameter_value USING
 				MESSAGE = pg_catalog.format('%s must be at least the number of shards', key),
@@ -1041,7 +1044,7 @@ BEGIN
 		END IF;
 		FOR i IN 1 .. shards LOOP
 			parts[i] = pg_catalog.jsonb_set(parts[i], ARRAY[key], pg_catalog.to_jsonb(
-				pg_catalog.div(whole, shards) OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (whole OPERATOR(pg_catalog.%) shards))::pg_catalog.int4));
+				whole OPERATOR(pg_catalog./) shards OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (whole OPERATOR(pg_catalog.%) shards))::pg_catalog.int4));
 		END LOOP;
 	END LOOP;
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
