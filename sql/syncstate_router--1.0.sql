@@ -19,6 +19,10 @@
  * of the user mapping, which is a worker there.  So all public functions are
  * SECURITY DEFINER: nobody but the owner can call the functions below them, or
  * use the server and its password.
+ *
+ * They run with the settings of the caller: no string here has a backslash that
+ * standard_conforming_strings could change, and who sends a time or an interval
+ * to a shard does so in formats that each reads alike.
  */
 CREATE SCHEMA syncstate;
 COMMENT ON SCHEMA syncstate IS 'State of the incremental syncs of external APIs, kept on shards';
@@ -259,7 +263,7 @@ DECLARE
 	who pg_catalog.text;
 BEGIN
 	SELECT pg_catalog.string_agg(pg_catalog.format(' %s=''%s''', o.option_name,
-			pg_catalog.replace(pg_catalog.replace(o.option_value, '\', '\\'), '''', '\''')), '')
+			pg_catalog.replace(pg_catalog.replace(o.option_value, E'\\', E'\\\\'), '''', E'\\''')), '')
 		INTO who
 		FROM (SELECT m.umoptions FROM pg_catalog.pg_user_mapping AS m
 				JOIN pg_catalog.pg_foreign_server AS f ON f.oid OPERATOR(pg_catalog.=) m.umserver
@@ -299,7 +303,7 @@ DECLARE
 	name pg_catalog.text;
 BEGIN
 	FOREACH name IN ARRAY COALESCE(syncstate_shard.get_connections(), '{}') LOOP
-		IF name OPERATOR(pg_catalog.~) '^syncstate \d+ ' AND name OPERATOR(pg_catalog.<>) ALL (keep) THEN
+		IF name OPERATOR(pg_catalog.~) '^syncstate [0-9]+ ' AND name OPERATOR(pg_catalog.<>) ALL (keep) THEN
 			PERFORM syncstate_shard.disconnect(name);
 		END IF;
 	END LOOP;
@@ -593,7 +597,7 @@ BEGIN
 	IF message OPERATOR(pg_catalog.~) '^PL/Proxy function ' THEN
 		state = '08006';
 	END IF;
-	message = pg_catalog.regexp_replace(pg_catalog.rtrim(message, E'\n'), '^(PL/Proxy function )?syncstate_shard\.\w+\(\d+\): (\[.*?\] )?(REMOTE \S+: )?', '');
+	message = pg_catalog.regexp_replace(pg_catalog.rtrim(message, E'\n'), '^(PL/Proxy function )?syncstate_shard[.][a-z_]+[(][0-9]+[)]: ([[].*?[]] )?(REMOTE [^ ]+: )?', '');
 	IF syncstate_shard.is_outage(state) AND NOT syncstate_shard.is_worker() THEN
 		RAISE LOG 'shard % does not answer: %', shard, message;
 		message = NULL;
@@ -905,7 +909,7 @@ BEGIN
 				THEN pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', pg_catalog.jsonb_agg(r.report ORDER BY r.position)) END
 			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
 				LEFT JOIN (SELECT e.report, e.position,
-						CASE WHEN e.report OPERATOR(pg_catalog.->>) 'user_id' OPERATOR(pg_catalog.~) '^\{?([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}\}?$'
+						CASE WHEN e.report OPERATOR(pg_catalog.->>) 'user_id' OPERATOR(pg_catalog.~) '^[{]?([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}]?$'
 							THEN syncstate_shard.hash((e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
 							ELSE 0 END AS shard
 					FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)) AS r
