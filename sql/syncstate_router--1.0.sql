@@ -359,6 +359,7 @@ CREATE FUNCTION syncstate_shard.ask(statements text[])
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	SET client_min_messages = warning
+	SET datestyle = ISO
 	AS $$
 DECLARE
 	started pg_catalog.timestamptz = pg_catalog.clock_timestamp();
@@ -613,6 +614,7 @@ COMMENT ON FUNCTION syncstate_shard.fail_routed(uuid, text, text, text, text) IS
 CREATE FUNCTION syncstate_shard.spread_pause(source syncstate.sync_source) RETURNS void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
+	SET datestyle = ISO
 	AS $$
 DECLARE
 	question pg_catalog.text = pg_catalog.format('SELECT (syncstate.get_sync_policy(%L)).paused_until::text', source);
@@ -771,7 +773,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $b$, call.name, arguments, call.before, call.after, call.result);
 		EXECUTE pg_catalog.format(
-			'CREATE FUNCTION syncstate.%I(%s) RETURNS %s LANGUAGE plpgsql %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS %L',
+			'CREATE FUNCTION syncstate.%I(%s) RETURNS %s LANGUAGE plpgsql %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning SET datestyle = ISO SET intervalstyle = postgres AS %L',
 			call.name, call.signature, call.result, call.volatility, body);
 		EXECUTE pg_catalog.format('COMMENT ON FUNCTION syncstate.%I(%s) IS %L', call.name, types, call.comment);
 	END LOOP;
@@ -823,6 +825,7 @@ CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT N
 	RETURNS SETOF syncstate.sync_state
 	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 10
 	SET search_path = pg_catalog, pg_temp
+	SET intervalstyle = postgres
 	AS $$
 DECLARE
 	shards pg_catalog.int4 = syncstate_shard.enter();
@@ -949,6 +952,7 @@ CREATE FUNCTION syncstate.get_users_needing_sync(source syncstate.sync_source,
 	RETURNS SETOF uuid
 	LANGUAGE plpgsql STABLE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
+	SET intervalstyle = postgres
 	AS $$
 BEGIN
 	RETURN QUERY SELECT u.user_id::pg_catalog.uuid
@@ -1065,6 +1069,7 @@ CREATE FUNCTION syncstate.pause_sync_source(source syncstate.sync_source,
 	RETURNS syncstate.sync_policy
 	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
+	SET datestyle = ISO
 	AS $$
 BEGIN
 	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
