@@ -931,8 +931,19 @@ BEGIN
 	LOOP
 		PERFORM syncstate_shard.spread_pause(limited);
 	END LOOP;
-	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(answers) AS a,
-		LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r;
+	-- in the order of the reports: of those about a row and its lease the first was applied
+	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(answers) AS a
+			CROSS JOIN LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r
+			LEFT JOIN (SELECT (e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid AS user_id,
+							(e.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source AS source,
+							COALESCE(e.report OPERATOR(pg_catalog.->>) 'resource', '') AS resource,
+							(e.report OPERATOR(pg_catalog.->>) 'lease')::pg_catalog.int8 AS lease,
+							pg_catalog.min(e.position) AS position
+						FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
+						GROUP BY 1, 2, 3, 4) AS e
+				ON e.user_id OPERATOR(pg_catalog.=) r.user_id AND e.source OPERATOR(pg_catalog.=) r.source
+				AND e.resource OPERATOR(pg_catalog.=) r.resource AND e.lease OPERATOR(pg_catalog.=) r.lease
+		ORDER BY e.position;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
 	IF open THEN
 		PERFORM syncstate_shard.disconnect_all();
