@@ -180,8 +180,11 @@ COMMENT ON FUNCTION syncstate_shard.hash(uuid) IS 'A number of 16 bits whose low
 /*
  * The first thing that every call does; see table shard for the lock.  VOLATILE,
  * so that it looks at the table after it has waited for the lock.
+ *
+ *	writes	name of a call that writes, which the shards' own transactions would
+ *			let it do in a read-only one: what PostgREST makes of a GET
  */
-CREATE FUNCTION syncstate_shard.enter() RETURNS integer
+CREATE FUNCTION syncstate_shard.enter(writes text DEFAULT NULL) RETURNS integer
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
@@ -194,10 +197,14 @@ BEGIN
 			MESSAGE = 'this router has no shards',
 			HINT = 'Insert connection strings into syncstate.shard, and create a user mapping for server "syncstate".';
 	END IF;
+	IF writes IS NOT NULL AND pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool THEN
+		RAISE read_only_sql_transaction USING
+			MESSAGE = pg_catalog.format('cannot execute %s() in a read-only transaction', writes);
+	END IF;
 	RETURN shards;
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.enter() IS 'Locks the table of shards against change, and tells how many there are';
+COMMENT ON FUNCTION syncstate_shard.enter(text) IS 'Locks the table of shards against change, and tells how many there are';
 
 CREATE FUNCTION syncstate.shard_of(user_id uuid) RETURNS integer
 	LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -740,25 +747,25 @@ BEGIN
 		IF call.result OPERATOR(pg_catalog.~) '^SETOF' THEN
 			body = $b$
 DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter(%6$L);
 	state pg_catalog.text;
 	message pg_catalog.text;
 	detail pg_catalog.text;
 	hint pg_catalog.text;
 BEGIN
-	PERFORM syncstate_shard.enter();
 	%3$s
 	RETURN QUERY SELECT r.* FROM syncstate_shard.%1$I(%2$s) AS r;
 $b$;
 		ELSE
 			body = $b$
 DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter(%6$L);
 	result %5$s;
 	state pg_catalog.text;
 	message pg_catalog.text;
 	detail pg_catalog.text;
 	hint pg_catalog.text;
 BEGIN
-	PERFORM syncstate_shard.enter();
 	%3$s
 	result = syncstate_shard.%1$I(%2$s);
 	%4$s
@@ -771,7 +778,8 @@ EXCEPTION WHEN OTHERS THEN
 		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
 	PERFORM syncstate_shard.fail_routed(user_id, state, message, detail, hint);
 END
-$b$, call.name, arguments, call.before, call.after, call.result);
+$b$, call.name, arguments, call.before, call.after, call.result,
+			CASE WHEN call.volatility OPERATOR(pg_catalog.=) 'VOLATILE' THEN call.name END);
 		EXECUTE pg_catalog.format(
 			'CREATE FUNCTION syncstate.%I(%s) RETURNS %s LANGUAGE plpgsql %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning SET datestyle = ISO SET intervalstyle = postgres AS %L',
 			call.name, call.signature, call.result, call.volatility, body);
@@ -828,7 +836,7 @@ CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT N
 	SET intervalstyle = postgres
 	AS $$
 DECLARE
-	shards pg_catalog.int4 = syncstate_shard.enter();
+	shards pg_catalog.int4 = syncstate_shard.enter('claim_due_syncs');
 	turn pg_catalog.int4 = pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) shards);
 	-- shards that may have more, by turns
 	hungry pg_catalog.int4[] = ARRAY(SELECT n FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
@@ -901,7 +909,7 @@ CREATE FUNCTION syncstate.report_syncs(results jsonb)
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 DECLARE
-	shards pg_catalog.int4 = syncstate_shard.enter();
+	shards pg_catalog.int4 = syncstate_shard.enter('report_syncs');
 	statements pg_catalog.text[] = ARRAY[pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', results)];
 	answers syncstate_shard.answer[];
 	limited syncstate.sync_source;
@@ -1041,7 +1049,7 @@ CREATE FUNCTION syncstate.set_sync_policy(source syncstate.sync_source, changes 
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 DECLARE
-	shards pg_catalog.int4 = syncstate_shard.enter();
+	shards pg_catalog.int4 = syncstate_shard.enter('set_sync_policy');
 	parts pg_catalog.jsonb[] = pg_catalog.array_fill(changes, ARRAY[shards]);
 	answers syncstate_shard.answer[];
 	key pg_catalog.text;
@@ -1083,6 +1091,7 @@ CREATE FUNCTION syncstate.pause_sync_source(source syncstate.sync_source,
 	SET datestyle = ISO
 	AS $$
 BEGIN
+	PERFORM syncstate_shard.enter('pause_sync_source');
 	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
 		'SELECT p::text FROM syncstate.pause_sync_source(%L, %L) AS p', source, until), true) AS a));
 END
@@ -1095,6 +1104,7 @@ CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 BEGIN
+	PERFORM syncstate_shard.enter('resume_sync_source');
 	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
 		'SELECT p::text FROM syncstate.resume_sync_source(%L) AS p', source), true) AS a));
 END
@@ -1117,6 +1127,7 @@ CREATE FUNCTION syncstate.rebalance_syncs(INOUT source syncstate.sync_source DEF
 	AS $$
 #variable_conflict use_column
 BEGIN
+	PERFORM syncstate_shard.enter('rebalance_syncs');
 	RETURN QUERY SELECT b.source, pg_catalog.sum(b.rows)::pg_catalog.int8, pg_catalog.sum(b.budget)::pg_catalog.int4,
 			pg_catalog.sum(b.planned), pg_catalog.sum(b.observed), pg_catalog.avg(b.multiplier),
 			pg_catalog.sum(b.at_min)::pg_catalog.int8, pg_catalog.sum(b.at_max)::pg_catalog.int8, pg_catalog.bool_and(b.feasible)
@@ -1165,6 +1176,7 @@ CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 BEGIN
+	PERFORM syncstate_shard.enter('register_sync_source');
 	PERFORM FROM syncstate_shard.ask_all(pg_catalog.format('SELECT syncstate.register_sync_source(%L)::text', label), true) AS a;
 	IF NOT EXISTS (SELECT FROM pg_catalog.pg_enum AS e
 				   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
