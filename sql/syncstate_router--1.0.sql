@@ -793,7 +793,9 @@ $install$;
 /*
  * Ends the transactions of shards that answered within one: commits all of
  * them, or none if one of them refused the call.  Gives the answers again,
- * where a shard did not confirm with that error instead.
+ * where a shard did not confirm with an outage instead: whatever a shard fails
+ * with by now (a deferred trigger of the site's, say), the others have done it,
+ * and what they gave has to reach the caller.
  */
 CREATE FUNCTION syncstate_shard.commit(answers syncstate_shard.answer[]) RETURNS SETOF syncstate_shard.answer
 	LANGUAGE plpgsql VOLATILE
@@ -814,7 +816,7 @@ BEGIN
 		WHERE NOT EXISTS (SELECT FROM pg_catalog.unnest(ends) AS e
 						  WHERE e.shard OPERATOR(pg_catalog.=) a.shard AND e.state IS NOT NULL)
 		UNION ALL
-		SELECT e.* FROM pg_catalog.unnest(ends) AS e WHERE e.state IS NOT NULL;
+		SELECT e.shard, NULL, '08007', e.message, e.detail, e.hint FROM pg_catalog.unnest(ends) AS e WHERE e.state IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION syncstate_shard.commit(syncstate_shard.answer[]) IS 'Ends transactions on shards: all of them are committed, or none if a shard refused the call';
