@@ -1,0 +1,471 @@
+# A worker or a PostgREST in front of a router cannot tell it from a single
+# database: the same calls, one by one, come to the same rows and errors, and
+# leave the same state.  Where the two are known to differ it is listed here.
+# And claims: what comes through the router, how it is divided, and that no
+# shard holds a row that the caller did not get.
+#
+#	SYNCSTATE_TEST_SEED		where due rows are, instead of a random one
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IPC::Run qw(run);
+use List::Util qw(sum0 uniq);
+use PostgreSQL::Test::Utils;
+use Shards;
+use Test::More;
+
+Shards::skip_all_without_plproxy();
+
+my $shards = 4;
+my $s = Shards->new($shards, conf => "syncstate.clock = '2026-01-10 12:00:00+00'\n");
+my $node = $s->{router};
+$node->safe_psql('postgres', 'CREATE DATABASE single');
+$node->safe_psql('single', 'CREATE EXTENSION syncstate');
+$ENV{PGHOST} = $node->host;
+$ENV{PGPORT} = $node->port;
+# Whatever the machine's; but not for the router, whose environment libpq reads, too.
+$ENV{PGTZ} = 'UTC';
+$ENV{PGCLIENTENCODING} = 'UTF8';
+$ENV{PGOPTIONS} = '-c lc_messages=C -c DateStyle=ISO';
+
+# Moves the time of all databases and of the sessions in them: the server has
+# signalled its sessions before it starts another one that sees the new time.
+sub set_clock
+{
+	my ($time) = @_;
+	$node->safe_psql('single', "SELECT syncstate.sync_clock() \\g /dev/null
+		ALTER SYSTEM SET syncstate.clock = '$time'");
+	$node->safe_psql('postgres', 'SELECT pg_reload_conf()');
+	$node->poll_query_until('single', "SELECT syncstate.sync_clock() = '$time'")
+	  or die 'the clock does not move';
+	return;
+}
+
+# What psql prints for each of several statements, errors in place.
+sub printed
+{
+	my ($database, $role, @statements) = @_;
+	my $mark = '==== next ====';
+	my $out = '';
+	my $script = "SET ROLE $role;\n\\set VERBOSITY verbose\n\\set SHOW_CONTEXT never\n"
+	  . join '', map { "$_\n;\n\\echo '$mark'\n" } @statements;
+
+	run [ 'psql', '-X', '-q', '-A', '-t', '-d', $database ], '<', \$script, '>&', \$out;
+	my @printed = split /^\Q$mark\E\n/m, $out, -1;
+	pop @printed;
+	foreach (@printed)
+	{
+		s/^LOCATION:.*\n//mg;
+		s/(with PID) \d+/$1 .../g;
+		# these are the real time's
+		s/"(created_at|updated_at)": "[^"]*"/"$1": .../g;
+		# these are random, beyond what the state machine's own tests look into
+		s/"due_at": "[^"]*"(.*"status": "(?:error|rate_limited)")/"due_at": ...$1/g;
+	}
+	return @printed;
+}
+
+# A call as a statement that shows all it returns.
+sub statement
+{
+	my ($call) = @_;
+	return $call =~ /^[A-Z]/ ? $call : "SELECT to_jsonb(r) FROM syncstate.$call AS r";
+}
+
+# Where a router has to say something else: the call, and what it says.
+my %differs = (
+	# there must be something for each shard
+	q(set_sync_policy('google_calendar', '{"rate_per_minute": 1000001}')) => qr/"rate_per_minute": 1000001\}/,
+	q(set_sync_policy('google_calendar', '{"daily_budget": 3}')) =>
+	  qr/\AERROR:  22023: daily_budget must be at least the number of shards\nDETAIL:  Got 3, for 4 shards\.\n\z/,
+	q(set_sync_policy('google_calendar', '{"rate_per_minute": "1"}')) =>
+	  qr/\AERROR:  22023: rate_per_minute must be at least the number of shards\nDETAIL:  Got 1, for 4 shards\.\n\z/,
+);
+
+# The same calls on both sides.
+sub compare
+{
+	my ($role, @calls) = @_;
+	my @statements = map { statement($_) } @calls;
+	my @router = printed('router', $role, @statements);
+	my @single = printed('single', $role, @statements);
+
+	is(scalar @router, scalar @calls, 'all were called on the router');
+	is(scalar @single, scalar @calls, 'and on the single database');
+	foreach my $i (0 .. $#calls)
+	{
+		my $name = length $calls[$i] > 150 ? substr($calls[$i], 0, 150) . '...' : $calls[$i];
+		# in which order rows of several shards come is no one's promise
+		if ($calls[$i] =~ /^(claim_due_syncs|get_users_needing_sync)/)
+		{
+			$_ = join '', sort /^.*\n/mg foreach $router[$i], $single[$i];
+		}
+		if (my $but = $differs{ $calls[$i] })
+		{
+			like($router[$i], $but, "$name, not as on a single database");
+			isnt($router[$i], $single[$i], 'where it is otherwise');
+			next;
+		}
+		# here, which statement could not be executed
+		s/(ERROR:  25006: cannot execute) \S+/$1 .../ foreach $router[$i], $single[$i];
+		is($router[$i], $single[$i], $name);
+	}
+	return;
+}
+
+# All rows, and what is set for sources, are the same in the end.
+sub compare_states
+{
+	my ($when) = @_;
+	my $rows = q{SELECT (to_jsonb(s) - '{created_at,updated_at}'::text[] - CASE WHEN status IN ('error', 'rate_limited') THEN 'due_at' ELSE '' END)::text
+		FROM syncstate.sync_state AS s};
+
+	is( join("\n", sort grep { $_ ne '' } map { split /\n/, $s->shard_query($_, $rows) } 0 .. $shards - 1),
+		join("\n", sort split /\n/, $node->safe_psql('single', $rows)),
+		"the same rows on the shards as on a single database $when");
+	compare('service_role', 'SELECT to_jsonb(o) FROM syncstate.sync_overview AS o',
+		map { "get_sync_policy('$_')" } qw(google_calendar google_tasks google_gmail google_contacts));
+	return;
+}
+
+sub empty
+{
+	my $sql = 'DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy; DELETE FROM syncstate.sync_budget';
+	$s->shard_query($_, $sql) foreach 0 .. $shards - 1;
+	$node->safe_psql('single', $sql);
+	return;
+}
+
+sub user { return sprintf '00000000-0000-4000-8000-%012x', $_[0] }
+sub key { my ($n, $source) = @_; return "'" . user($n) . "', '" . ($source // 'google_calendar') . "'" }
+my $mine = key(1);
+# of what is due already, the router may tell another time
+my $next_due = 'SELECT greatest(syncstate.next_sync_due(), syncstate.sync_clock())';
+
+# Times that are random become the same ones, before rows are due by them.
+sub settle
+{
+	my $sql = q{UPDATE syncstate.sync_state SET due_at = '2026-01-10 12:06+00' WHERE due_at IS NOT NULL AND status IN ('error', 'rate_limited')};
+	$s->shard_query($_, $sql) foreach 0 .. $shards - 1;
+	$node->safe_psql('single', $sql);
+	return;
+}
+
+### Errors: what sql/errors.sql calls, with a row under lease 1, and a parked one
+
+my @wrong = slurp_file('expected/errors.out') =~ /^(\w+\(.*)\n {4}[0-9A-Z]{5}: /mg;
+s/\bK\b/$mine/ foreach @wrong;
+cmp_ok(scalar @wrong, '>', 300, 'there are calls to get wrong');
+my @start = (
+	"mark_sync_started($mine)",
+	"mark_sync_failed($mine, 'x', 'permanent', 1)",
+	"mark_sync_started($mine)",
+	"update_sync_state($mine, '{\"sync_token\": \"tok1\", \"history_id\": \"1000\", \"page_token\": \"p3\", \"sync_interval\": \"1 hour\"}')",
+	"pause_sync($mine, 'parked')",
+	"connect_sync($mine, 'parked')",
+	"pause_sync($mine, 'parked')",
+	"set_sync_policy('google_tasks', '{\"sync_interval\": \"1 hour\"}')");
+compare('service_role', @start);
+# the lease there is 2, and these take back what is done where the router allows more
+compare('service_role', @wrong, q(set_sync_policy('google_calendar', '{"rate_per_minute": null}')),
+	q(set_sync_policy('google_calendar', '{"daily_budget": 3}')), q(set_sync_policy('google_calendar', '{"daily_budget": null}')),
+	q(set_sync_policy('google_calendar', '{"rate_per_minute": "1"}')), q(set_sync_policy('google_calendar', '{"rate_per_minute": null}')));
+compare_states('after calls that fail');
+
+# as a role that may not even look, and as one that may do all
+$node->safe_psql($_, 'CREATE SCHEMA regress_errors; CREATE TABLE regress_errors.users (id uuid PRIMARY KEY, name text);
+	CREATE VIEW regress_errors.people AS SELECT * FROM regress_errors.users')
+  foreach qw(router single);
+compare('none', grep { /^(grant_|register_|watch_)/ } @wrong);
+compare('anon', grep { !$differs{$_} } @wrong);
+compare('service_role', 'BEGIN READ ONLY', 'claim_due_syncs()', 'ROLLBACK', 'BEGIN READ ONLY', "connect_sync($mine)", 'ROLLBACK',
+	'BEGIN READ ONLY', "get_sync_state($mine)", "get_sync_policy('google_tasks')", $next_due, 'ROLLBACK');
+
+### A life: each function, each outcome, while time goes by
+
+empty();
+my @users = (1 .. 24);
+compare('service_role', 'LISTEN syncstate', map({ 'connect_sync(' . key($_) . ')' } @users),
+	"get_sync_state($mine)", "get_sync_state($mine, 'none')", "get_sync_states('" . user(1) . "')", "get_sync_states('" . user(99) . "')",
+	$next_due, $next_due =~ s/due\(\)/due('google_tasks')/r,
+	"get_users_needing_sync('google_calendar')", "get_users_needing_sync('google_calendar', '1 hour')",
+	"get_users_needing_sync('google_calendar', max_rows => 10000)", "get_users_needing_sync('google_tasks')",
+	'SELECT count(*) FROM syncstate.claim_due_syncs(max_rows => 7)');
+empty();
+compare('service_role', map({ 'connect_sync(' . key($_) . ')' } @users),
+	"claim_due_syncs('google_calendar', 24, '1 hour')", 'claim_due_syncs()', "claim_due_syncs('google_tasks')");
+compare_states('after a claim');
+
+set_clock('2026-01-10 12:05:00+00');
+compare('service_role',
+	'mark_sync_completed(' . key(1) . q{, 7, 'tok', '123', '2026-01-01 00:00+00', 1)},
+	'mark_sync_completed(' . key(1) . ', lease => 1)',
+	'mark_sync_failed(' . key(2) . q{, 'no', lease => 1)},
+	'mark_sync_failed(' . key(3) . q{, E'it''s \\\\ "odd" % {}', 'permanent', 1)},
+	'mark_sync_failed(' . key(4) . q{, 'revoked', 'auth')},
+	'mark_rate_limited(' . key(5) . q{, '5 minutes', lease => 1)},
+	'clear_sync_token(' . key(6) . ', 1)', 'clear_sync_token(' . key(7) . ')',
+	'renew_sync_lease(' . key(8) . q{, 1, '2 hours')},
+	'checkpoint_sync(' . key(8) . q{, 1, 'page 2', 50, 100)}, 'checkpoint_sync(' . key(8) . ', 1)',
+	'release_sync(' . key(9) . ', 1)', 'mark_sync_started(' . key(9) . q{, '1 day')},
+	'pause_sync(' . key(10) . ')', 'resume_sync(' . key(10) . ')', 'pause_sync(' . key(11) . ')',
+	'request_sync(' . key(11) . ')', 'request_sync(' . key(12) . ')', 'request_sync(' . key(12) . ')', 'request_sync(' . key(99) . ')',
+	'disconnect_sync(' . key(13) . ')', 'disconnect_sync(' . key(13) . ')',
+	'update_sync_state(' . key(14) . q{, '{"status": "idle", "sync_token": null, "items_synced": 3, "updated_min": "2026-01-01T00:00:00Z"}')},
+	'update_sync_state(' . key(14) . q{, '{"sync_token": "it''s \\\\ % { } \" é"}', E'it''s \\\\ odd')},
+	'update_sync_state(' . key(25, 'google_gmail') . q{, '{"status": "syncing", "history_id": 18446744073709551615}')},
+	'get_sync_states(\'' . user(14) . '\')', 'claim_due_syncs(max_rows => 10000)');
+
+sub report
+{
+	my ($n, $outcome, $more, $lease) = @_;
+	return sprintf '{"user_id": "%s", "source": "google_calendar", "lease": %s, "outcome": "%s"%s}', user($n), $lease // 1, $outcome, $more // '';
+}
+sub reports { return 'report_syncs($r$[' . join(', ', @_) . ']$r$)' }
+my @good = (
+	report(15, 'completed', ', "items_synced": 5, "sync_token": "it\'s \\\\ % {", "resource": ""'),
+	report(16, 'failed', ', "error_message": "no"'),
+	report(17, 'failed', ', "error_message": "no", "kind": "auth"'),
+	report(18, 'rate_limited', ', "retry_after": "3 minutes"'),
+	report(19, 'released'), report(20, 'completed', '', 7), report(98, 'completed'),
+	'{"user_id": "{' . uc(user(21)) . '}", "source": "google_calendar", "lease": 1, "outcome": "completed"}');
+compare('service_role',
+	reports(), reports(@good, report(22, 'done')), reports(report(22, 'completed', ', "user_id": "x"'), @good),
+	reports(@good, 'null'), reports(1, @good), reports(@good, '{"user_id": "' . user(3) . '"}'),
+	reports(report(22, 'completed', ', "user_id": "{' . user(22) . '"')), reports(report(22, 'completed', ', "user_id": 7')),
+	q{report_syncs((SELECT jsonb_agg('{}'::jsonb) FROM generate_series(1, 10001)))},
+	"report_syncs((SELECT jsonb_agg('" . report(22, 'completed') . "'::jsonb) FROM generate_series(1, 10001)))");
+compare_states('after reports that cannot be');
+compare('service_role', reports(@good), reports(@good), reports(report(23, 'failed', ', "error_message": "a"'), report(23, 'completed')));
+compare_states('after reports');
+
+### Sources
+
+compare('service_role', q{set_sync_policy('google_tasks', '{"daily_budget": 1001, "rate_per_minute": "402", "jitter": 0.5, "lease_time": "3 minutes"}')},
+	q{get_sync_policy('google_tasks')},
+	q{set_sync_policy('google_tasks', '{"daily_budget": " 77 ", "rate_per_minute": 1e2}')},
+	q{set_sync_policy('google_tasks', '{"daily_budget": 100.0}')}, q{set_sync_policy('google_tasks', '{"daily_budget": 100.5}')},
+	q{set_sync_policy('google_tasks', '{"daily_budget": [100]}')}, q{set_sync_policy('google_tasks', '{"daily_budget": true}')},
+	q{set_sync_policy('google_tasks', '{"daily_budget": "1 00"}')},
+	q{set_sync_policy('google_tasks', '{"daily_budget": 2147483647}')},
+	q{set_sync_policy('google_tasks', '{"daily_budget": null, "rate_per_minute": null, "jitter": null}')},
+	q{pause_sync_source('google_calendar', '2026-02-03 00:00:00+00')}, $next_due, q{get_users_needing_sync('google_calendar')},
+	'claim_due_syncs()', q{resume_sync_source('google_calendar')}, q{resume_sync_source('google_calendar')},
+	q{pause_sync_source('google_gmail')}, q{get_sync_policy('google_gmail')});
+compare_states('after policies');
+
+# A limit of the source, told by one, stops all; a longer one is not cut short.
+settle();
+set_clock('2026-01-10 13:00:00+00');
+compare('service_role', q{set_sync_policy('google_calendar', '{"rate_limit_wait": "7 minutes"}')},
+	'connect_sync(' . key(26) . ')', 'connect_sync(' . key(27) . ')', 'connect_sync(' . key(28) . ')', 'mark_sync_started(' . key(26) . ')',
+	reports(report(26, 'rate_limited', ', "scope": "source"', 9)), "get_sync_policy('google_calendar')",
+	'mark_rate_limited(' . key(26) . q{, scope => 'source', lease => 9)}, "get_sync_policy('google_calendar')",
+	'mark_rate_limited(' . key(26) . q{, '10 minutes', 'source', 1)}, "get_sync_policy('google_calendar')",
+	'claim_due_syncs()', 'mark_rate_limited(' . key(27) . q{, '1 minute', 'source')}, "get_sync_policy('google_calendar')");
+is(join(' ', uniq map { $s->shard_query($_, q{SELECT paused_until FROM syncstate.sync_policy WHERE source = 'google_calendar'}) } 0 .. $shards - 1),
+	'2026-01-10 13:10:00+00', 'every shard waits until then');
+compare('service_role', 'mark_sync_started(' . key(28, 'google_contacts') . ')',
+	reports(report(28, 'rate_limited', ', "scope": "source", "retry_after": "20 minutes", "source": "google_contacts"')),
+	"get_sync_policy('google_contacts')", $next_due, "claim_due_syncs('google_contacts')");
+is(join(' ', uniq map { $s->shard_query($_, q{SELECT paused_until FROM syncstate.sync_policy WHERE source = 'google_contacts'}) } 0 .. $shards - 1),
+	'2026-01-10 13:20:00+00', 'nor does a limit in a report stay on one shard');
+compare_states('after limits of a source');
+settle();
+set_clock('2026-01-10 13:30:00+00');
+compare('service_role', 'claim_due_syncs(max_rows => 10000)');
+compare_states('once they are over');
+
+# A session's settings are not the shards'.
+compare('service_role', "SET datestyle = 'SQL, DMY'", "SET intervalstyle = 'sql_standard'", "SET timezone = 'Asia/Kolkata'",
+	'mark_sync_completed(' . key(1) . q{, updated_min => '2026-01-09 00:00+00')},
+	q{pause_sync_source('google_gmail', '2026-03-04 05:06:07+00')}, q{get_sync_policy('google_gmail')}, $next_due,
+	'mark_rate_limited(' . key(1) . q{, '1 day -02:00:00')},
+	'mark_sync_started(' . key(29) . q{, '1 day -02:00:00')}, q{get_users_needing_sync('google_calendar', '1 day -02:00:00')},
+	'renew_sync_lease(' . key(29) . q{, 1, '1 day -02:00:00')}, 'connect_sync(' . key(30) . ')', q{claim_due_syncs(lease_time => '1 day -02:00:00')},
+	'SELECT to_jsonb(o) FROM syncstate.sync_overview AS o');
+foreach my $strings ('on', 'off')
+{
+	compare('service_role', 'SET escape_string_warning = off', "SET standard_conforming_strings = $strings", "SET backslash_quote = off",
+		'mark_sync_failed(' . key(1) . q{, E'a '' \\\\ b')}, 'update_sync_state(' . key(1) . q{, $j${"sync_token": "a ' \\\\ b"}$j$, E'a '' \\\\ b')},
+		'get_sync_states(\'' . user(1) . '\')', reports(report(1, 'completed', q{, "resource": "a ' \\\\ b", "user_id": "{} ' \\\\"})),
+		reports(report(1, 'completed', q{, "resource": "a ' \\\\ b", "sync_token": "' \\\\ '' '})), 'claim_due_syncs()',
+		'mark_sync_started(' . key(98) . ', lease_time => NULL)', 'renew_sync_lease(' . key(98) . ', 77)', 'request_sync(' . key(97) . ')');
+}
+compare_states('whatever the session had set');
+
+### Deleted users, and sources of one's own
+
+$node->safe_psql($_, 'CREATE TABLE users (id uuid PRIMARY KEY, person uuid);
+	GRANT DELETE, SELECT ON users TO service_role;
+	INSERT INTO users SELECT (\'00000000-0000-4000-8000-\' || lpad(to_hex(i), 12, \'0\'))::uuid FROM generate_series(1, 20) AS i')
+  foreach qw(router single);
+compare('none', "watch_users('users')", "watch_users('users')", q{SELECT tgname, tgenabled, tgnargs, encode(tgargs, 'escape') FROM pg_trigger WHERE tgrelid = 'users'::regclass});
+compare('service_role', "DELETE FROM users WHERE id IN ('" . user(1) . "', '" . user(2) . "', '" . user(3) . "', '" . user(19) . "')",
+	'DELETE FROM users WHERE false', map { "get_sync_states('" . user($_) . "')" } 1, 2, 3, 4, 19);
+compare_states('after users were deleted');
+compare('none', 'ALTER TABLE users ALTER id TYPE text', 'DELETE FROM users', 'DROP TABLE users');
+
+compare('none', "register_sync_source('custom_crm')", "register_sync_source('custom_crm')", 'TABLE syncstate.custom_source',
+	"SELECT enum_range(NULL::syncstate.sync_source)");
+compare('service_role', 'LISTEN syncstate', 'connect_sync(' . key(1, 'custom_crm') . ')', 'claim_due_syncs(\'custom_crm\')',
+	q{get_sync_policy('custom_crm')}, q{pause_sync_source('custom_crm')}, 'SELECT to_jsonb(o) FROM syncstate.sync_overview AS o',
+	"register_sync_source('custom_erp')");
+
+### The plans of rebalance_syncs() are each shard's own; their sums are as asked for
+
+compare('service_role', q{set_sync_policy('google_tasks', '{"daily_budget": 4000}')}, q{rebalance_syncs('google_gmail')},
+	map({ 'connect_sync(' . key($_, 'google_tasks') . ')' } 1 .. 40),
+	q{SELECT source, rows, budget, round(planned) <= 4000, feasible FROM syncstate.rebalance_syncs('google_tasks')},
+	q{SELECT source, rows, budget, feasible FROM syncstate.rebalance_syncs()});
+
+### Claims
+
+my $seed = $ENV{SYNCSTATE_TEST_SEED} // int(rand(2**31));
+note "seed $seed";
+srand $seed;
+
+my @at = map { $node->background_psql("shard$_", on_error_stop => 0) } 0 .. $shards - 1;
+my $worker = $node->background_psql('router', on_error_stop => 0);
+$worker->query_safe('SET ROLE service_role');
+$worker->query_safe('\set SHOW_CONTEXT never');
+my $pid = $worker->query_safe('SELECT pg_backend_pid()');
+
+# Users of each shard
+my @users_of;
+foreach (split /\n/, $s->query(q{SELECT syncstate.shard_of(u), u FROM generate_series(1, 1200) AS i,
+	LATERAL (SELECT ('00000000-0000-4000-8001-' || lpad(to_hex(i), 12, '0'))::uuid AS u) AS u}))
+{
+	my ($shard, $user) = split /\|/;
+	push @{ $users_of[$shard] }, $user;
+}
+cmp_ok(scalar @$_, '>', 200, 'users are spread') foreach @users_of;
+
+# So many due rows on each shard, and some that are not due
+sub fill
+{
+	my (@due) = @_;
+
+	foreach my $n (0 .. $shards - 1)
+	{
+		my @rows = map { "('$users_of[$n][$_]', 'google_calendar', syncstate.sync_clock() " . ($_ < $due[$n] ? '-' : '+') . " interval '1 min $_ s')" } 0 .. $due[$n] + 2;
+		$at[$n]->query_safe('DELETE FROM syncstate.sync_state; INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES ' . join ', ', @rows);
+	}
+	return;
+}
+
+# Who is held on each shard
+sub held
+{
+	return map { [ split /\n/, $_->query_safe(q{SELECT user_id FROM syncstate.sync_state WHERE status = 'syncing' ORDER BY user_id}) ] } @at;
+}
+
+# What the worker's session has said to it since it was asked last
+sub error
+{
+	my $error = $worker->{stderr} =~ s/^psql:<stdin>:\d+: //mgr;
+	$worker->{stderr} = '';
+	return $error;
+}
+
+# Claims, and gives how many rows came of each shard, or the error.
+sub claim
+{
+	my ($arguments, $what) = @_;
+	my @got = split /\n/, $worker->query("SELECT user_id FROM syncstate.claim_due_syncs($arguments)");
+	my @held = held();
+
+	is(join(' ', sort @got), join(' ', sort map { @$_ } @held), "$what: what is held is what came, and once each");
+	my $error = error();
+	return $error if $error ne '';
+	return map { scalar @$_ } @held;
+}
+
+# Of each number of rows asked for: more or fewer than are due, wherever these are
+foreach my $max (1 .. 50)
+{
+	my @due = (0) x $shards;
+	if ($max % 3 == 0) { $due[ rand $shards ] = 60 }                  # all on one shard
+	elsif ($max % 3 == 1) { $_ = int rand(1 + $max / 2) foreach @due }    # about as many
+	else { $_ = int(rand 3) * int rand 40 foreach @due }
+	fill(@due);
+	my $sum = sum0(@due);
+	my @got = claim("NULL, $max", "$max of @due");
+	is(sum0(@got), $sum < $max ? $sum : $max, "$max of @due: @got");
+	is(join(' ', grep { $got[$_] > $due[$_] } 0 .. $#got), '', 'none that is not due');
+}
+
+# Each shard gives its share, and what is left over is not always the same one's.
+foreach my $max (1, 2, 3, 5, 6, 7, 8, 9, 50)
+{
+	my ($low, %more) = (int $max / $shards);
+	foreach my $turn (1 .. 12)
+	{
+		fill((20) x $shards);
+		my @got = claim("'google_calendar', $max", "turn $turn of $max");
+		is(join(' ', grep { $_ != $low && $_ != $low + 1 } @got), '', "shares of $max: @got");
+		$more{"@got"} = 1;
+	}
+	# 12 times the same by chance: once in 10^7 at least
+	cmp_ok(scalar keys %more, '>', $max % $shards ? 1 : 0, "who gives more of $max changes");
+}
+
+# A shard that does not want: nobody's rows are taken, in the first round or later.
+fill((10) x $shards);
+like((claim(q{NULL, 20, '25 hours'}, 'a bad lease_time'))[0], qr/^ERROR:  lease_time must be between/, 'a bad lease_time');
+$at[2]->query_safe(q{
+	CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		RAISE EXCEPTION 'not this one' USING ERRCODE = 'ZZ001', DETAIL = 'The site does not want it.', HINT = 'Ask the site.';
+	END
+	$$;
+	CREATE TRIGGER refuse AFTER UPDATE ON syncstate.sync_state FOR EACH ROW WHEN (NEW.resource = 'bad') EXECUTE FUNCTION public.refuse()});
+# of shard 2, the oldest row, which is the first to come; and one that comes when the others have given all they have
+foreach my $case ([ [ 10, 10, 10, 10 ], 20, 9, 'at once' ], [ [ 1, 1, 20, 0 ], 12, 12, 'in the second round' ])
+{
+	my ($due, $max, $bad, $when) = @$case;
+	fill(@$due);
+	$at[2]->query_safe("SET session_replication_role = replica; UPDATE syncstate.sync_state SET resource = 'bad' WHERE user_id = '$users_of[2][$bad]'; RESET session_replication_role");
+	is((claim("NULL, $max", "refused $when"))[0], "ERROR:  not this one\nDETAIL:  The site does not want it.\nHINT:  Ask the site.", "refused $when");
+	$at[2]->query_safe("DELETE FROM syncstate.sync_state WHERE resource = 'bad'");
+	is(sum0(claim("NULL, $max", "after what was refused $when")), $max, "not so the next one");
+}
+# One that does at COMMIT, when others have committed: what they gave comes, with a warning.
+$at[2]->query_safe(q{DROP TRIGGER refuse ON syncstate.sync_state;
+	CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON syncstate.sync_state DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.refuse()});
+fill((10) x $shards);
+is((claim('NULL, 20', 'a COMMIT that fails'))[0], "WARNING:  not all shards answer: not 2\nDETAIL:  Shard 2: not this one.", 'a COMMIT that fails');
+is(join(' ', map { scalar @$_ } held()), '5 5 0 5', 'the others gave theirs');
+$at[2]->query_safe(q{SET client_min_messages = warning; DROP FUNCTION public.refuse() CASCADE});
+
+# A claim that is canceled while a shard keeps it waiting
+foreach my $how ('a timeout', 'a cancel')
+{
+	fill((10) x $shards);
+	$at[1]->query_safe('BEGIN; LOCK TABLE syncstate.sync_state');
+	if ($how eq 'a timeout')
+	{
+		$worker->query_safe(q{SET statement_timeout = '300 ms'});
+		is($worker->query('SELECT user_id FROM syncstate.claim_due_syncs(NULL, 20)'), '', "$how: nothing came");
+		like(error(), qr/canceling statement due to statement timeout/, 'but the error');
+		$worker->query_safe('RESET statement_timeout');
+	}
+	else
+	{
+		$worker->query_until(qr/waiting/, "\\echo waiting\nSELECT user_id FROM syncstate.claim_due_syncs(NULL, 20);\n");
+		ok($node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = 'shard1' AND usename = 'router' AND wait_event_type = 'Lock'}), "$how: it waits");
+		is($node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)"), 't', 'is canceled');
+		is($worker->query('SELECT 1'), '1', 'and nothing came');
+		like(error(), qr/canceling statement due to user request/, 'but the error');
+	}
+	$at[1]->query_safe('ROLLBACK');
+	ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'router' AND (state <> 'idle' OR datname = 'shard1')}), 'shards have given it up');
+	is(join(' ', map { scalar @$_ } held()), '0 0 0 0', "$how: no shard holds a row");
+	is(sum0(claim('NULL, 20', "after $how")), 20, 'and the next claim finds them');
+}
+
+$_->quit foreach $worker, @at;
+$s->stop;
+done_testing();
