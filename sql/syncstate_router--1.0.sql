@@ -593,7 +593,7 @@ COMMENT ON FUNCTION syncstate_shard.check_user(uuid) IS 'Fails as for a missing 
 
 /*
  * An error of PL/Proxy as the shard's own.  Where the shards are is not for
- * users to know.
+ * users to know, who get the log, too, unless callers set client_min_messages.
  */
 CREATE FUNCTION syncstate_shard.fail_routed(user_id uuid, state text, message text, detail text, hint text) RETURNS void
 	LANGUAGE plpgsql STABLE
@@ -1299,6 +1299,7 @@ CREATE FUNCTION syncstate.get_my_syncs()
 		error_message text, created_at timestamptz, updated_at timestamptz)
 	LANGUAGE plpgsql STABLE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
+	SET client_min_messages = warning
 	AS $$
 DECLARE
 	who pg_catalog.uuid = syncstate.current_user_id();
