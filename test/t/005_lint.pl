@@ -131,5 +131,37 @@ foreach my $rule (@rules)
 	}
 }
 
+# The same rules for a router, where there can be one.  Its functions speak to
+# the shards as their owner, so the two that are for users are SECURITY DEFINER,
+# and check who is asking.  Functions of PL/Proxy, which only these call, have no
+# path, which a test of their text replaces; those of the language are in public.
+SKIP:
+{
+	skip 'PL/Proxy is not installed for this server', 1 unless -e "$sharedir/extension/plproxy.control";
+	$node->safe_psql('postgres', 'CREATE DATABASE router');
+	$node->safe_psql('router', 'CREATE EXTENSION syncstate_router CASCADE');
+	my %found = ('0028/0029 users may execute a SECURITY DEFINER function' => "get_my_syncs\nrequest_sync");
+
+	foreach my $rule (@rules)
+	{
+		my ($name, $query, $offence) = @$rule;
+
+		$query =~ s/= 'syncstate'::regnamespace/= ANY ('{syncstate,syncstate_shard}'::regnamespace[])/g;
+		$query =~ s/extname = 'syncstate'/extname = 'syncstate_router'/g;
+		$query =~ s/'c', 'internal'/'c', 'internal', 'plproxy'/;
+		$query =~ s/(pronamespace = 'public'::regnamespace)/$1 AND proname !~ '^plproxy_'/;
+		$query =~ s/\z/ ORDER BY 1/;
+		$offence =~ s/extname = 'syncstate'/extname = 'syncstate_router'/;
+		my $none = $found{$name} // '';
+		is($node->safe_psql('router', $query), $none, "$name: none, router");
+		next if $offence =~ /syncstate\.sync_(state|policy)/;    # which are no tables there
+		isnt($node->safe_psql('router', "SET allow_system_table_mods = on; BEGIN; $offence; $query; ROLLBACK"),
+			$none, "$name: found where there is one, router");
+	}
+	is($node->safe_psql('router', q{SELECT string_agg(DISTINCT regexp_replace(prosrc, 'TARGET syncstate\.\w+', 'TARGET'), '')
+			FROM pg_proc p JOIN pg_language l ON l.oid = prolang WHERE lanname = 'plproxy' AND proname <> 'my_syncs'}),
+		q{CLUSTER 'syncstate'; RUN ON syncstate_shard.hash(user_id); TARGET;}, 'what PL/Proxy runs here is named in full');
+}
+
 $node->stop;
 done_testing();
