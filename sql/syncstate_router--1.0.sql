@@ -711,7 +711,8 @@ BEGIN
 		 'Parks a row until it is resumed; a sync in flight may finish'),
 		('resume_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
-		 'syncstate.sync_state', 'VOLATILE', '', '',
+		 'syncstate.sync_state', 'VOLATILE', '',
+		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
 		 'Un-parks a row, which is due at once, and forgets failures'),
 		('request_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
@@ -1105,10 +1106,14 @@ CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
 	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 	AS $$
+DECLARE
+	policy syncstate.sync_policy;
 BEGIN
 	PERFORM syncstate_shard.enter('resume_sync_source');
-	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
+	policy = syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
 		'SELECT p::text FROM syncstate.resume_sync_source(%L) AS p', source), true) AS a));
+	PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);
+	RETURN policy;
 END
 $$;
 COMMENT ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) IS 'Ends the pause of a source; its due rows can be claimed at once';
