@@ -232,6 +232,18 @@ foreach my $case (
 	}
 }
 
+# Who deletes users need not know of all this, and cannot have more done by it.
+foreach my $database (qw(router single))
+{
+	$node->safe_psql($database, qq{CREATE TABLE public.users (id uuid PRIMARY KEY); INSERT INTO public.users VALUES ('$a'), ('$b'), ('cccccccc-0000-4000-8000-00000000000c');
+		GRANT SELECT, DELETE, TRIGGER ON public.users TO nobody_special;
+		SELECT syncstate.watch_users('public.users');
+		SELECT syncstate.connect_sync('cccccccc-0000-4000-8000-00000000000c', 'google_tasks')});
+}
+same('a trigger on users', 'nobody_special', undef, q{CREATE TRIGGER mine AFTER DELETE ON public.users REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users('id')});
+same('a deleted user', 'nobody_special', undef, q{DELETE FROM public.users WHERE id > 'c'});
+same("a user's rows", 'service_role', undef, "SELECT count(*) FROM syncstate.get_sync_states('$_')") foreach $a, $b, 'cccccccc-0000-4000-8000-00000000000c';
+
 ### What is below the functions
 
 my @below = split /\n/, $s->query(q{SELECT format('%I.%I(%s)', 'syncstate_shard', p.proname,
