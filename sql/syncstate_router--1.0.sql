@@ -849,6 +849,7 @@ DECLARE
 	statements pg_catalog.text[];
 	answers syncstate_shard.answer[] = '{}';
 	answer syncstate_shard.answer;
+	syncs syncstate.sync_state[];
 	open pg_catalog.bool = true;	-- whether there may be open transactions
 BEGIN
 	-- a bad number is for a shard to refuse
@@ -883,12 +884,16 @@ BEGIN
 		EXIT WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
 						  WHERE a.state IS NOT NULL AND NOT syncstate_shard.is_outage(a.state));
 	END LOOP;
+	-- what cannot be read here, as of a source that only shards know, must not be committed
+	syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r);
 	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
 	open = false;
 
 	PERFORM syncstate_shard.check(answers, false);
-	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(answers) AS a,
-		LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r;
+	IF EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NOT NULL) THEN
+		syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r);
+	END IF;
+	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(syncs) AS r;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
 	IF open THEN
 		PERFORM syncstate_shard.disconnect_all();
