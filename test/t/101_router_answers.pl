@@ -442,6 +442,17 @@ is((claim('NULL, 20', 'a COMMIT that fails'))[0], "WARNING:  not all shards answ
 is(join(' ', map { scalar @$_ } held()), '5 5 0 5', 'the others gave theirs');
 $at[2]->query_safe(q{SET client_min_messages = warning; DROP FUNCTION public.refuse() CASCADE});
 
+# One that has rows of a source that the router does not know
+fill((10) x $shards);
+$at[2]->query_safe("SELECT syncstate.register_sync_source('only_here')");
+$at[2]->query_safe("INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES ('$users_of[2][100]', 'only_here', syncstate.sync_clock() - interval '2 hours')");
+is((claim('NULL, 20', 'an unknown source'))[0], qq{ERROR:  invalid input value for enum syncstate.sync_source: "only_here"}, 'an unknown source');
+is(sum0(claim("'google_calendar', 20", 'of a known one')), 20, 'is in nobody else\'s way');
+$s->query("SELECT syncstate.register_sync_source('only_here')");
+fill((0) x $shards);
+$at[2]->query_safe("INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES ('$users_of[2][100]', 'only_here', syncstate.sync_clock() - interval '2 hours')");
+is(sum0(claim('NULL, 20', 'once it is registered')), 1, 'and comes once it is registered');
+
 # A claim that is canceled while a shard keeps it waiting
 foreach my $how ('a timeout', 'a cancel')
 {
