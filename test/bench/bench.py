@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from rivals import HERE, RIVALS, Ours, Queue
+from rivals import HERE, RIVALS, Ours, Queue, Router
 
 # The same for all.  Nothing but a round itself may write: vacuum and
 # checkpoints are run between rounds, see measure().
@@ -182,6 +182,7 @@ class Bench:
         self.workers = []
         self.databases = {}             # name: (rival, rows)
         self.server.db()("CREATE ROLE app_user")
+        self.server.db()("CREATE ROLE router LOGIN")
 
     def __enter__(self):
         return self
@@ -194,12 +195,17 @@ class Bench:
     def create(self, rival, rows):
         """A database without rows; see load()."""
         name = f"{rival.family}_{rows}"
-        if name not in self.databases:
-            self.databases[name] = (rival, rows)
-            self.server.db()(f"CREATE DATABASE {name}")
+        if name in self.databases:
+            return name
+        self.databases[name] = (rival, rows)
+        if isinstance(rival, Router):
+            self.create_router(name, rival.shards(name))
+        for database in rival.shards(name):
+            self.server.db()(f"CREATE DATABASE {database}")
             # Due in another order than rows lie in the table or in the primary key.
-            self.server.db(name)(f"""
+            self.server.db(database)(f"""
                 CREATE EXTENSION syncstate;
+                SELECT FROM syncstate.grant_worker('router');
                 CREATE EXTENSION pg_walinspect;
                 CREATE SCHEMA bench;
                 CREATE VIEW bench.rows AS
@@ -209,6 +215,18 @@ class Bench:
                     'CP' || md5(n::text) || 'GAU=' AS cursor
                 FROM generate_series(1::bigint, {rows}) AS n""")
         return name
+
+    def create_router(self, name, shards):
+        """A database without rows, before others that will have them."""
+        places = ", ".join(f"({n}, 'host={self.server.dir} port={os.environ['PGPORT']} dbname={shard}')"
+                           for n, shard in enumerate(shards))
+        self.server.db()(f"CREATE DATABASE {name}")
+        self.server.db(name)(f"""
+            SET client_min_messages = warning;
+            CREATE EXTENSION syncstate_router CASCADE;
+            CREATE EXTENSION pg_walinspect;
+            INSERT INTO syncstate.shard VALUES {places};
+            CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked')""")
 
     def add(self, rival, rows, **settings):
         """Workers, whom load() connects.  "cycles" is how many they make in a round."""
@@ -230,7 +248,8 @@ class Bench:
         for name, (rival, rows) in self.databases.items():
             start = time.time()
             rival.fill(self.server, name, next(w for w in self.workers if w.database == name))
-            self.server.db(name)("VACUUM (FREEZE, ANALYZE)")
+            for database in rival.shards(name):
+                self.server.db(database)("VACUUM (FREEZE, ANALYZE)")
             print(f"{time.time() - start:.0f} s to load {rows} rows for {rival.title}", file=sys.stderr)
         for workers in self.workers:
             if workers.process is None:
@@ -240,14 +259,17 @@ class Bench:
     def measure(self, workers, cycles=None, what="go", vacuum=True):
         """One round: what it cost, for each of its cycles."""
         db = self.server.db(workers.database)
+        shards = [self.server.db(name) for name in workers.rival.shards(workers.database)]
         cycles = cycles or workers.cycles
         before, after = {}, {}
 
         def look(into):
             pids = db("SELECT pid, backend_type = 'client backend', application_name = 'worker' AND "
-                      "datname = current_database() FROM pg_stat_activity")
-            into["backends"] = cpu_of(pid for pid, client, worker in pids if worker == "t")
-            into["background"] = cpu_of(pid for pid, client, worker in pids if client == "f")
+                      "datname = current_database(), usename = 'router' AND "
+                      "starts_with(datname, current_database() || '_shard') FROM pg_stat_activity")
+            into["backends"] = cpu_of(pid for pid, client, worker, shard in pids if worker == "t")
+            into["shards"] = cpu_of(pid for pid, client, worker, shard in pids if shard == "t")
+            into["background"] = cpu_of(pid for pid, client, worker, shard in pids if client == "f")
             into["tables"] = db("""
                 SELECT coalesce(sum(n_tup_upd), 0), coalesce(sum(n_tup_hot_upd), 0),
                     coalesce(sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read), 0)
@@ -265,17 +287,19 @@ class Bench:
         wal = db(f"SELECT sum(count), sum(record_size), sum(fpi_size) FROM "
                  f"pg_get_wal_stats('{before['lsn']}', pg_current_wal_flush_lsn())")[0]
         updated, hot, buffers = (int(a) - int(b) for a, b in zip(after["tables"], before["tables"]))
-        vacuumed = cpu_of([db.pid])
+        vacuumed = cpu_of(shard.pid for shard in shards)
         if vacuum:
-            db("VACUUM")
+            for shard in shards:
+                shard("VACUUM")
         n = result["cycles"] if what in ("go", "hold") else cycles * workers.clients
         return {
             "rival": workers.rival.name, "rows": workers.rows, "batch": workers.batch,
             "clients": workers.clients, "sync": workers.sync, **result,
             "rate": n / result["seconds"],
             "cpu": (after["backends"] - before["backends"]) / n * 1e6,
+            "shards": (after["shards"] - before["shards"]) / n * 1e6,
             "background": (after["background"] - before["background"]) / n * 1e6,
-            "vacuum": (cpu_of([db.pid]) - vacuumed) / n * 1e6,
+            "vacuum": (cpu_of(shard.pid for shard in shards) - vacuumed) / n * 1e6,
             "wal_records": float(wal[0] or 0) / n,
             "wal_bytes": float(wal[1] or 0) / n,
             "wal_fpi": float(wal[2] or 0) / n,
@@ -299,7 +323,9 @@ class Bench:
             workers = [w for w in self.workers if w.database == name]
             told = sum(w.completed + w.held for w in workers) - self.forgotten
             held = sum(w.held for w in workers)
-            found = [int(x) for x in self.server.db(name)(rival.count.format(table=rival.table))[0]]
+            found = [sum(int(x) for x in counts) for counts in zip(*(
+                self.server.db(database)(rival.count.format(table=rival.table))[0]
+                for database in rival.shards(name)))]
             if found != [told, held]:
                 die(f"{rival.title}: the workers made {told} claims and hold {held} rows, the table says {found}")
             double, lost = sum(w.double for w in workers), sum(w.lost for w in workers)

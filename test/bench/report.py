@@ -153,8 +153,24 @@ def held(results):
                   "slowest claim", "slowest of a new session", "its first 100 cycles took", "expired lease found after s"], rows)
 
 
+def router(results):
+    rows = []
+    for (batch, rival), group in groups(results["rounds"], "batch", "rival").items():
+        whole = [{**r, "cpu": r["cpu"] + r["shards"]} for r in group]
+        straight = [r for r in results["rounds"] if r["batch"] == batch
+                    and r["rival"] == ("ours-report" if rival.endswith("-report") else "ours")]
+        rows.append([
+            RIVALS[rival].title, batch, spread(group, "cpu"), spread(group, "shards"),
+            f"{median(whole, 'cpu') / median(straight, 'cpu'):.2f}", spread(group, "rate", 0),
+            f"{median(group, 'rate') / median(straight, 'rate'):.2f}",
+            f"{median(group, 'background'):.1f}", f"{median(group, 'wal_bytes'):.0f}",
+            latency(group, "claim"), latency(group, "complete")])
+    return table(["who", "batch", "CPU us/cycle, session", "of shards", "both / direct", "cycles/s", "to direct",
+                  "background", "WAL bytes", "claim ms p50 / p99", "report ms p50 / p99"], rows)
+
+
 PARTS = {"cycles": cycles, "sync": cycles, "clients": cycles, "sizes": sizes, "checkpoint": checkpoint,
-         "buffers": buffers, "growth": growth, "idle": idle, "user": user, "held": held}
+         "buffers": buffers, "growth": growth, "idle": idle, "user": user, "held": held, "router": router}
 
 
 # ------------------------------------------------------------------- targets
@@ -290,6 +306,7 @@ TITLES = {
     "cycles": "Cost of a cycle", "sync": "With synchronous_commit = on", "clients": "Clients at the same time",
     "sizes": "Size of the table", "held": "Under a held snapshot", "checkpoint": "Right after a checkpoint",
     "buffers": "Buffers of a claim", "growth": "Size on disk", "idle": "Idle polls", "user": "A user's own rows",
+    "router": "Through the router",
 }
 
 

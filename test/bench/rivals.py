@@ -33,6 +33,10 @@ class Rival:
         """Makes the tables and all rows."""
         server.db(database)(workers.due((HERE / "rivals" / f"{self.family}.sql").read_text()))
 
+    def shards(self, database):
+        """The databases that have its rows."""
+        return [database]
+
     def command(self, driver, workers):
         """Of the process that does the work of these workers."""
         batch = workers.batch
@@ -184,6 +188,29 @@ class OursReport(Ours):
         return "SELECT lease FROM syncstate.report_syncs($1)"
 
 
+class Router(Ours):
+    """The same through a router, whose shards are databases of the same server."""
+
+    def __init__(self, name, title, count):
+        super().__init__(name, title)
+        self.table, self.number = "syncstate.sync_state", count
+
+    def shards(self, database):
+        return [f"{database}_shard{n}" for n in range(self.number)]
+
+    def fill(self, server, database, workers):
+        # by the router's hash; a row on the wrong shard would be lost
+        for n, shard in enumerate(self.shards(database)):
+            server.db(shard)(f"""
+                INSERT INTO syncstate.sync_state (user_id, source, sync_token, due_at)
+                SELECT user_id, 'google_calendar', cursor, due_at FROM bench.rows
+                WHERE get_byte(sha256(uuid_send(user_id)), 0) & {self.number - 1} = {n}""")
+
+
+class RouterReport(Router, OursReport):
+    """Reports: report_syncs()."""
+
+
 class Lookup(Ours):
     """Not a worker: a user who looks at their rows."""
 
@@ -232,6 +259,9 @@ RIVALS = {rival.name: rival for rival in [
     Floor("f", "f, the floor"),
     Ours("ours", "syncstate"),
     OursReport("ours-report", "syncstate, report_syncs()"),
+    *(router(f"router{count}{name}", f"router, {count} shard{'s'[:count - 1]}{title}", count)
+      for count in (1, 2, 4)
+      for router, name, title in ((Router, "", ""), (RouterReport, "-report", ", report_syncs()"))),
     Lookup("ours-view", "a user's my_syncs", "SELECT * FROM syncstate.my_syncs", f"""
         SET request.jwt.claims = '{{"sub": "{USER}"}}';
         SET ROLE app_user"""),
@@ -242,4 +272,5 @@ RIVALS = {rival.name: rival for rival in [
         FROM syncstate.sync_state WHERE user_id = '{USER}'""", Rival.setup),
 ]}
 
-WORKERS = [name for name, rival in RIVALS.items() if not isinstance(rival, Lookup)]
+WORKERS = [name for name, rival in RIVALS.items() if not isinstance(rival, (Lookup, Router))]
+ROUTERS = [name for name, rival in RIVALS.items() if isinstance(rival, Router)]
