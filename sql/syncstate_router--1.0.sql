@@ -169,12 +169,13 @@ COMMENT ON TRIGGER shard_set_server ON syncstate.shard IS 'Tells PL/Proxy where 
 /*
  * Two bytes of a hash that every version of the server has, and whose result
  * can never change.  A power of two of shards takes its low bits, so that
- * doubling moves half of each shard's users and no others.
+ * doubling moves half of each shard's users and no others.  It is hashed twice,
+ * since without a sub-select the planner puts it in place of a call.
  */
 CREATE FUNCTION syncstate_shard.hash(user_id uuid) RETURNS integer
 	LANGUAGE sql IMMUTABLE PARALLEL SAFE
-	RETURN (SELECT pg_catalog.get_byte(h.h, 0) OPERATOR(pg_catalog.|) (pg_catalog.get_byte(h.h, 1) OPERATOR(pg_catalog.<<) 8)
-		FROM (SELECT pg_catalog.sha256(pg_catalog.uuid_send(COALESCE(user_id, '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid))) AS h) AS h);
+	RETURN pg_catalog.get_byte(pg_catalog.sha256(pg_catalog.uuid_send(COALESCE(user_id, '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid))), 0)
+		OPERATOR(pg_catalog.|) (pg_catalog.get_byte(pg_catalog.sha256(pg_catalog.uuid_send(COALESCE(user_id, '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid))), 1) OPERATOR(pg_catalog.<<) 8);
 COMMENT ON FUNCTION syncstate_shard.hash(uuid) IS 'A number of 16 bits whose low bits say which shard has a user; of a null, one where the call can fail as anywhere';
 
 /*
