@@ -921,20 +921,23 @@ DECLARE
 	shards pg_catalog.int4 = syncstate_shard.enter('report_syncs');
 	statements pg_catalog.text[] = ARRAY[pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', results)];
 	answers syncstate_shard.answer[];
+	shard pg_catalog.int4;
+	reports pg_catalog.jsonb;
 	limited syncstate.sync_source;
 	open pg_catalog.bool = true;	-- whether there may be open transactions
 BEGIN
 	IF pg_catalog.jsonb_typeof(results) OPERATOR(pg_catalog.=) 'array' AND pg_catalog.jsonb_array_length(results) OPERATOR(pg_catalog.<=) 10000 THEN
-		statements = ARRAY(SELECT CASE WHEN pg_catalog.count(r.report) OPERATOR(pg_catalog.>) 0
-				THEN pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', pg_catalog.jsonb_agg(r.report ORDER BY r.position)) END
-			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
-				LEFT JOIN (SELECT e.report, e.position,
-						CASE WHEN e.report OPERATOR(pg_catalog.->>) 'user_id' OPERATOR(pg_catalog.~) '^[{]?([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}]?$'
-							THEN syncstate_shard.hash((e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
-							ELSE 0 END AS shard
-					FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)) AS r
-				ON r.shard OPERATOR(pg_catalog.=) n
-			GROUP BY n ORDER BY n);
+		statements = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[shards]);
+		FOR shard, reports IN SELECT
+				CASE WHEN e.report OPERATOR(pg_catalog.->>) 'user_id' OPERATOR(pg_catalog.~) '^[{]?([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}]?$'
+					THEN syncstate_shard.hash((e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
+					ELSE 0 END,
+				pg_catalog.jsonb_agg(e.report ORDER BY e.position)
+			FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
+			GROUP BY 1
+		LOOP
+			statements[shard OPERATOR(pg_catalog.+) 1] = pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', reports);
+		END LOOP;
 	END IF;
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask(statements) AS a);
 	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
