@@ -732,10 +732,11 @@ BEGIN
 		 'All rows of a user'))
 		AS c (name, signature, result, volatility, before, after, comment)
 	LOOP
+		-- a row comes as one column: 29 of them are a long statement to parse, for each call
 		EXECUTE pg_catalog.format(
 			$f$CREATE FUNCTION syncstate_shard.%I(%s) RETURNS %s LANGUAGE plproxy VOLATILE
 			AS 'CLUSTER ''syncstate''; RUN ON syncstate_shard.hash(user_id); TARGET syncstate.%I;'$f$,
-			call.name, call.signature, call.result, call.name);
+			call.name, call.signature, CASE call.result WHEN 'syncstate.sync_state' THEN 'text' ELSE call.result END, call.name);
 
 		SELECT pg_catalog.string_agg(a.name, ', ' ORDER BY a.place), pg_catalog.oidvectortypes(p.proargtypes)
 			INTO arguments, types
@@ -769,7 +770,7 @@ DECLARE
 	hint pg_catalog.text;
 BEGIN
 	%3$s
-	result = syncstate_shard.%1$I(%2$s);
+	result = syncstate_shard.%1$I(%2$s)::%5$s;
 	%4$s
 	RETURN result;
 $b$;
