@@ -56,6 +56,27 @@ foreach my $rival (qw(a b c f ours))
 
 parts('b,c,f,ours', 'held');
 
+# Through the router, where it can be.
+my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
+my ($sharedir) = `$pg_config --sharedir` =~ /(.*)/;
+if (-e "$sharedir/extension/plproxy.control")
+{
+	parts('ours,ours-report,router2,router2-report', 'router');
+	foreach my $rival (qw(router2 router2-report))
+	{
+		my @rounds = rounds('router', rival => $rival, batch => 100);
+		is(scalar @rounds, 1, "$rival made a round");
+		my $bad = grep { !($_->{cpu} > 1 && $_->{shards} > 1 && $_->{wal_bytes} > 100) } @rounds;
+		is($bad, 0, 'at the cost of the router and of the shards');
+	}
+	is_deeply([ map { $_->{shards} } rounds('router', rival => 'ours', batch => 100) ], [0], 'there are no shards without it');
+}
+else
+{
+	ok(bench('--size', 'smoke', '--part', 'router'), 'without PL/Proxy there is no router to measure');
+	like($out, qr/^left out: PL\/Proxy is not installed/m, 'which is said');
+}
+
 # A claim without a lock hands rows out twice, and that is seen.
 parts('a,c,ours', 'clients');
 my ($careless) = rounds('clients', rival => 'a', clients => 8);
