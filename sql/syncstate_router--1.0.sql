@@ -127,6 +127,8 @@ DECLARE
 	shards pg_catalog.int4;
 	old pg_catalog.text[];
 	options pg_catalog.text;
+	-- rows are written by the shard as we read them, whatever its settings are
+	iso CONSTANT pg_catalog.text = 'options=''-c datestyle=ISO'' ';
 BEGIN
 	SELECT pg_catalog.count(*) INTO shards FROM syncstate.shard AS s;
 	IF shards OPERATOR(pg_catalog.=) 0
@@ -142,7 +144,7 @@ BEGIN
 	SELECT COALESCE(f.srvoptions, '{}') INTO old FROM pg_catalog.pg_foreign_server AS f
 		WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate';
 	IF NOT FOUND THEN
-		SELECT pg_catalog.string_agg(pg_catalog.format('p%s %L', s.shard, s.connection), ', ' ORDER BY s.shard) INTO options
+		SELECT pg_catalog.string_agg(pg_catalog.format('p%s %L', s.shard, iso OPERATOR(pg_catalog.||) s.connection), ', ' ORDER BY s.shard) INTO options
 			FROM syncstate.shard AS s;
 		EXECUTE pg_catalog.format('CREATE SERVER syncstate FOREIGN DATA WRAPPER plproxy OPTIONS (query_timeout ''10'', %s)', options);
 		RETURN NULL;
@@ -154,7 +156,7 @@ BEGIN
 			  FROM pg_catalog.pg_options_to_table(old) AS o
 			  WHERE o.option_name OPERATOR(pg_catalog.~) '^p[0-9]+$'
 			  UNION ALL
-			  SELECT 2, s.shard, pg_catalog.format('ADD p%s %L', s.shard, s.connection)
+			  SELECT 2, s.shard, pg_catalog.format('ADD p%s %L', s.shard, iso OPERATOR(pg_catalog.||) s.connection)
 			  FROM syncstate.shard AS s) AS o;
 	EXECUTE pg_catalog.format('ALTER SERVER syncstate OPTIONS (%s)', options);
 	RETURN NULL;
@@ -648,7 +650,8 @@ COMMENT ON FUNCTION syncstate_shard.spread_pause(syncstate.sync_source) IS 'Paus
 
 /*
  * For each call two functions: the public one, and PL/Proxy's, which goes by
- * the same name on the shard.
+ * the same name on the shard.  Times go there as text, which reads the same
+ * everywhere in style ISO only.
  *
  *	before, after	statements around the call
  */

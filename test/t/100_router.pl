@@ -32,5 +32,23 @@ is($s->query($columns), $s->shard_query(0, $columns), 'types and views are those
 my $labels = q{SELECT enumtypid::regtype, enumlabel FROM pg_enum ORDER BY 1, enumsortorder};
 is($s->query($labels), $s->shard_query(0, $labels), 'enums are those of a shard');
 
+# What a shard writes the router reads, whatever the shard's settings are.
+$s->shard_query($_, "ALTER DATABASE shard$_ SET datestyle = 'SQL, DMY'") for 0, 1;
+my $user = '00000000-0000-4000-8000-000000000001';
+$s->query("SELECT syncstate.connect_sync('$user', 'google_calendar');
+	SELECT syncstate.update_sync_state('$user', 'google_calendar', '{\"due_at\": \"2020-02-03 04:05:06+00\", \"sync_interval\": \"1 day 02:03\"}')");
+my $row = q{SELECT due_at = '2020-02-03 04:05:06+00', sync_interval = '1 day 02:03', lease FROM %s};
+is($s->query(sprintf $row, "syncstate.get_sync_state('$user', 'google_calendar')"), 't|t|0', 'a row comes as it is');
+is($s->query(sprintf $row, "syncstate.claim_due_syncs()"), 't|t|1', 'also by a claim');
+
+# and so the other way, whatever the settings of the session are.
+my $moment = q{SELECT to_char(updated_min AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24') FROM };
+is($s->query("SET datestyle = 'SQL, DMY'; SET timezone = 'Asia/Kolkata';
+	$moment syncstate.mark_sync_completed('$user', 'google_tasks', updated_min => '2020-02-03 04:00+00')"),
+	'2020-02-03 04', 'a time arrives as it is');
+is($s->query("SET datestyle = 'SQL, MDY';
+	SELECT to_char(paused_until AT TIME ZONE 'UTC', 'YYYY-MM-DD') FROM syncstate.pause_sync_source('google_tasks', '02/03/2120 00:00+00')"),
+	'2120-02-03', 'also the end of a pause');
+
 $s->stop;
 done_testing();
