@@ -115,6 +115,10 @@ COMMENT ON TABLE syncstate.shard IS 'Where the shards are; their number is a pow
 COMMENT ON COLUMN syncstate.shard.shard IS 'Number of the shard, from 0';
 COMMENT ON COLUMN syncstate.shard.connection IS 'Connection string of libpq; without user and password, which are in the user mapping of server "syncstate"';
 
+/* Who changed the table last, for enter(): a sequence shows that at any isolation level. */
+CREATE SEQUENCE syncstate_shard.changed_by;
+COMMENT ON SEQUENCE syncstate_shard.changed_by IS 'Number of the transaction that last changed the table of shards';
+
 /*
  * PL/Proxy takes its shards from the options of a foreign server.  The server
  * is no member of the extension: pg_dump dumps the user mappings of those only.
@@ -140,6 +144,7 @@ BEGIN
 				COALESCE((SELECT pg_catalog.string_agg(s.shard::pg_catalog.text, ', ' ORDER BY s.shard) FROM syncstate.shard AS s), 'none')),
 			HINT = 'Write all of them in one statement.';
 	END IF;
+	PERFORM pg_catalog.setval('syncstate_shard.changed_by', pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8);
 
 	SELECT COALESCE(f.srvoptions, '{}') INTO old FROM pg_catalog.pg_foreign_server AS f
 		WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate';
@@ -183,6 +188,7 @@ COMMENT ON FUNCTION syncstate_shard.hash(uuid) IS 'A number of 16 bits whose low
 /*
  * The first thing that every call does; see table shard for the lock.  VOLATILE,
  * so that it looks at the table after it has waited for the lock.
+ * A transaction that keeps its snapshot cannot, and would ask the wrong shards.
  *
  *	writes	name of a call that writes, which the shards' own transactions would
  *			let it do in a read-only one: what PostgREST makes of a GET
@@ -193,7 +199,18 @@ CREATE FUNCTION syncstate_shard.enter(writes text DEFAULT NULL) RETURNS integer
 	AS $$
 DECLARE
 	shards pg_catalog.int4;
+	changed_by pg_catalog.xid8;
 BEGIN
+	LOCK TABLE syncstate.shard IN ACCESS SHARE MODE;
+	IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
+		SELECT c.last_value::pg_catalog.text::pg_catalog.xid8 INTO changed_by FROM syncstate_shard.changed_by AS c;
+		IF pg_catalog.pg_xact_status(changed_by) OPERATOR(pg_catalog.=) 'committed'
+			AND NOT pg_catalog.pg_visible_in_snapshot(changed_by, pg_catalog.pg_current_snapshot()) THEN
+			RAISE serialization_failure USING
+				MESSAGE = 'could not serialize access due to a change of the shards',
+				HINT = 'The transaction might succeed if retried.';
+		END IF;
+	END IF;
 	SELECT pg_catalog.count(*) INTO shards FROM syncstate.shard AS s;
 	IF shards OPERATOR(pg_catalog.=) 0 THEN
 		RAISE object_not_in_prerequisite_state USING

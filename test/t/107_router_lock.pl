@@ -1,0 +1,67 @@
+# Calls that wait for the lock on the table of shards go by the table as it is
+# when they get it, or fail where their transaction cannot see that.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use PostgreSQL::Test::Utils;
+use Shards;
+use Test::More;
+
+Shards::skip_all_without_plproxy();
+my $s = Shards->new(4);
+$s->query('DELETE FROM syncstate.shard WHERE shard >= 2');
+
+# One user for each shard, when they are four: all on the shard that has them then.
+my @users = map { $s->query("SELECT u FROM generate_series(1, 99) AS n, LATERAL (SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid) AS u (u)
+	WHERE syncstate_shard.hash(u) & 3 = $_ LIMIT 1") } 0 .. 3;
+sub fill
+{
+	foreach my $n (0 .. 3)
+	{
+		$s->shard_query($n, qq{DELETE FROM syncstate.sync_state;
+			SELECT syncstate.mark_sync_started('$users[$n]', 'google_gmail');
+			SELECT syncstate.connect_sync('$users[$n]', 'google_tasks')});
+	}
+	return;
+}
+my $reports = '[' . join(', ', map { qq({"user_id": "$_", "source": "google_gmail", "lease": 1, "outcome": "completed", "sync_token": "new"}) } @users) . ']';
+
+foreach my $isolation ('read committed', 'repeatable read', 'serializable')
+{
+	foreach my $call (
+		[ 'claim_due_syncs', 'SELECT count(*) FROM syncstate.claim_due_syncs()', 4 ],
+		[ 'report_syncs', "SELECT count(*) FROM syncstate.report_syncs('$reports')", 4 ],
+		[ 'mark_sync_completed', "SELECT lease FROM syncstate.mark_sync_completed('$users[3]', 'google_gmail', lease => 1)", 1 ],
+		[ 'get_sync_state', "SELECT lease FROM syncstate.get_sync_state('$users[2]', 'google_gmail')", 1 ],
+		[ 'get_sync_states', "SELECT count(*) FROM syncstate.get_sync_states('$users[2]')", 2 ],
+		[ 'get_users_needing_sync', q{SELECT count(*) FROM syncstate.get_users_needing_sync('google_tasks')}, 4 ],
+		[ 'sync_overview', q{SELECT rows FROM syncstate.sync_overview WHERE source = 'google_gmail'}, 4 ],
+		[ 'set_sync_policy', q{SELECT daily_budget FROM syncstate.set_sync_policy('google_contacts', '{"daily_budget": 12}')}, 12 ],
+		[ 'my_syncs', qq{SET request.jwt.claims = '{"sub": "$users[3]"}'; SELECT count(*) FROM syncstate.my_syncs}, 2 ],
+		[ 'shard_of', "SELECT syncstate.shard_of('$users[3]')", 3 ])
+	{
+		my ($name, $sql, $answer) = @$call;
+		fill();
+		my $caller = $s->{router}->background_psql('router', on_error_stop => 0);
+		# it has the plans of the functions below already, as sessions usually do
+		$caller->query_safe('SELECT syncstate.next_sync_due()');
+		$caller->query_safe("SET default_transaction_isolation = '$isolation'");
+		my $switch = $s->{router}->background_psql('router', on_error_stop => 0);
+		$switch->query_safe('BEGIN; LOCK TABLE syncstate.shard IN ACCESS EXCLUSIVE MODE');
+		$caller->query_until(qr/sent/, "\\echo sent\n$sql;\n");
+		$s->{router}->poll_query_until('router', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'}) or die "$name does not wait";
+		$switch->query_safe('INSERT INTO syncstate.shard VALUES ' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3) . '; COMMIT');
+		my $told = $caller->query('');
+		$told = $caller->query('\echo :LAST_ERROR_SQLSTATE') if $told eq '';
+		is($told, $isolation eq 'read committed' ? $answer : '40001', "$name, $isolation");
+		is($caller->query($sql), $answer, "$name, $isolation, once more") if $isolation ne 'read committed';
+		$caller->quit;
+		$switch->quit;
+		$s->query('DELETE FROM syncstate.shard WHERE shard >= 2');
+	}
+}
+
+$s->stop;
+done_testing();
