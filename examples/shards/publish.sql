@@ -1,0 +1,22 @@
+-- Growing, 1: on each old shard, as superuser.  Offers the rows of the users
+-- who will move, and the settings, to the new shard.
+--
+--	psql -v shards=2 -v new=3 -f publish.sql "host=b dbname=shard1"
+--
+--	shards	how many there are now
+--	new		number of the new shard: this one's plus "shards"
+--
+-- The condition is bit "shards" of syncstate_shard.hash(), written out because
+-- that is all a row filter may have.
+\set ON_ERROR_STOP on
+\set slot syncstate_grow_ :new
+SET search_path = pg_catalog;
+
+CREATE PUBLICATION syncstate_grow FOR TABLE
+	syncstate.sync_state WHERE (((get_byte(sha256(uuid_send(user_id)), 0)
+		| (get_byte(sha256(uuid_send(user_id)), 1) << 8)) & :shards) <> 0),
+	syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source;
+
+-- By hand, since CREATE SUBSCRIPTION would wait for itself where both shards
+-- are in one cluster.  From now on this shard keeps all WAL for the new one.
+SELECT pg_create_logical_replication_slot(:'slot', 'pgoutput');

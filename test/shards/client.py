@@ -1,0 +1,134 @@
+#!/usr/bin/python3
+"""One of those who use a router all the time, and write down what they were told.
+
+    client.py CONNINFO ROLE NUMBER LOG STOP
+
+ROLE is "worker" (claims and reports), "user" (requests, and looks at their own
+rows) or "backend" (connects, disconnects, and looks).  It ends when the file
+STOP is there.  LOG gets a line for each call, tabs between the fields; times
+are seconds by the clock of all:
+
+    claim FROM TO ROW LEASE
+    report FROM TO ROW LEASE CURSOR
+    connect FROM TO ROW
+    disconnect FROM TO ROW
+    look FROM TO
+    wrong WHAT          an error, or an answer that cannot be
+
+ROW is "user source resource".
+"""
+import json
+import os
+import random
+import sys
+import time
+import uuid
+
+import psycopg
+
+# Workers do not claim what comes and goes, which has another one.
+SOURCES = ('google_gmail', 'custom_crm')
+
+
+class Client:
+    def __init__(self, conninfo, number, log):
+        self.number = number
+        self.random = random.Random(number)
+        self.log = open(log, 'w', encoding='ascii', buffering=1)
+        # prepared statements are one more thing that has to notice a change
+        self.db = psycopg.connect(conninfo, autocommit=True, prepare_threshold=0)
+
+    def write(self, *fields):
+        print(*fields, sep='\t', file=self.log)
+
+    def call(self, sql, *arguments):
+        """Rows, and when it was."""
+        start = time.time()
+        rows = self.db.execute(sql, arguments).fetchall()
+        return rows, f'{start:.6f}\t{time.time():.6f}'
+
+    def worker(self):
+        rows, when = self.call('SELECT user_id, source, resource, lease, sync_token'
+                               ' FROM syncstate.claim_due_syncs(%s, %s)', self.random.choice(SOURCES), self.random.randint(1, 12))
+        for u, source, resource, lease, token in rows:
+            self.write('claim', when, f'{u} {source} {resource}', lease)
+        time.sleep(self.random.uniform(0.002, 0.02))
+        reports = []
+        for u, source, resource, lease, token in rows:
+            report = {'user_id': str(u), 'source': source, 'resource': resource, 'lease': lease,
+                      'sync_token': f'{lease:012d}'}
+            if self.random.random() < 0.5:
+                reports.append({**report, 'outcome': 'completed'})
+                continue
+            if self.random.random() < 0.5:
+                done, _ = self.call('SELECT lease FROM syncstate.checkpoint_sync(%s, %s, %s, resource => %s)',
+                                    u, source, lease, resource)
+            done, when = self.call('SELECT sync_token FROM syncstate.mark_sync_completed(%s, %s, sync_token => %s,'
+                                   ' lease => %s, resource => %s)', u, source, report['sync_token'], lease, resource)
+            self.written(report, when)
+            if done != [(report['sync_token'],)]:
+                self.write('wrong', f'{report} gave {done}')
+        if reports:
+            done, when = self.call('SELECT user_id::text, source::text, resource FROM syncstate.report_syncs(%s)',
+                                   json.dumps(reports))
+            for report in reports:
+                if (report['user_id'], report['source'], report['resource']) in done:
+                    self.written(report, when)
+                else:
+                    self.write('wrong', f'{report} was left out, {when}')
+
+    def written(self, report, when):
+        self.write('report', when, f'{report["user_id"]} {report["source"]} {report["resource"]}', report['lease'],
+                   report['sync_token'])
+
+    def user(self):
+        me = f'00000000-0000-4000-8000-{self.random.randrange(100):012d}'
+        self.db.execute("SELECT set_config('request.jwt.claims', %s, false)", (json.dumps({'sub': me}),))
+        rows, when = self.call('SELECT source::text FROM syncstate.my_syncs ORDER BY 1')
+        self.write('look', when)
+        if rows != [('custom_crm',), ('google_gmail',)]:
+            self.write('wrong', f'{me} sees {rows}, {when}')
+        rows, when = self.call("SELECT syncstate.request_sync(%s, 'google_gmail')", me)
+        self.write('look', when)
+        if rows != [(True,)]:
+            self.write('wrong', f'request of {me}: {rows}, {when}')
+        time.sleep(0.01)
+
+    def backend(self):
+        them = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+        _, when = self.call("SELECT syncstate.connect_sync(%s, 'google_tasks')", them)
+        self.write('connect', when, f'{them} google_tasks ')
+        rows, when = self.call("SELECT user_id::text FROM syncstate.get_sync_state(%s, 'google_tasks')", them)
+        self.write('look', when)
+        if rows != [(them,)]:
+            self.write('wrong', f'{them} is not there, {when}')
+        if self.random.random() < 0.5:
+            rows, when = self.call("SELECT syncstate.disconnect_sync(%s, 'google_tasks')", them)
+            self.write('disconnect', when, f'{them} google_tasks ')
+            if rows != [(True,)]:
+                self.write('wrong', f'{them} cannot be disconnected, {when}')
+        rows, when = self.call("SELECT rows FROM syncstate.sync_overview WHERE source = 'custom_crm'")
+        self.write('look', when)
+        if rows != [(100,)]:
+            self.write('wrong', f'sync_overview: {rows}, {when}')
+        _, when = self.call('SELECT syncstate.next_sync_due()')
+        self.write('look', when)
+        time.sleep(0.05)
+
+    def run(self, role, stop):
+        self.db.execute('SET ROLE ' + ('authenticated' if role == 'user' else 'service_role'))
+        while not os.path.exists(stop):
+            getattr(self, role)()
+
+
+def main():
+    conninfo, role, number, log, stop = sys.argv[1:]
+    client = Client(conninfo, int(number), log)
+    try:
+        client.run(role, stop)
+    except psycopg.Error as error:
+        client.write('wrong', f'{role} {number}: {error.sqlstate} {error}'.replace('\n', ' '))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,176 @@
+# Two shards become four by examples/shards, while workers claim and report,
+# users request and look, and rows come and go, without pause: no call fails,
+# each row is in one place and loses nothing, and nobody holds one twice.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Shards;
+use Test::More;
+use Time::HiRes qw(usleep time);
+
+Shards::skip_all_without_plproxy();
+my $s = Shards->new(2, clusters => 1, conf => "log_statement = none\nautovacuum_naptime = 1s\n");
+my $me = getpwuid($<);
+my $patience = $PostgreSQL::Test::Utils::timeout_default;
+
+# Runs a file of examples/shards as its header says.
+sub run_file
+{
+	my ($file, $on, @variables) = @_;
+	my ($out, $err);
+	my $ok = run_log([ 'psql', '-X', '-q', '-At', map({ ('-v', $_) } @variables), '-d', $on, '-f', "examples/shards/$file.sql" ],
+		'>', \$out, '2>', \$err);
+	note($err) unless $ok;
+	return $ok;
+}
+
+$s->query("SELECT syncstate.register_sync_source('custom_crm')");
+$s->query(q{
+	SELECT syncstate.set_sync_policy(s, '{"sync_interval": "1 s", "jitter": 0}') FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+	SELECT syncstate.set_sync_policy('custom_crm', '{"rate_per_minute": 600000}');
+	SELECT syncstate.set_sync_policy('google_tasks', '{"daily_budget": 1001, "rate_per_minute": 2}')});
+my $python = -x '/usr/bin/python3' ? '/usr/bin/python3' : 'python3';
+my $client = "$FindBin::RealBin/../shards/client.py";
+my @users = map { sprintf '00000000-0000-4000-8000-%012d', $_ } 0 .. 99;
+$s->query("SELECT count(syncstate.connect_sync(u, s)) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u, unnest('{google_gmail,custom_crm}'::syncstate.sync_source[]) AS s");
+
+### clients
+
+my $dir = PostgreSQL::Test::Utils::tempdir();
+my (@pids, @logs);
+my @roles = (('worker') x 3, 'user', 'backend');
+foreach my $n (0 .. $#roles)
+{
+	push @logs, "$dir/$roles[$n].$n";
+	my $pid = fork() // die "fork: $!";
+	if (!$pid)
+	{
+		exec($python, '-B', $client, $s->{router}->connstr('router') . " user=$me", $roles[$n], $n, $logs[$n], "$dir/stop");
+		die "exec: $!";
+	}
+	push @pids, $pid;
+}
+
+# Lines of all logs that begin with a word, as lists of fields.
+sub lines
+{
+	my ($word) = @_;
+	return map { chomp; [ split /\t/ ] } map { open(my $log, '<', $_) or die "$_: $!"; grep { /^$word\t/ } <$log> } grep { -e } @logs;
+}
+
+# Until so many more reports have been taken, of each kind of client.
+sub work_goes_on
+{
+	my ($more, $when) = @_;
+	my %goal = (report => $more + lines('report'), look => $more / 5 + lines('look'));
+	my $deadline = time() + $patience;
+	while (grep { lines($_) < $goal{$_} } keys %goal)
+	{
+		die "$when: the clients get nowhere: " . join("\n", map { $_->[1] } lines('wrong')) if lines('wrong') || time() > $deadline;
+		usleep(50_000);
+	}
+	return;
+}
+
+work_goes_on(200, 'before');
+
+### growing
+
+foreach my $n (2, 3)
+{
+	$s->add_shard($n);
+	my $old = $s->{shards}[ $n - 2 ];
+	ok(run_file('publish', $old->connstr('shard' . ($n - 2)), 'shards=2', "new=$n"), "publish.sql for shard $n");
+	ok(run_file('subscribe', $s->{shards}[$n]->connstr("shard$n"), "new=$n", 'old=' . $s->connection($n - 2) . " user=$me"), "subscribe.sql on shard $n");
+}
+my @switch = ('switch', $s->{router}->connstr('router'), 'new=' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3), "admin=user=$me");
+
+# What goes on meanwhile comes along, too.
+work_goes_on(200, 'while copying');
+$s->query("SELECT syncstate.set_sync_policy('google_tasks', '{\"retry_base\": \"17 s\"}')");
+foreach my $n (2, 3)
+{
+	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 4 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
+}
+is($s->query('SELECT count(*) FROM syncstate.shard'), '2', 'the router does not know of the new shards yet');
+my $before = time();
+ok(run_file(@switch), 'switch.sql');
+my $after = time();
+work_goes_on(200, 'after the switch');
+foreach my $n (0, 1)
+{
+	isnt($s->shard_query($n, 'SELECT count(*) FROM syncstate.sync_state'), '0', "shard $n still has rows");
+	ok(run_file('cleanup', $s->{shards}[$n]->connstr("shard$n"), 'shards=2'), "cleanup.sql on shard $n");
+}
+work_goes_on(200, 'at the end');
+append_to_file("$dir/stop", '');
+waitpid($_, 0) foreach @pids;
+
+### the judge
+
+is(join("\n", map { join(' ', @$_) } lines('wrong')), '', 'no call failed, and none was told a wrong thing');
+
+my (%there, %gone, %cursor, %holder, $twice, $overlap);
+my @claims = lines('claim');
+my @reports = lines('report');
+foreach (@claims)
+{
+	my (undef, undef, $to, $row, $lease) = @$_;
+	$twice .= "$row $lease\n" if $holder{$row}{$lease};
+	$holder{$row}{$lease} = [ $to, undef ];
+}
+foreach (@reports)
+{
+	my (undef, $from, undef, $row, $lease, $cursor) = @$_;
+	$holder{$row}{$lease}[1] = $from;
+	$cursor{$row} = $cursor if $cursor gt ($cursor{$row} // '');
+}
+foreach my $row (keys %holder)
+{
+	my @leases = sort { $a <=> $b } keys %{ $holder{$row} };
+	foreach my $i (1 .. $#leases)
+	{
+		my ($last, $next) = @{ $holder{$row} }{ @leases[ $i - 1, $i ] };
+		# held from when a worker knew of it until it set out to report
+		$overlap .= "$row $leases[$i]\n" if !defined $last->[1] || $next->[0] < $last->[1];
+	}
+}
+is($twice, undef, 'no fencing number was handed out twice');
+is($overlap, undef, 'no two leases of a row overlapped');
+
+$there{$_}{known} = 1 foreach map({ ("$_ google_gmail ", "$_ custom_crm ") } @users), map { $_->[3] } lines('connect');
+delete $there{ $_->[3] } foreach lines('disconnect');
+my (%shard_of, @misplaced, @back);
+foreach my $n (0 .. 3)
+{
+	foreach (split /\n/, $s->shard_query($n, q{SELECT user_id || ' ' || source || ' ' || resource, sync_token, user_id FROM syncstate.sync_state}))
+	{
+		my ($row, $token, $user) = split /\|/;
+		$there{$row}{places}++;
+		$shard_of{$user} //= $s->query("SELECT syncstate.shard_of('$user')");
+		push @misplaced, "$row on $n" if $shard_of{$user} != $n;
+		push @back, "$row: $token, not $cursor{$row}" if $token lt ($cursor{$row} // '');
+	}
+}
+is(join("\n", @misplaced), '', 'every row is on the shard of its user');
+is(join("\n", @back), '', 'every acknowledged cursor is there, or a later one');
+is(join("\n", grep { !$there{$_}{known} || ($there{$_}{places} // 0) != 1 } sort keys %there), '', 'every row is there once, and no other');
+cmp_ok($s->shard_query($_, 'SELECT count(*) FROM syncstate.sync_state'), '>', 20, "shard $_ has rows") foreach 0 .. 3;
+
+is($s->query(q{SELECT retry_base, daily_budget, rate_per_minute FROM syncstate.get_sync_policy('google_tasks')}), '00:00:17|1000|4', 'budget and rate are divided anew');
+is($s->query(q{SELECT rate_per_minute FROM syncstate.get_sync_policy('custom_crm')}), '600000', 'and all together what they were');
+is($s->shard_query($_, q{SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()))
+		+ (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_policies WHERE policyname = 'syncstate_grow')}), '0', "nothing of it is left on shard $_") foreach 0 .. 3;
+
+my @waits = sort { $b <=> $a } map { $_->[2] - $_->[1] } grep { $_->[2] > $before && $_->[1] < $after } map { lines($_) } qw(claim report connect disconnect look);
+my @usual = sort { $a <=> $b } map { $_->[2] - $_->[1] } grep { $_->[2] < $before } map { lines($_) } qw(claim report connect disconnect look);
+note(sprintf '%d claims, %d reports; a call took %.0f ms usually, %.0f ms at most during the switch, which took %.0f ms',
+	scalar @claims, scalar @reports, 1000 * $usual[ @usual / 2 ], 1000 * $waits[0], 1000 * ($after - $before));
+cmp_ok($waits[0], '<', 10, 'calls waited, but not long');
+
+$s->stop;
+done_testing();
