@@ -84,7 +84,8 @@ class Client:
     def user(self):
         me = f'00000000-0000-4000-8000-{self.random.randrange(100):012d}'
         self.db.execute("SELECT set_config('request.jwt.claims', %s, false)", (json.dumps({'sub': me}),))
-        rows, when = self.call('SELECT source::text FROM syncstate.my_syncs ORDER BY 1')
+        rows, when = self.call('SELECT source::text FROM syncstate.my_syncs WHERE source::text = ANY (%s) ORDER BY 1',
+                               list(SOURCES))
         self.write('look', when)
         if rows != [('custom_crm',), ('google_gmail',)]:
             self.write('wrong', f'{me} sees {rows}, {when}')

@@ -89,6 +89,9 @@ foreach my $n (2, 3)
 }
 my @switch = ('switch', $s->{router}->connstr('router'), 'new=' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3), "admin=user=$me");
 
+# Due all the time: google_contacts of users who move is not what the workers claim.
+$s->query("SELECT count(syncstate.connect_sync(u, 'google_contacts')) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate_shard.hash(u) & 2 <> 0");
+
 # What goes on meanwhile comes along, too.
 work_goes_on(200, 'while copying');
 $s->query("SELECT syncstate.set_sync_policy('google_tasks', '{\"retry_base\": \"17 s\"}')");
@@ -96,11 +99,42 @@ foreach my $n (2, 3)
 {
 	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 4 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
 }
-is($s->query('SELECT count(*) FROM syncstate.shard'), '2', 'the router does not know of the new shards yet');
+
+# A switch that fails late, at the second of two shards, leaves all as it was.
+ok(!run_file('cleanup', $s->{shards}[0]->connstr('shard0'), 'shards=2'), 'cleanup.sql does not come before the switch');
+my $reader = $s->{shards}[1]->background_psql('shard1');
+$reader->query_safe('BEGIN; SELECT FROM syncstate.sync_state LIMIT 1');
+ok(!run_file(@switch), 'switch.sql gives up waiting for a lock');
+$reader->quit;
+is($s->query('SELECT count(*) FROM syncstate.shard'), '2', 'the router knows of no new shards');
+is($s->shard_query($_, q{SELECT count(*) FROM pg_policies WHERE policyname = 'syncstate_grow'}), '0', "no fence is left on shard $_") foreach 0, 1;
+work_goes_on(200, 'after a switch that failed');
+
+# A router that nobody will think of
+$s->{router}->safe_psql('postgres', 'CREATE DATABASE forgotten');
+$s->{router}->safe_psql('forgotten', q{CREATE EXTENSION syncstate_router CASCADE; INSERT INTO syncstate.shard VALUES }
+	. join(', ', map { "($_, '" . $s->connection($_) . "')" } 0, 1) . q{;
+	CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked')});
+
 my $before = time();
 ok(run_file(@switch), 'switch.sql');
 my $after = time();
 work_goes_on(200, 'after the switch');
+
+# It reaches no row that has moved, and makes none where it would not be found.
+my $moved = $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2 LIMIT 1");
+foreach my $call (
+	[ 'takes no row that has moved', q{SELECT count(*) FROM syncstate.claim_due_syncs('google_contacts', 100)}, '0' ],
+	[ 'sees none', "SELECT count(*) FROM syncstate.get_sync_states('$moved')", '0' ],
+	[ 'reports nothing', qq{SELECT count(*) FROM syncstate.report_syncs('[{"user_id": "$moved", "source": "google_contacts", "lease": 1, "outcome": "completed"}]')}, '0' ],
+	[ 'makes no row', "SELECT syncstate.connect_sync('$moved', 'google_contacts')", '42501' ],
+	[ 'starts none', "SELECT syncstate.mark_sync_started('$moved', 'google_contacts')", '42501' ])
+{
+	my ($name, $sql, $answer) = @$call;
+	my ($status, $out, $err) = $s->{router}->psql('forgotten', $sql, extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
+	is($status == 0 ? $out : $err =~ s/.*ERROR:\s+(\w{5}).*/$1/sr, $answer, "a router that was forgotten $name");
+}
+
 foreach my $n (0, 1)
 {
 	isnt($s->shard_query($n, 'SELECT count(*) FROM syncstate.sync_state'), '0', "shard $n still has rows");
@@ -144,6 +178,7 @@ is($overlap, undef, 'no two leases of a row overlapped');
 
 $there{$_}{known} = 1 foreach map({ ("$_ google_gmail ", "$_ custom_crm ") } @users), map { $_->[3] } lines('connect');
 delete $there{ $_->[3] } foreach lines('disconnect');
+$there{"$_ google_contacts "}{known} = 1 foreach split /\n/, $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2");
 my (%shard_of, @misplaced, @back);
 foreach my $n (0 .. 3)
 {

@@ -158,6 +158,10 @@ my $anew = sub { "SELECT syncstate.disconnect_sync('$_[0]', 'google_tasks'); SEL
 is(of_worker(q{SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar')}), 2, 'a worker claims on both shards');
 is(of_worker("SELECT count(*) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u, syncstate.mark_sync_started(u, 'google_contacts')"), 2, 'and starts syncs on both');
 
+# One that calls before the change and after it, and not in between.
+my $idle = $router->background_psql('router', on_error_stop => 0);
+$idle->query("SELECT syncstate.next_sync_due(), syncstate.get_sync_state('$users[0]', 'google_gmail'), syncstate.get_sync_state('$users[1]', 'google_gmail')");
+
 foreach my $n (0, 1)
 {
 	my ($here, $there) = @users[ $n, 1 - $n ];
@@ -175,11 +179,15 @@ foreach my $n (0, 1)
 	is(of_worker("SELECT sync_token FROM syncstate.get_sync_state('$here', 'google_gmail')"), 'last', 'the standby has its place, with all that was acknowledged');
 	of_worker($anew->($here));
 	is(of_worker("SELECT user_id FROM syncstate.claim_due_syncs('google_tasks') WHERE user_id = '$here'"), $here, 'its rows are handed out');
+	# PL/Proxy notices that the connection is dead at a call, unless the table said so
+	$idle->query("SELECT syncstate.get_sync_state('$here', 'google_gmail')") if $n == 0;
+	is($idle->query("SELECT sync_token FROM syncstate.get_sync_state('$here', 'google_gmail')"), 'last', 'also a session that was idle meanwhile finds it');
+	is($idle->query("SELECT rows FROM syncstate.sync_overview WHERE source = 'google_gmail'"), 2, 'in every way');
 	is(of_worker("SELECT status FROM syncstate.mark_sync_completed('$here', 'google_contacts', lease => 1)"), 'idle', 'leases of before are good');
 	is(of_worker(qq{SELECT status FROM syncstate.report_syncs('[{"user_id": "$here", "source": "google_calendar", "lease": 1, "outcome": "completed"}]')}), 'idle', 'in every way');
 }
 is(ask('reader', "SELECT user_id FROM syncstate.get_sync_state('$users[0]', 'google_gmail')"), $users[0], 'the reader goes on with the only server there is');
 
-$worker->quit;
+$_->quit foreach $worker, $idle;
 $_->stop foreach $router, @standby;
 done_testing();
