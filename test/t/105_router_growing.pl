@@ -116,9 +116,26 @@ $s->{router}->safe_psql('forgotten', q{CREATE EXTENSION syncstate_router CASCADE
 	. join(', ', map { "($_, '" . $s->connection($_) . "')" } 0, 1) . q{;
 	CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked')});
 
+
+# The new shards stop following, again and again, so that there is something to
+# wait for when no more calls come.
+my @stoppers;
+foreach my $n (2, 3)
+{
+	$s->shard_query($n, q{
+		CREATE FUNCTION follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$;
+		CREATE TRIGGER follow BEFORE INSERT OR UPDATE ON syncstate.sync_state FOR EACH ROW EXECUTE FUNCTION follow();
+		ALTER TABLE syncstate.sync_state ENABLE REPLICA TRIGGER follow});
+	push @stoppers, $s->{shards}[$n]->background_psql("shard$n");
+	$stoppers[-1]->query_until(qr/sent/, q{\echo sent
+		DO $$ BEGIN LOOP PERFORM pg_advisory_xact_lock(1), pg_sleep(0.3); COMMIT; PERFORM pg_sleep(0.03); END LOOP; END $$;
+	});
+}
 my $before = time();
 ok(run_file(@switch), 'switch.sql');
 my $after = time();
+$s->shard_query($_, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%LOOP PERFORM pg_advisory%' AND pid <> pg_backend_pid()}) foreach 2, 3;
+$_->{run}->finish foreach @stoppers;
 work_goes_on(200, 'after the switch');
 
 # It reaches no row that has moved, and makes none where it would not be found.
@@ -135,6 +152,7 @@ foreach my $call (
 	is($status == 0 ? $out : $err =~ s/.*ERROR:\s+(\w{5}).*/$1/sr, $answer, "a router that was forgotten $name");
 }
 
+$s->shard_query($_, 'DROP FUNCTION follow CASCADE') foreach 2, 3;
 foreach my $n (0, 1)
 {
 	isnt($s->shard_query($n, 'SELECT count(*) FROM syncstate.sync_state'), '0', "shard $n still has rows");
