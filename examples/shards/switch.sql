@@ -9,8 +9,10 @@
 --			syncstate.shard
 --	admin	what makes the connection strings of all shards a superuser's
 --
--- Whatever fails before the last COMMIT, here or on a shard, leaves everything
--- as it was: run it again.
+-- If it fails, run it again.  Before the COMMITs of the old shards everything is
+-- as it was; between them and that of the router, users who shall move are
+-- reached nowhere until it has been run again; after that, what is left are
+-- DROP SUBSCRIPTION on the new shards and DROP PUBLICATION on the old ones.
 \set ON_ERROR_STOP on
 SET search_path = pg_catalog;
 SET statement_timeout = '20s';
@@ -21,12 +23,24 @@ CREATE TEMP TABLE place AS
 INSERT INTO place (shard, connection, name, is_new)
 	SELECT n.shard, n.connection, 'grow ' || n.shard, true FROM (VALUES :new) AS n (shard, connection);
 UPDATE place SET slot = 'syncstate_grow_' || shard + (SELECT count(*) FROM place WHERE NOT is_new) WHERE NOT is_new;
+DO $$
+BEGIN
+	IF ARRAY(SELECT shard::bigint FROM place WHERE is_new ORDER BY shard)
+		<> ARRAY(SELECT shard + count(*) OVER () FROM place WHERE NOT is_new ORDER BY shard) THEN
+		RAISE 'the new shards must be %, as many as there are', (
+			SELECT string_agg((shard + n)::text, ', ' ORDER BY shard)
+			FROM (SELECT shard, count(*) OVER () AS n FROM place WHERE NOT is_new) AS p);
+	END IF;
+END
+$$;
 SELECT syncstate_shard.connect(name, connection || ' ' || :'admin') FROM place ORDER BY shard;
+SELECT syncstate_shard.connect(name || ' wait', connection || ' ' || :'admin') FROM place WHERE NOT is_new ORDER BY shard;
 
 -- A vacuum that is in the way of a lock gives up after deadlock_timeout.
-SELECT syncstate_shard.exec(name, $$
-	SET search_path = pg_catalog; SET lock_timeout = '2s'; SET statement_timeout = '20s';
-	SET deadlock_timeout = '10ms'; SET client_min_messages = error$$) FROM place ORDER BY shard;
+SELECT syncstate_shard.exec(c, $$
+	SET search_path = pg_catalog; SET lock_timeout = '2s'; SET statement_timeout = '5s'; SET synchronous_commit = on;
+	SET deadlock_timeout = '10ms'; SET client_min_messages = error$$)
+	FROM unnest(syncstate_shard.get_connections()) AS c;
 
 -- Is all copied?
 SELECT syncstate_shard.exec(name, $sql$DO $do$
@@ -37,8 +51,10 @@ SELECT syncstate_shard.exec(name, $sql$DO $do$
 	END $do$ $sql$) FROM place WHERE is_new ORDER BY shard;
 
 -- And all that came since?  What is waited for here is not waited for below.
-\set wait_for_slot '$sql$DO $do$ DECLARE here pg_lsn = pg_current_wal_insert_lsn(); BEGIN LOOP EXIT WHEN (SELECT confirmed_flush_lsn >= here FROM pg_replication_slots WHERE slot_name = %L); PERFORM pg_sleep(0.005); END LOOP; END $do$ $sql$'
-SELECT syncstate_shard.exec(name, format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
+-- The message is a transaction of its own, by a connection of its own, whose end
+-- brings to disk whatever came before it: nothing else may do so for long.
+\set wait_for_slot '$sql$DO $do$ DECLARE here pg_lsn = pg_logical_emit_message(true, \'syncstate_grow\', \'\'); BEGIN COMMIT; LOOP EXIT WHEN (SELECT confirmed_flush_lsn >= here FROM pg_replication_slots WHERE slot_name = %L); PERFORM pg_sleep(0.005); END LOOP; END $do$ $sql$'
+SELECT syncstate_shard.exec(name || ' wait', format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
 
 -- From here on calls wait, when those on their way have ended.
 BEGIN;
@@ -47,10 +63,10 @@ LOCK TABLE syncstate.shard IN ACCESS EXCLUSIVE MODE;
 
 -- Also those that a shard is still at while their caller has given them up.
 SELECT syncstate_shard.exec(name, $$
-	BEGIN; SET LOCAL statement_timeout = '5s';
+	BEGIN;
 	LOCK TABLE syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget IN SHARE ROW EXCLUSIVE MODE$$)
 	FROM place WHERE NOT is_new ORDER BY shard;
-SELECT syncstate_shard.exec(name, format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
+SELECT syncstate_shard.exec(name || ' wait', format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
 
 -- The old shards keep the rows that have moved until cleanup.sql, and the fence
 -- keeps workers from them: also those of a router that does not know of it.
@@ -73,6 +89,6 @@ SELECT syncstate_shard.exec(name, 'COMMIT') FROM place WHERE NOT is_new ORDER BY
 COMMIT;
 
 -- The halved budgets are the last that the new shards take over.
-SELECT syncstate_shard.exec(name, format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
+SELECT syncstate_shard.exec(name || ' wait', format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
 SELECT syncstate_shard.exec(name, 'DROP SUBSCRIPTION syncstate_grow') FROM place WHERE is_new ORDER BY shard;
 SELECT syncstate_shard.exec(name, 'DROP PUBLICATION syncstate_grow') FROM place WHERE NOT is_new ORDER BY shard;

@@ -17,15 +17,14 @@ my $s = Shards->new(2, clusters => 1, conf => "log_statement = none\nautovacuum_
 my $me = getpwuid($<);
 my $patience = $PostgreSQL::Test::Utils::timeout_default;
 
-# Runs a file of examples/shards as its header says.
+# Runs a file of examples/shards as its header says; the error, if it fails.
 sub run_file
 {
 	my ($file, $on, @variables) = @_;
 	my ($out, $err);
 	my $ok = run_log([ 'psql', '-X', '-q', '-At', map({ ('-v', $_) } @variables), '-d', $on, '-f', "examples/shards/$file.sql" ],
 		'>', \$out, '2>', \$err);
-	note($err) unless $ok;
-	return $ok;
+	return $ok ? '' : $err;
 }
 
 $s->query("SELECT syncstate.register_sync_source('custom_crm')");
@@ -84,8 +83,8 @@ foreach my $n (2, 3)
 {
 	$s->add_shard($n);
 	my $old = $s->{shards}[ $n - 2 ];
-	ok(run_file('publish', $old->connstr('shard' . ($n - 2)), 'shards=2', "new=$n"), "publish.sql for shard $n");
-	ok(run_file('subscribe', $s->{shards}[$n]->connstr("shard$n"), "new=$n", 'old=' . $s->connection($n - 2) . " user=$me"), "subscribe.sql on shard $n");
+	is(run_file('publish', $old->connstr('shard' . ($n - 2)), 'shards=2', "new=$n"), '', "publish.sql for shard $n");
+	is(run_file('subscribe', $s->{shards}[$n]->connstr("shard$n"), "new=$n", 'old=' . $s->connection($n - 2) . " user=$me"), '', "subscribe.sql on shard $n");
 }
 my @switch = ('switch', $s->{router}->connstr('router'), 'new=' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3), "admin=user=$me");
 
@@ -101,10 +100,11 @@ foreach my $n (2, 3)
 }
 
 # A switch that fails late, at the second of two shards, leaves all as it was.
-ok(!run_file('cleanup', $s->{shards}[0]->connstr('shard0'), 'shards=2'), 'cleanup.sql does not come before the switch');
+like(run_file('cleanup', $s->{shards}[0]->connstr('shard0'), 'shards=2'), qr/the new shard still follows this one/, 'cleanup.sql does not come before the switch');
 my $reader = $s->{shards}[1]->background_psql('shard1');
 $reader->query_safe('BEGIN; SELECT FROM syncstate.sync_state LIMIT 1');
-ok(!run_file(@switch), 'switch.sql gives up waiting for a lock');
+like(run_file(@switch[ 0, 1 ], 'new=' . "(2, 'host=nowhere')", $switch[3]), qr/the new shards must be 2, 3, as many as there are/, 'switch.sql wants all new shards');
+like(run_file(@switch), qr/canceling statement due to lock timeout/, 'switch.sql gives up waiting for a lock');
 $reader->quit;
 is($s->query('SELECT count(*) FROM syncstate.shard'), '2', 'the router knows of no new shards');
 is($s->shard_query($_, q{SELECT count(*) FROM pg_policies WHERE policyname = 'syncstate_grow'}), '0', "no fence is left on shard $_") foreach 0, 1;
@@ -114,7 +114,8 @@ work_goes_on(200, 'after a switch that failed');
 $s->{router}->safe_psql('postgres', 'CREATE DATABASE forgotten');
 $s->{router}->safe_psql('forgotten', q{CREATE EXTENSION syncstate_router CASCADE; INSERT INTO syncstate.shard VALUES }
 	. join(', ', map { "($_, '" . $s->connection($_) . "')" } 0, 1) . q{;
-	CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked')});
+	CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked');
+	SELECT syncstate.register_sync_source('custom_crm')});
 
 
 # The new shards stop following, again and again, so that there is something to
@@ -132,7 +133,7 @@ foreach my $n (2, 3)
 	});
 }
 my $before = time();
-ok(run_file(@switch), 'switch.sql');
+is(run_file(@switch), '', 'switch.sql');
 my $after = time();
 $s->shard_query($_, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%LOOP PERFORM pg_advisory%' AND pid <> pg_backend_pid()}) foreach 2, 3;
 $_->{run}->finish foreach @stoppers;
@@ -153,11 +154,14 @@ foreach my $call (
 }
 
 $s->shard_query($_, 'DROP FUNCTION follow CASCADE') foreach 2, 3;
+like(run_file(@switch), qr/the new shards must be 4, 5, 6, 7, as many as there are/, 'switch.sql is not run twice');
 foreach my $n (0, 1)
 {
 	isnt($s->shard_query($n, 'SELECT count(*) FROM syncstate.sync_state'), '0', "shard $n still has rows");
-	ok(run_file('cleanup', $s->{shards}[$n]->connstr("shard$n"), 'shards=2'), "cleanup.sql on shard $n");
+	is(run_file('cleanup', $s->{shards}[$n]->connstr("shard$n"), 'shards=2'), '', "cleanup.sql on shard $n");
 }
+$s->{router}->safe_psql('forgotten', 'INSERT INTO syncstate.shard VALUES ' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3));
+is($s->{router}->safe_psql('forgotten', "SELECT count(*) FROM syncstate.get_sync_states('$moved')"), '3', 'a router that was forgotten goes on when it knows of the new shards');
 work_goes_on(200, 'at the end');
 append_to_file("$dir/stop", '');
 waitpid($_, 0) foreach @pids;
