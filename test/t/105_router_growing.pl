@@ -83,8 +83,12 @@ foreach my $n (2, 3)
 {
 	$s->add_shard($n);
 	my $old = $s->{shards}[ $n - 2 ];
+	$old->safe_psql('shard' . ($n - 2), q{
+		CREATE ROLE mover LOGIN REPLICATION BYPASSRLS;
+		GRANT USAGE ON SCHEMA syncstate TO mover;
+		GRANT SELECT ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source TO mover});
 	is(run_file('publish', $old->connstr('shard' . ($n - 2)), 'shards=2', "new=$n"), '', "publish.sql for shard $n");
-	is(run_file('subscribe', $s->{shards}[$n]->connstr("shard$n"), "new=$n", 'old=' . $s->connection($n - 2) . " user=$me"), '', "subscribe.sql on shard $n");
+	is(run_file('subscribe', $s->{shards}[$n]->connstr("shard$n"), "new=$n", 'old=' . $s->connection($n - 2) . ' user=mover'), '', "subscribe.sql on shard $n");
 }
 my @switch = ('switch', $s->{router}->connstr('router'), 'new=' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3), "admin=user=$me");
 
