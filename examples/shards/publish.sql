@@ -8,6 +8,13 @@
 --
 -- The condition is bit "shards" of syncstate_shard.hash(), written out because
 -- that is all a row filter may have.
+--
+-- Tables of the site's that live on the shard of their user move along, if they
+-- are added before subscribe.sql runs, with the same condition:
+--
+--	ALTER PUBLICATION syncstate_grow ADD TABLE item WHERE (...);
+--
+-- They need user_id in their primary key, and to be there on the new shard.
 \set ON_ERROR_STOP on
 \set slot syncstate_grow_ :new
 SET search_path = pg_catalog;

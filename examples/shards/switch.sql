@@ -45,7 +45,7 @@ SELECT syncstate_shard.exec(c, $$
 -- Is all copied?
 SELECT syncstate_shard.exec(name, $sql$DO $do$
 	BEGIN
-		IF (SELECT count(*) FROM pg_subscription_rel WHERE srsubstate = 'r') <> 4 THEN
+		IF (SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel) IS NOT TRUE THEN
 			RAISE 'the subscription has not copied all tables yet';
 		END IF;
 	END $do$ $sql$) FROM place WHERE is_new ORDER BY shard;

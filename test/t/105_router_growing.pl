@@ -37,6 +37,13 @@ my $client = "$FindBin::RealBin/../shards/client.py";
 my @users = map { sprintf '00000000-0000-4000-8000-%012d', $_ } 0 .. 99;
 $s->query("SELECT count(syncstate.connect_sync(u, s)) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u, unnest('{google_gmail,custom_crm}'::syncstate.sync_source[]) AS s");
 
+# The site's own, next to the rows of each user
+my $item = 'CREATE TABLE item (user_id uuid, id int, PRIMARY KEY (user_id, id))';
+foreach my $n (0, 1)
+{
+	$s->shard_query($n, "$item; INSERT INTO item SELECT DISTINCT user_id, 1 FROM syncstate.sync_state");
+}
+
 ### clients
 
 my $dir = PostgreSQL::Test::Utils::tempdir();
@@ -88,6 +95,9 @@ foreach my $n (2, 3)
 		GRANT USAGE ON SCHEMA syncstate TO mover;
 		GRANT SELECT ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source TO mover});
 	is(run_file('publish', $old->connstr('shard' . ($n - 2)), 'shards=2', "new=$n"), '', "publish.sql for shard $n");
+	my ($condition) = $old->safe_psql('shard' . ($n - 2), q{SELECT rowfilter FROM pg_publication_tables WHERE tablename = 'sync_state'});
+	$old->safe_psql('shard' . ($n - 2), "GRANT SELECT ON item TO mover; ALTER PUBLICATION syncstate_grow ADD TABLE item WHERE ($condition)");
+	$s->shard_query($n, $item);
 	is(run_file('subscribe', $s->{shards}[$n]->connstr("shard$n"), "new=$n", 'old=' . $s->connection($n - 2) . ' user=mover'), '', "subscribe.sql on shard $n");
 }
 my @switch = ('switch', $s->{router}->connstr('router'), 'new=' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3), "admin=user=$me");
@@ -100,7 +110,7 @@ work_goes_on(200, 'while copying');
 $s->query("SELECT syncstate.set_sync_policy('google_tasks', '{\"retry_base\": \"17 s\"}')");
 foreach my $n (2, 3)
 {
-	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 4 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
+	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 5 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
 }
 
 # A switch that fails late, at the second of two shards, leaves all as it was.
@@ -220,6 +230,7 @@ foreach my $n (0 .. 3)
 is(join("\n", @misplaced), '', 'every row is on the shard of its user');
 is(join("\n", @back), '', 'every acknowledged cursor is there, or a later one');
 is(join("\n", grep { !$there{$_}{known} || ($there{$_}{places} // 0) != 1 } sort keys %there), '', 'every row is there once, and no other');
+is($s->shard_query($_, q{SELECT count(*) > 0, (SELECT count(DISTINCT user_id) FROM syncstate.sync_state WHERE source = 'custom_crm') = count(*) FROM item}), 't|t', "the users of shard $_ have their items") foreach 2, 3;
 cmp_ok($s->shard_query($_, 'SELECT count(*) FROM syncstate.sync_state'), '>', 20, "shard $_ has rows") foreach 0 .. 3;
 
 is($s->query(q{SELECT retry_base, daily_budget, rate_per_minute FROM syncstate.get_sync_policy('google_tasks')}), '00:00:17|1000|4', 'budget and rate are divided anew');
