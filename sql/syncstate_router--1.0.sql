@@ -375,13 +375,15 @@ COMMENT ON FUNCTION syncstate_shard.is_outage(text) IS 'Whether an SQLSTATE tell
  *	statements	one for each shard, from shard 0; null = not asked.  A SELECT of
  *				one column of type text, or a command; "BEGIN; " before it opens
  *				a transaction, which commit() ends
+ *	begun		shards where such a transaction goes on: it went with its
+ *				connection, so a new one is no place for the statement
  *
  * Whoever does not answer in time, or loses the connection, is disconnected, so
  * that an open transaction comes to nothing; and if that took more than a
  * second it is not asked again for ten times as long, so that at most one call
  * in ten waits for a shard that hangs.
  */
-CREATE FUNCTION syncstate_shard.ask(statements text[])
+CREATE FUNCTION syncstate_shard.ask(statements text[], begun integer[] DEFAULT '{}')
 	RETURNS SETOF syncstate_shard.answer
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
@@ -416,6 +418,9 @@ BEGIN
 				PERFORM syncstate_shard.is_busy(place.name);
 				IF syncstate_shard.send_query(place.name, statement) OPERATOR(pg_catalog.=) 0 THEN
 					PERFORM syncstate_shard.disconnect(place.name);
+					IF place.shard OPERATOR(pg_catalog.=) ANY (begun) THEN
+						RAISE connection_failure USING MESSAGE = 'the connection was lost';
+					END IF;
 					PERFORM syncstate_shard.open(place);
 					PERFORM syncstate_shard.send_query(place.name, statement);
 				END IF;
@@ -480,7 +485,7 @@ EXCEPTION WHEN query_canceled OR OTHERS THEN
 	RAISE;
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.ask(text[]) IS 'Sends a statement to each shard, and gives what each one answered';
+COMMENT ON FUNCTION syncstate_shard.ask(text[], integer[]) IS 'Sends a statement to each shard, and gives what each one answered';
 
 /* --------------------------------------------------------- telling errors */
 
@@ -834,7 +839,8 @@ BEGIN
 						WHERE a.shard OPERATOR(pg_catalog.=) n AND (a.state IS NULL OR NOT syncstate_shard.is_outage(a.state)))
 				THEN CASE WHEN refused THEN 'ROLLBACK' ELSE 'COMMIT' END END
 			FROM pg_catalog.generate_series(0, syncstate_shard.enter() OPERATOR(pg_catalog.-) 1) AS n
-			ORDER BY n)) AS e);
+			ORDER BY n),
+		ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a)) AS e);
 	RETURN QUERY SELECT a.* FROM pg_catalog.unnest(answers) AS a
 		WHERE NOT EXISTS (SELECT FROM pg_catalog.unnest(ends) AS e
 						  WHERE e.shard OPERATOR(pg_catalog.=) a.shard AND e.state IS NOT NULL)
@@ -868,6 +874,7 @@ DECLARE
 		ORDER BY (n OPERATOR(pg_catalog.+) turn) OPERATOR(pg_catalog.%) shards);
 	missing pg_catalog.int4 = max_rows;
 	parts pg_catalog.int4[];
+	begun pg_catalog.int4[];
 	statements pg_catalog.text[];
 	answers syncstate_shard.answer[] = '{}';
 	answer syncstate_shard.answer;
@@ -884,14 +891,15 @@ BEGIN
 	WHILE missing OPERATOR(pg_catalog.>) 0 AND hungry OPERATOR(pg_catalog.<>) '{}' LOOP
 		parts = pg_catalog.array_fill(0, ARRAY[shards]);
 		statements = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[shards]);
+		begun = ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a);
 		FOR i IN 1 .. LEAST(missing, pg_catalog.cardinality(hungry)) LOOP
 			parts[hungry[i] OPERATOR(pg_catalog.+) 1] = missing OPERATOR(pg_catalog./) pg_catalog.cardinality(hungry)
 				OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (missing OPERATOR(pg_catalog.%) pg_catalog.cardinality(hungry)))::pg_catalog.int4;
 			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%sSELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L) AS c',
-				CASE WHEN hungry[i] OPERATOR(pg_catalog.<>) ALL (ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a)) THEN 'BEGIN; ' END,
+				CASE WHEN hungry[i] OPERATOR(pg_catalog.<>) ALL (begun) THEN 'BEGIN; ' END,
 				source, parts[hungry[i] OPERATOR(pg_catalog.+) 1], lease_time);
 		END LOOP;
-		FOR answer IN SELECT a.* FROM syncstate_shard.ask(statements) AS a LOOP
+		FOR answer IN SELECT a.* FROM syncstate_shard.ask(statements, begun) AS a LOOP
 			IF answer.state IS NOT NULL THEN
 				-- what it gave before went with its transaction
 				answers = ARRAY(SELECT a FROM pg_catalog.unnest(answers) AS a WHERE a.shard OPERATOR(pg_catalog.<>) answer.shard);
