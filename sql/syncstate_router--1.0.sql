@@ -354,9 +354,10 @@ BEGIN
 	-- those of before a change of the shards
 	PERFORM syncstate_shard.disconnect_all(ARRAY(SELECT p.name FROM syncstate_shard.places() AS p));
 	PERFORM syncstate_shard.connect(place.name, place.connection);
-	-- rows are written by the shard as we read them; what we gave up ends some time
+	-- rows are written by the shard as we read them; what we gave up ends some
+	-- time, also where the shard cannot learn that we are gone
 	PERFORM syncstate_shard.exec(place.name, pg_catalog.format(
-		'SET search_path = pg_catalog; SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET client_min_messages = error; SET statement_timeout = %s',
+		'SET search_path = pg_catalog; SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET client_min_messages = error; SET statement_timeout = %1$s; SET idle_in_transaction_session_timeout = %1$s',
 		pg_catalog.floor(pg_catalog.date_part('epoch', syncstate_shard.timeout()) OPERATOR(pg_catalog.*) 2000)));
 END
 $$;
