@@ -301,7 +301,9 @@ BEGIN
 	RETURN QUERY SELECT s.shard,
 			pg_catalog.format('syncstate %s %s', s.shard,
 				pg_catalog.hashtextextended(pg_catalog.concat(s.connection, who), 0)),
-			pg_catalog.concat(s.connection, who)
+			-- a shard's own connect_timeout comes later, and so counts
+			pg_catalog.format('connect_timeout=%s %s%s',
+				pg_catalog.ceil(pg_catalog.date_part('epoch', syncstate_shard.timeout())), s.connection, who)
 		FROM syncstate.shard AS s ORDER BY s.shard;
 END
 $$;
@@ -442,6 +444,8 @@ BEGIN
 		END;
 	END LOOP;
 
+	-- who is slow to let us in takes no time from those who were asked
+	started = pg_catalog.clock_timestamp();
 	FOREACH place IN ARRAY asked LOOP
 		answer = ROW(place.shard, NULL, NULL, NULL, NULL, NULL);
 		BEGIN
