@@ -417,7 +417,10 @@ BEGIN
 					pg_catalog.current_setting(avoid));
 			END IF;
 			IF place.name OPERATOR(pg_catalog.=) ANY (connections) THEN
-				-- this notices whether the other end has closed the connection
+				-- this notices whether the other end has closed the
+				-- connection: first its last words, and then that there
+				-- are no more
+				PERFORM syncstate_shard.is_busy(place.name);
 				PERFORM syncstate_shard.is_busy(place.name);
 				IF syncstate_shard.send_query(place.name, statement) OPERATOR(pg_catalog.=) 0 THEN
 					PERFORM syncstate_shard.disconnect(place.name);
