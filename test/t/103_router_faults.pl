@@ -1,0 +1,620 @@
+# Shards that are down, restarted in mid-call, slow, silent, full or standbys,
+# and a router that dies: users of the other shards go on, what is wrong is
+# told, and no row is held but by those who were told so.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use PostgreSQL::Test::Utils;
+use Shards;
+use Test::More;
+use Time::HiRes qw(time);
+
+Shards::skip_all_without_plproxy();
+my $s = Shards->new(4, clusters => 1);
+
+# Users by their shard, and the same number of rows for each shard
+my $each = 6;
+my @users;
+foreach my $n (0 .. 3)
+{
+	$users[$n] = [ split /\n/, $s->query(qq{
+		SELECT u FROM (SELECT lpad(n::text, 32, '0')::uuid AS u FROM generate_series(1, 1000) AS n) AS u
+		WHERE syncstate.shard_of(u) = $n ORDER BY u LIMIT $each}) ];
+}
+
+# Each shard has its rows, all due since this moment: what was due earlier, a
+# session that has claimed since would only find when it sweeps.
+sub fill
+{
+	my ($rows) = @_;
+	foreach my $n (0 .. 3)
+	{
+		my $count = $rows->{$n} // $each;
+		$s->shard_query($n, qq{
+			DELETE FROM syncstate.sync_state;
+			INSERT INTO syncstate.sync_state (user_id, source, due_at)
+			SELECT unnest(('{@{[ join ',', @{ $users[$n] } ]}}'::uuid[])[1:$count]), 'google_tasks', clock_timestamp()});
+	}
+	return;
+}
+
+# ------------------------------------------------------------- what is asked
+
+# A session of the router, as a worker.
+sub router_session
+{
+	my $session = $s->{router}->background_psql('router', on_error_stop => 0);
+	$session->set_query_timer_restart;
+	$session->query('SET ROLE service_role; \set VERBOSITY verbose');
+	return $session;
+}
+
+# Rows and messages, messages only, rows only.
+sub ask
+{
+	my ($session, $sql) = @_;
+	$session->{stderr} = '';
+	my $out = $session->query("$sql;");
+	return ($out, $session->{stderr});
+}
+
+# Starts a statement that will have to wait.
+sub start
+{
+	my ($session, $sql) = @_;
+	$session->{stderr} = '';
+	$session->query_until(qr/started/, "\\echo started\n$sql;\n");
+	return;
+}
+
+sub finish
+{
+	my ($session) = @_;
+	my $out = $session->query('');
+	return ($out, $session->{stderr});
+}
+
+sub claim
+{
+	my ($max_rows) = @_;
+	return sprintf q{SELECT user_id, lease FROM syncstate.claim_due_syncs('google_tasks', %s) ORDER BY 1}, $max_rows // 1000;
+}
+
+# A report about each of the rows of a claim
+sub report
+{
+	my ($claimed) = @_;
+	my @reports = map { sprintf '{"user_id": "%s", "source": "google_tasks", "lease": %s, "outcome": "completed", "items_synced": 7}', split /\|/ } split /\n/, $claimed;
+	return sprintf q{SELECT user_id, lease FROM syncstate.report_syncs('[%s]') ORDER BY 1}, join ',', @reports;
+}
+
+# --------------------------------------------------------- what is the case
+
+# What the shards say is held, as a claim gives it
+sub held
+{
+	my @rows;
+	push @rows, grep { length } split /\n/, $s->shard_query($_, q{
+		SELECT user_id, lease FROM syncstate.sync_state WHERE status = 'syncing'}) for 0 .. 3;
+	return join "\n", sort @rows;
+}
+
+# Rows of a claim that are some shards'
+sub of
+{
+	my ($claimed, @shards) = @_;
+	my %of = map { $_ => 1 } map { @{ $users[$_] } } @shards;
+	return join "\n", sort grep { $of{ (split /\|/)[0] } } split /\n/, $claimed;
+}
+
+sub count
+{
+	my ($rows) = @_;
+	return scalar(my @rows = split /\n/, $rows);
+}
+
+sub wait_for
+{
+	my ($n, $condition) = @_;
+	$s->{shards}[$n]->poll_query_until("shard$n", "SELECT $condition") or die "shard $n: $condition";
+	return;
+}
+
+my $in_transaction = q{FROM pg_stat_activity WHERE usename = 'router' AND state <> 'idle'};
+
+# Until the router's session waits for some shards, and has the answers of the
+# others, which hold their rows.
+sub wait_for_shards
+{
+	my (@waiting) = @_;
+	foreach my $n (0 .. 3)
+	{
+		my $waits = grep { $_ == $n } @waiting;
+		wait_for($n, $waits ? "EXISTS (SELECT $in_transaction AND wait_event_type = 'Lock')" : "EXISTS (SELECT $in_transaction AND state = 'idle in transaction')");
+	}
+	return;
+}
+
+# Until no shard does anything for the router
+sub wait_for_rest
+{
+	wait_for($_, "NOT EXISTS (SELECT $in_transaction)") for 0 .. 3;
+	return;
+}
+
+# A session of a shard by which calls have to wait
+sub lock_shard
+{
+	my ($n) = @_;
+	my $session = $s->{shards}[$n]->background_psql("shard$n", on_error_stop => 0);
+	$session->query_safe('BEGIN; LOCK TABLE syncstate.sync_state IN ACCESS EXCLUSIVE MODE');
+	return $session;
+}
+
+sub restart
+{
+	my ($n, $mode) = @_;
+	$s->{shards}[$n]->stop($mode);
+	$s->{shards}[$n]->start;
+	return;
+}
+
+# The process that works for the router on a shard
+sub backend
+{
+	my ($n) = @_;
+	return $s->shard_query($n, q{SELECT pid FROM pg_stat_activity WHERE usename = 'router' AND application_name = ''  ORDER BY backend_start DESC LIMIT 1});
+}
+
+# Time of the shards; without an argument the real one
+sub set_clock
+{
+	my ($time) = @_;
+	my $value = defined $time ? "= '$time'" : '= DEFAULT';
+	foreach my $n (0 .. 3)
+	{
+		$s->shard_query($n, "LOAD 'syncstate'; ALTER SYSTEM SET syncstate.clock $value");
+		$s->shard_query($n, 'SELECT pg_reload_conf()');
+		wait_for($n, q{COALESCE(current_setting('syncstate.clock', true), '') = '} . ($time // '') . q{'});
+	}
+	return;
+}
+
+# -------------------------------------------------------- a shard is stopped
+
+my $router = router_session();
+fill({});
+my ($claimed, $messages) = ask($router, claim(16));
+is(count($claimed), 16, 'all shards are up');
+is($messages, '', 'which needs no words');
+my $lost = of($claimed, 2);
+is(count($lost), 4, 'the one that will be down has its part');
+
+# connections of PL/Proxy as well
+ask($router, "SELECT syncstate.get_sync_state('$users[$_][0]', 'google_tasks')") for 0 .. 3;
+$s->{shards}[2]->stop('fast');
+
+my ($more, $warning) = ask($router, claim());
+is(count($more), 6, 'a claim gives what the others have');
+like($warning, qr/WARNING:  08006: not all shards answer: not 2\nDETAIL:  Shard 2: [^\n]+/, 'and a warning names the shard');
+my $others = join "\n", sort split(/\n/, of($claimed, 0, 1, 3)), split /\n/, $more;
+my ($reported) = ask($router, report("$others\n$lost"));
+like($router->{stderr}, qr/WARNING:  08006: not all shards answer: not 2\n/, 'so does a report');
+is($reported, $others, 'reports about users of the others are applied');
+($reported, $messages) = ask($router, report($others));
+is("$reported$messages", '', 'a report that needs no other shard has no warning');
+foreach my $looks ('next_sync_due()', "get_users_needing_sync('google_tasks')", "get_sync_policy('google_tasks')")
+{
+	my ($out, $err) = ask($router, "SELECT 'told', * FROM syncstate.$looks");
+	like($err, qr/^psql:<stdin>:\d+: WARNING:  08006: not all shards answer: not 2\n/, "$looks warns");
+	unlike($err, qr/ERROR/, "$looks is no error");
+	like($out, qr/^told/, "$looks tells") unless $looks =~ /users/;
+}
+
+# All calls about one user: of the shard that is down, and of another one
+my %single = (
+	connect_sync => '%s',
+	mark_sync_started => '%s',
+	renew_sync_lease => '%s, lease => 1000',
+	checkpoint_sync => '%s, lease => 1000',
+	release_sync => '%s, lease => 1000',
+	clear_sync_token => '%s',
+	mark_sync_completed => '%s',
+	mark_sync_failed => q{%s, error_message => 'x'},
+	mark_rate_limited => '%s',
+	update_sync_state => q{%s, changes => '{}'},
+	pause_sync => '%s',
+	resume_sync => '%s',
+	request_sync => '%s',
+	get_sync_state => '%s',
+	disconnect_sync => '%s',
+	get_sync_states => undef);
+foreach my $function (sort keys %single)
+{
+	my $call = sub {
+		my ($n) = @_;
+		return "SELECT syncstate.$function(" . (defined $single{$function}
+			? sprintf($single{$function}, "'$users[$n][5]', 'google_tasks'") : "'$users[$n][5]'") . ')';
+	};
+	my (undef, $err) = ask($router, $call->(2));
+	like($err, qr/ERROR:  08006: shard 2 does not answer\nDETAIL:  [^\n]+/, "$function: no user of the shard that is down");
+	(undef, $err) = ask($router, $call->(1));
+	$err =~ s/.*ERROR:  PT409: [^\n]+\n.*//s;
+	is($err, '', "$function: a user of another shard");
+}
+ask($router, 'RESET ROLE');
+my (undef, $refused) = ask($router, "SET request.jwt.claim.sub = '$users[2][0]'; SET ROLE authenticated; SELECT * FROM syncstate.my_syncs");
+like($refused, qr/ERROR:  08006: shard 2 does not answer\nDETAIL:  08006\n/, 'users are told no more than that');
+ask($router, 'RESET ROLE');
+
+# Calls that are for all shards, and how to see on one that it was done
+$s->query('CREATE TABLE app_user (id uuid PRIMARY KEY)');
+$s->query("SELECT syncstate.watch_users('app_user')");
+$s->query("INSERT INTO app_user VALUES " . join ', ', map { "('$users[$_][4]')" } 0 .. 3);
+my @all = (
+	[ q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "2 days", "daily_budget": 4000}')},
+		q{SELECT sync_interval, daily_budget FROM syncstate.get_sync_policy('google_tasks')}, '2 days|1000' ],
+	[ q{SELECT syncstate.pause_sync_source('google_gmail')},
+		q{SELECT paused_until FROM syncstate.get_sync_policy('google_gmail')}, 'infinity' ],
+	[ q{SELECT syncstate.register_sync_source('custom')}, q{SELECT enum_last(NULL::syncstate.sync_source)}, 'custom' ],
+	[ q{SELECT syncstate.resume_sync_source('google_gmail')},
+		q{SELECT paused_until FROM syncstate.get_sync_policy('google_gmail')}, '' ],
+	[ q{SELECT syncstate.rebalance_syncs('google_tasks')}, q{SELECT 'done'}, 'done' ],
+	[ q{DELETE FROM app_user}, q{SELECT count(*) FROM syncstate.sync_state WHERE user_id = '%s'}, '0' ],
+	[ q{SELECT * FROM syncstate.sync_overview}, q{SELECT 'done'}, 'done' ]);
+foreach my $call (@all)
+{
+	my ($statement, $look, $then) = @$call;
+	my (undef, $err) = ask($router, $statement);
+	like($err, qr/ERROR:  08006: not all shards answer: not 2\nDETAIL:  Shards that did what was asked: 0, 1, 3\. Shard 2: .+?\nHINT:  Repeating the call is safe/s, "$statement: not without all");
+	is($s->shard_query($_, sprintf $look, $users[$_][4]), $then, "... and shard $_ has done it") for 0, 1, 3;
+}
+
+# ------------------------------------------------------------ ... and is back
+
+$s->{shards}[2]->start;
+($more, $messages) = ask($router, "SET ROLE service_role; " . claim());
+is($messages, '', 'the very next claim needs no words');
+is(count(of($more, 2)), 2, 'and gives what nobody holds');
+(undef, $messages) = ask($router, "SELECT syncstate.get_sync_state('$users[2][0]', 'google_tasks')");
+is($messages, '', 'so does the next call about a user');
+is(of(held(), 2), join("\n", sort split(/\n/, $lost), split /\n/, of($more, 2)), 'a lease is not lost with the shard');
+
+ask($router, 'RESET ROLE');
+foreach my $call (@all)
+{
+	my ($statement, $look, $then) = @$call;
+	(undef, $messages) = ask($router, $statement);
+	is($messages, '', "$statement: repeated");
+	is($s->shard_query($_, sprintf $look, $users[$_][4]), $then, "... and shard $_ has done it") for 0 .. 3;
+}
+ask($router, 'SET ROLE service_role');
+
+# A day later: what was held when the shard went comes again.
+my $day_later = '2126-01-01 00:00:00+00';
+set_clock($day_later);
+($more, $messages) = ask($router, claim());
+is($messages, '', 'a day later');
+my %again = map { (split /\|/)[0] => (split /\|/)[1] } split /\n/, $more;
+my @back = grep { exists $again{$_} } map { (split /\|/)[0] } split /\n/, $lost;
+is(scalar(@back), 4 - grep({ $_ eq $users[2][4] } map { (split /\|/)[0] } split /\n/, $lost), 'leases of before come back');
+set_clock();
+ask($router, q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": null, "daily_budget": null}')});
+
+# ----------------------------------------------------- restarted in mid-call
+
+# Rows that were given back are before the mark of the session that had them,
+# which sweeps once a second only: a new session has them at once.
+my $session;
+
+# A shard goes while the call waits for it, or while it has answered and the
+# call waits for another one.
+foreach my $case ([ 'immediate', 0, 0 ], [ 'fast', 3, 3 ], [ 'immediate', 1, 2 ], [ 'fast', 3, 0 ])
+{
+	my ($mode, $restarted, $locked) = @$case;
+	my $what = "$mode restart of shard $restarted, " . ($restarted == $locked ? 'which was to answer' : 'which had answered');
+
+	fill({});
+	my $lock = lock_shard($locked);
+	start($router, claim());
+	wait_for_shards($locked);
+	restart($restarted, $mode);
+	$lock->query('ROLLBACK') if $restarted != $locked;
+	($claimed, $warning) = finish($router);
+	like($warning, qr/WARNING:  08006: not all shards answer: not $restarted\n/, "claim, $what: a warning");
+	is(count($claimed), 3 * $each, 'the others give what they have');
+	is(held(), $claimed, 'nothing is held but what the caller got, and the caller holds all that');
+	$lock->quit if $restarted != $locked;
+
+	# The same for a report of them all
+	($more, $messages) = ask($router, claim());
+	is($messages, '', 'the very next claim needs no words');
+	$claimed = join "\n", sort split(/\n/, $claimed), split /\n/, $more;
+	is(count($claimed), 4 * $each, 'and gives the rest');
+	$lock = lock_shard($locked);
+	start($router, report($claimed));
+	wait_for_shards($locked);
+	restart($restarted, $mode);
+	$lock->query('ROLLBACK') if $restarted != $locked;
+	($reported, $warning) = finish($router);
+	like($warning, qr/WARNING:  08006: not all shards answer: not $restarted\n/, "report, $what: a warning");
+	is($reported, of($claimed, grep { $_ != $restarted } 0 .. 3), 'what the others have is applied');
+	is(held(), of($claimed, $restarted), 'and nothing else is');
+	($more, $messages) = ask($router, report($claimed));
+	is($messages, '', 'a repeated report needs no words');
+	is($more, of($claimed, $restarted), 'and applies what was left');
+	is(held(), '', 'nothing is held any more');
+	$lock->quit if $restarted != $locked;
+}
+
+# A claim asks for more where there is more, and finds that what it was given
+# there is gone.
+fill({ 1 => 1 });
+my $lock = lock_shard(1);
+start($router, claim(12));
+wait_for_shards(1);
+restart(2, 'fast');
+$lock->query('ROLLBACK');
+($claimed, $warning) = finish($router);
+$lock->quit;
+like($warning, qr/WARNING:  08006: not all shards answer: not 2\n/, 'a shard has lost what it gave, and is asked for more');
+is(held(), $claimed, 'nothing is held but what the caller got, and the caller holds all that');
+is(count($claimed), 12, 'the others gave what was missing');
+
+# A shard that refuses a call refuses it for all.
+fill({});
+my $body = $s->shard_query(3, q{SELECT pg_get_functiondef('syncstate.claim_due_syncs'::regproc)});
+$s->shard_query(3, q{
+	CREATE OR REPLACE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL, max_rows int DEFAULT 10, lease_time interval DEFAULT NULL)
+		RETURNS SETOF syncstate.sync_state LANGUAGE plpgsql AS $$ BEGIN RAISE division_by_zero USING DETAIL = 'On purpose.'; END $$});
+(undef, my $error) = ask($router, claim());
+like($error, qr/ERROR:  22012: division_by_zero\nDETAIL:  On purpose\.\n/, 'a claim that a shard refuses fails as there');
+wait_for_rest();
+is(held(), '', 'and nothing is held');
+$s->shard_query(3, $body);
+$session = router_session();
+is(count((ask($session, claim()))[0]), 4 * $each, 'all can be claimed afterwards');
+$session->quit;
+
+# ------------------------------------------------------------ the router dies
+
+foreach my $end ('pg_terminate_backend', 'pg_cancel_backend')
+{
+	fill({});
+	$session = router_session();
+	my $pid = $session->query('SELECT pg_backend_pid();');
+	$lock = lock_shard(0);
+	start($session, claim());
+	wait_for_shards(0);
+	$s->query("SELECT $end($pid)");
+	if ($end eq 'pg_cancel_backend')
+	{
+		(undef, $error) = finish($session);
+		like($error, qr/ERROR:  57014: canceling statement due to user request/, 'a claim is canceled');
+	}
+	else
+	{
+		$s->{router}->poll_query_until('router', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)");
+	}
+	$lock->query('ROLLBACK');
+	$lock->quit;
+	wait_for_rest();
+	is(held(), '', "$end in mid-claim: nothing is held");
+	$session = router_session() if $end eq 'pg_terminate_backend';
+	($claimed, $messages) = ask($session, claim());
+	is($messages, '', 'the next claim needs no words');
+	is(count($claimed), 4 * $each, 'and gives all');
+	is(held(), $claimed, 'which the caller holds');
+	$session->quit;
+}
+
+# A router that stops for long, as one that is cut off from the shards does
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '1')});
+fill({});
+$session = router_session();
+my $pid = $session->query('SELECT pg_backend_pid();');
+ask($session, 'SELECT syncstate.next_sync_due()');
+$lock = lock_shard(0);
+start($session, claim());
+wait_for_shards(0);
+kill 'STOP', $pid;
+$lock->query('ROLLBACK');
+$lock->quit;
+wait_for_rest();
+is(held(), '', 'a router that is not heard of for long loses what it has not committed');
+my $other = router_session();
+($claimed) = ask($other, claim());
+is(count($claimed), 4 * $each, 'and others get it');
+$other->quit;
+kill 'CONT', $pid;
+($more, $error) = finish($session);
+is($more, '', 'it tells its caller so');
+like($error, qr/ERROR:  08006: not all shards answer: not 0, 1, 2, 3\n/, 'and why');
+is(held(), $claimed, 'and takes nothing away');
+$session->quit;
+
+# ---------------------------------------------------------------- a slow shard
+
+# A router connection each that hangs, or that waits for a lock.  query_timeout
+# is a second.
+foreach my $case ('stopped', 'locked')
+{
+	fill({});
+	ask($router, 'SELECT syncstate.next_sync_due()');
+	my ($backend) = split /\n/, $s->shard_query(2, q{
+		SELECT pid FROM pg_stat_activity WHERE usename = 'router' AND query LIKE '%next_sync_due%'});
+	my $lock = $case eq 'locked' ? lock_shard(2) : undef;
+	kill 'STOP', $backend if $case eq 'stopped';
+	my $began = time;
+	($claimed, $warning) = ask($router, claim());
+	my $took = time - $began;
+	like($warning, qr/WARNING:  08006: not all shards answer: not 2\nDETAIL:  Shard 2: no answer within 00:00:01\.\n/, "$case: a shard is given up in time");
+	cmp_ok($took, '>=', 1, 'not earlier');
+	is(count($claimed), 3 * $each, 'the others give what they have');
+	like((ask($router, q{SELECT current_setting('syncstate_router.avoid_until_2')::timestamptz - clock_timestamp() BETWEEN '1 s' AND '1 min'}))[0], qr/^t$/, 'it is left alone for a while');
+	(undef, $warning) = ask($router, claim());
+	like($warning, qr/DETAIL:  Shard 2: it took too long, and is not asked until [^\n]+\n/, 'so that the next claim does not wait again');
+	(undef, $messages) = ask($router, report($claimed));
+	is($messages, '', 'nor does a report to the others');
+	if ($case eq 'stopped')
+	{
+		(undef, $error) = ask($router, "SELECT syncstate.get_sync_state('$users[2][0]', 'google_tasks')");
+		is($error, '', 'calls about its users have a connection of their own');
+		kill 'CONT', $backend;
+		wait_for(2, "NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $backend)");
+	}
+	else
+	{
+		# PL/Proxy looks at its query_timeout only when something comes, so
+		# a single call waits for as long as the shard lets it
+		$s->shard_query(2, q{ALTER ROLE router SET statement_timeout = '1s'});
+		$session = router_session();
+		(undef, $error) = ask($session, "SELECT syncstate.get_sync_state('$users[2][0]', 'google_tasks')");
+		like($error, qr/ERROR:  08006: shard 2 does not answer\nDETAIL:  (canceling statement due to statement timeout|query timeout)\n/, 'a call about its user fails when the shard gives it up');
+		$session->quit;
+		$s->shard_query(2, q{ALTER ROLE router RESET statement_timeout});
+		# what was given up is not waited for by the shard for ever
+		wait_for(2, qq{NOT EXISTS (SELECT $in_transaction AND query LIKE '%claim_due_syncs%')});
+		$lock->query('ROLLBACK');
+		$lock->quit;
+	}
+	wait_for_rest();
+	is(held(), '', 'nothing is held for nobody');
+	ask($router, q{SET syncstate_router.avoid_until_2 = ''});
+	($claimed, $messages) = ask($router, claim());
+	is($messages, '', 'told that it goes on, the router asks it again');
+	is($claimed, of(held(), 2), 'and gives its rows');
+	is(count($claimed), $each, 'all of them');
+}
+
+# A host that hangs accepts connections, and says nothing.
+fill({});
+my $postmaster = $s->{shards}[0]{_pid};
+kill 'STOP', $postmaster;
+$session = router_session();
+($claimed, $warning) = ask($session, claim());
+like($warning, qr/WARNING:  08006: not all shards answer: not 0\nDETAIL:  Shard 0: could not establish connection: [^\n]*timeout expired/, 'a host that hangs');
+is(count($claimed), 3 * $each, 'takes no time from the others');
+kill 'CONT', $postmaster;
+$session->quit;
+is(held(), $claimed, 'the caller holds what it got');
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '10')});
+
+# ---------------------------------------------------- no answer to a commit
+
+# Commits wait for a standby that is not there.  Whether they are made cannot
+# be known: so nobody may work on these rows, and their leases run out.
+sub synchronous
+{
+	my ($n, $names) = @_;
+	$s->shard_query($n, "ALTER SYSTEM SET synchronous_standby_names = '$names'");
+	$s->shard_query($n, 'SELECT pg_reload_conf()');
+	wait_for($n, "current_setting('synchronous_standby_names') = '$names'");
+	return;
+}
+fill({});
+synchronous(1, 'none');
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '1')});
+$session = router_session();
+($claimed, $warning) = ask($session, claim());
+like($warning, qr/WARNING:  08006: not all shards answer: not 1\nDETAIL:  Shard 1: no answer within 00:00:01\.\n/, 'a commit without an answer');
+is($claimed, of($claimed, 0, 2, 3), 'its rows are not given out');
+is(count($claimed), 3 * $each, 'the others are');
+synchronous(1, '');
+wait_for_rest();
+is(of(held(), 0, 2, 3), $claimed, 'the caller holds what it got');
+ask($session, q{SET syncstate_router.avoid_until_1 = ''});
+($more) = ask($session, claim());
+is($more, '', 'the rows of that shard are held by nobody');
+my $nobodys = of(held(), 1);
+is(count($nobodys), $each, 'until their leases run out');
+set_clock($day_later);
+($more, $messages) = ask($session, claim());
+is($messages, '', 'later');
+is(count(of($more, 1)), $each, 'they come again');
+is(join(' ', map { (split /\|/)[1] } split /\n/, of($more, 1)), join(' ', map { (split /\|/)[1] + 1 } split /\n/, $nobodys), 'with other leases');
+
+# A report that was applied, and not confirmed, can be repeated.
+synchronous(1, 'none');
+($reported, $warning) = ask($session, report($more));
+like($warning, qr/WARNING:  08006: not all shards answer: not 1\n/, 'a report without an answer to the commit');
+is($reported, of($more, 0, 2, 3), 'is not said to be applied');
+synchronous(1, '');
+wait_for_rest();
+is(held(), '', 'but is');
+my $all = q{SELECT md5(string_agg(s::text, ' ' ORDER BY user_id)) FROM syncstate.sync_state AS s};
+my @before = map { $s->shard_query($_, $all) } 0 .. 3;
+ask($session, q{SET syncstate_router.avoid_until_1 = ''});
+($reported, $messages) = ask($session, report($more));
+is("$reported$messages", '', 'repeated, it says nothing');
+is_deeply([ map { $s->shard_query($_, $all) } 0 .. 3 ], \@before, 'and does nothing');
+set_clock();
+$session->quit;
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '10')});
+
+# ------------------------------------------------------ restarted between calls
+
+foreach my $mode ('fast', 'immediate')
+{
+	fill({});
+	restart(0, $mode);
+	($claimed, $messages) = ask($router, claim());
+	is($messages, '', "$mode restart between two calls: the next one notices nothing");
+	is(count($claimed), 4 * $each, 'and gives all');
+}
+
+# ------------------------------------------------------- a standby as a shard
+
+fill({});
+$s->{shards}[3]->stop('fast');
+$s->{shards}[3]->set_standby_mode;
+$s->{shards}[3]->start;
+($claimed, $warning) = ask($router, claim());
+like($warning, qr/WARNING:  08006: not all shards answer: not 3\nDETAIL:  Shard 3: cannot execute .+ in a read-only transaction\.\n/, 'a standby gives nothing');
+is(count($claimed), 3 * $each, 'the others do');
+(undef, $error) = ask($router, "SELECT syncstate.connect_sync('$users[3][0]', 'google_tasks')");
+like($error, qr/ERROR:  08006: shard 3 does not answer\nDETAIL:  cannot execute .+ in a read-only transaction\n/, 'nor does it take anything');
+my ($out, $err) = ask($router, "SELECT status FROM syncstate.get_sync_state('$users[3][0]', 'google_tasks')");
+is("$out$err", 'idle', 'but it can be read');
+$s->{shards}[3]->promote;
+wait_for(3, 'NOT pg_is_in_recovery()');
+($more, $messages) = ask($router, claim());
+is($messages, '', 'once it is promoted');
+is($more, of(held(), 3), 'all is as before');
+is(count($more), $each, 'and nothing is missing');
+
+# --------------------------------------------------------- no connection left
+
+$s->shard_query(1, q{ALTER ROLE router CONNECTION LIMIT 0});
+$session = router_session();
+fill({});
+($claimed, $warning) = ask($session, claim());
+like($warning, qr/WARNING:  08006: not all shards answer: not 1\nDETAIL:  Shard 1: could not establish connection: [^\n]+too many connections for role "router"/, 'a shard without a connection for us');
+is(held(), $claimed, 'the others give');
+is(count($claimed), 3 * $each, 'what they have');
+(undef, $error) = ask($session, "SELECT syncstate.connect_sync('$users[1][0]', 'google_tasks')");
+like($error, qr/ERROR:  08006: shard 1 does not answer\nDETAIL:  [^\n]*too many connections for role "router"/, 'a call about its user fails');
+$s->shard_query(1, q{ALTER ROLE router CONNECTION LIMIT -1});
+(undef, $messages) = ask($session, claim() . "; SELECT syncstate.connect_sync('$users[1][0]', 'google_tasks')");
+is($messages, '', 'as soon as there is one, all is well');
+$session->quit;
+
+# -------------------------------------------------------------- all are down
+
+$s->{shards}[$_]->stop('immediate') for 0 .. 3;
+foreach my $call (claim(), report($claimed), 'SELECT syncstate.next_sync_due()', "SELECT syncstate.get_users_needing_sync('google_tasks')",
+	"SELECT syncstate.pause_sync_source('google_tasks')")
+{
+	($out, $error) = ask($router, $call);
+	is($out, '', 'all shards are down: nothing comes');
+	like($error, qr/ERROR:  08006: not all shards answer: not 0, (1, )?2, 3\nDETAIL:  Shards that did what was asked: none\. Shard 0: /, 'but an error');
+}
+$s->{shards}[$_]->start for 0 .. 3;
+($out, $messages) = ask($router, claim());
+is($messages, '', 'all are back');
+
+$router->quit;
+$s->stop;
+done_testing();
