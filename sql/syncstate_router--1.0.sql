@@ -663,7 +663,7 @@ DECLARE
 BEGIN
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask_all(question, false) AS a);
 	SELECT pg_catalog.max(a.rows[1]::pg_catalog.timestamptz) INTO until FROM pg_catalog.unnest(answers) AS a;
-	-- the report whose limit it was came too late
+	-- the limit came to nothing, because its lease was lost or its shard is down
 	IF until IS NULL THEN
 		RETURN;
 	END IF;

@@ -189,6 +189,8 @@ fill({});
 my ($claimed, $messages) = ask($router, claim(16));
 is(count($claimed), 16, 'all shards are up');
 is($messages, '', 'which needs no words');
+my ($none, $words) = ask($router, qq{SELECT syncstate.report_syncs('[{"user_id": "$users[0][0]", "source": "google_tasks", "lease": 99, "outcome": "rate_limited", "scope": "source"}]')});
+is("$none$words", '', 'a limit with a lost lease pauses nothing anywhere');
 my $lost = of($claimed, 2);
 is(count($lost), 4, 'the one that will be down has its part');
 
