@@ -1,13 +1,14 @@
 #!/usr/bin/python3
 """Many sessions call everything at once; a judge decides over the history.
 
-    history.py CONNINFO [--seconds N] [--seed S] [--round-seconds N] [--keep FILE]
+    history.py CONNINFO [--seconds N] [--seed S] [--round-seconds N] [--keep FILE] [--shard CONNINFO ...]
 
 The load is in load.py, the rules are in checker.py.  Runs in rounds, each with
 a seed of its own and tables that are empty at first.  After the last round, the
 judge is judged: it must object to the same history with each of a list of
 faults put in.  CONNINFO is a superuser's; the database must be a throw-away
-one.
+one.  With shards, in their order, CONNINFO is their router's, and shards are
+restarted under load: see router.py.
 """
 import argparse
 import collections
@@ -22,20 +23,26 @@ import tempfile
 import checker
 import faults
 import load
+import router
 
 WORKERS = 8
 USERS = 2
 
 # Calls of a round, so that each kind of fault has a place in it.
 ENOUGH = 10000
+ENOUGH_THROUGH_ROUTER = 2500
 
 
-def run_round(conninfo, seed, seconds):
+def run_round(conninfo, seed, seconds, shards):
     """One round; returns its history, or the words of a session that failed."""
     chance = random.Random(seed)
     users = chance.choice([3, 12, 30, 40])
     admin = load.Connection(conninfo)
-    admin.script(load.SETUP)
+    admin.script(load.SETUP if shards else load.EXTENSION + load.SETUP)
+    stores = [load.Connection(shard) for shard in shards] or [admin]
+    for store in stores:
+        store.script(load.SETUP_LOG)
+        store.run("SELECT set_config('history.call', 'setup.rows', false)")
     admin.conn.exec_params(b"SET timezone = 'UTC'", [])
     for source in load.SOURCES:
         policy = dict(load.POLICY)
@@ -46,13 +53,15 @@ def run_round(conninfo, seed, seconds):
     admin.run("SELECT set_config('history.call', 'setup.rows', false)")
     admin.run("INSERT INTO history.app_user SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid"
               " FROM generate_series(0, $1::int - 1) AS n", users)
-    admin.run("INSERT INTO syncstate.sync_state (user_id, source, resource)"
-              " SELECT u.id, s, r FROM history.app_user AS u, unnest(enum_range(NULL::syncstate.sync_source)) AS s,"
-              " unnest(ARRAY['', 'more']) AS r")
+    at = [int(admin.run("SELECT syncstate.shard_of($1)", load.user(n))[0]) if shards else 0 for n in range(users)]
+    for n, store in enumerate(stores):
+        store.run("INSERT INTO syncstate.sync_state (user_id, source, resource)"
+                  " SELECT u, s, r FROM unnest($1::uuid[]) AS u, unnest(enum_range(NULL::syncstate.sync_source)) AS s,"
+                  " unnest(ARRAY['', 'more']) AS r", "{%s}" % ",".join(load.user(u) for u in range(users) if at[u] == n))
     deadlocks = int(admin.run("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0])
 
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(WORKERS + USERS)
+    barrier = context.Barrier(WORKERS + USERS + bool(shards))
     with tempfile.TemporaryDirectory() as directory:
         sessions = []
         for n in range(WORKERS + USERS):
@@ -61,6 +70,9 @@ def run_round(conninfo, seed, seconds):
                 n, "worker" if n < WORKERS else "user", conninfo, seed, users, int(seconds * 1e6), barrier, path))
             process.start()
             sessions.append((process, path))
+        if shards:              # their connections go with them
+            restarts = router.restart_now_and_then(shards, chance, seconds, barrier)
+            stores = [load.Connection(shard) for shard in shards]
         logs = []
         for process, path in sessions:
             process.join()
@@ -72,26 +84,28 @@ def run_round(conninfo, seed, seconds):
                 logs.append(pickle.load(f))
 
     writes = []
-    final = {}
-    for text in admin.run("SELECT to_jsonb(w) FROM history.write AS w"):
-        write = json.loads(text)
-        writes.append({"n": write["n"], "call": write["call"], "old": checker.row_of(write["old"]),
-                       "new": checker.row_of(write["new"])})
     policy_writes = []
-    for text in admin.run("SELECT jsonb_build_object('n', n, 'call', call, 'source', coalesce(new, old) ->> 'source',"
-                          " 'paused_until', extract(epoch FROM (new ->> 'paused_until')::timestamptz),"
-                          " 'wait', extract(epoch FROM (new ->> 'rate_limit_wait')::interval)) FROM history.policy_write"):
-        write = json.loads(text)
-        if write["paused_until"] is not None:
-            write["paused_until"] = round(float(write["paused_until"]) * 1e6) \
-                if write["paused_until"] != "Infinity" else 2 ** 62
-        write["wait"] = round(float(write["wait"] or 60) * 1e6)
-        policy_writes.append(write)
+    final = {}
     end = load.now()
-    for text in admin.run("SELECT to_jsonb(s) FROM syncstate.sync_state AS s"):
-        row = checker.row_of(json.loads(text))
-        final[checker.key_of(row)] = row
+    for n, store in enumerate(stores):
+        for text in store.run("SELECT to_jsonb(w) FROM history.write AS w"):
+            write = json.loads(text)
+            writes.append({**write, "old": checker.row_of(write["old"]), "new": checker.row_of(write["new"]), "shard": n})
+        for text in store.run("SELECT to_jsonb(w) - 'old' - 'new' || jsonb_build_object('source', coalesce(new, old) ->> 'source',"
+                              " 'paused_until', extract(epoch FROM (new ->> 'paused_until')::timestamptz), 'wait',"
+                              " extract(epoch FROM (new ->> 'rate_limit_wait')::interval)) FROM history.policy_write AS w"):
+            write = json.loads(text)
+            if write["paused_until"] is not None:
+                write["paused_until"] = round(float(write["paused_until"]) * 1e6) \
+                    if write["paused_until"] != "Infinity" else 2 ** 62
+            write["wait"] = round(float(write["wait"] or 60) * 1e6)
+            policy_writes.append({**write, "shard": n})
+        for text in store.run("SELECT to_jsonb(s) FROM syncstate.sync_state AS s"):
+            row = checker.row_of(json.loads(text))
+            final[checker.key_of(row)] = row
     deadlocks = int(admin.run("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0]) - deadlocks
+    for store in stores:
+        store.script(load.TEARDOWN_LOG)
     admin.script(load.TEARDOWN)
 
     # what the set-up wrote is the beginning of each chain
@@ -106,7 +120,12 @@ def run_round(conninfo, seed, seconds):
     for call in calls:
         call["results"] = [checker.row_of(r) if isinstance(r, dict) and "lease" in r else r for r in call["results"]]
     calls.sort(key=lambda c: c["begin"])
-    return checker.History(calls, transactions, writes, policy_writes, final, end), failures, deadlocks
+    history = checker.History(calls, transactions, writes, policy_writes, final, end)
+    if shards:
+        history.faults = {"restarts": restarts, **router.find_calls(history)}
+        history.at = {(load.user(n), s, r): shard for n, shard in enumerate(at)
+                      for s in load.SOURCES for r in load.RESOURCES}
+    return history, failures, deadlocks
 
 
 def telling(history, n):
@@ -127,7 +146,10 @@ def main():
     parser.add_argument("--round-seconds", type=float, default=10)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--keep", help="leave the last history here")
+    parser.add_argument("--shard", action="append", default=[], help="a superuser's connection to it")
     args = parser.parse_args()
+    enough = ENOUGH_THROUGH_ROUTER if args.shard else ENOUGH
+    load.SHARDS = len(args.shard)
     seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "big")
     rounds = max(1, round(args.seconds / args.round_seconds))
     print(f"seed {seed}, {rounds} rounds of {args.seconds / rounds:g} s, {WORKERS} workers and {USERS} users")
@@ -135,21 +157,25 @@ def main():
     kinds = collections.Counter()
     refused = collections.Counter()
     isolations = collections.Counter()
+    faults_met = collections.Counter()
     bad = 0
     starts = takeovers = undone = writes = 0
     for n in range(rounds):
         seconds = args.seconds / rounds
-        history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds)
-        while not failures and len(history.calls) < ENOUGH and seconds < 60:
+        history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds, args.shard)
+        while not failures and len(history.calls) < enough and seconds < 60:
             seconds *= 2        # a busy machine: so few calls would prove little
-            history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds)
+            history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds, args.shard)
         if args.keep:
             with open(args.keep, "wb") as f:
                 pickle.dump(history, f)
         complaints = [("error", words) for words in failures]
         if deadlocks:
             complaints.append(("error", f"{deadlocks} deadlocks"))
-        complaints += checker.check(history)
+        parts = router.by_shard(history, len(args.shard)) if args.shard else [history]
+        for part in parts:
+            complaints += checker.check(part)
+        faults_met.update(getattr(history, "faults", {}))
         for call in history.calls:
             if call["session"] >= 0:
                 kinds[call["kind"]] += 1
@@ -179,15 +205,23 @@ def main():
     print("refused: " + ", ".join(f"{k} {n}" for k, n in refused.most_common()) + f"; rolled back: {undone}")
     print(f"{writes} writes, {starts} starts, {takeovers} of them after a lease that ran out")
 
+    if args.shard:
+        print("shards: " + ", ".join(f"{k} {n}" for k, n in faults_met.items()))
+
     # A history without these would prove little.
-    for what, count in (("starts", starts), ("expired leases", takeovers), ("lost leases", refused["PT409"]),
-                        ("undone calls", undone), ("serialization failures", refused["40001"])):
+    wanted = [("starts", starts), ("expired leases", takeovers), ("lost leases", refused["PT409"])]
+    if args.shard:
+        wanted += [("calls without an answer", refused["08006"]), ("calls that some shards did not answer", faults_met["warnings"])]
+    else:
+        wanted += [("undone calls", undone), ("serialization failures", refused["40001"])]
+    for what, count in wanted:
         if count == 0:
             bad += 1
             print(f"no {what}: the history is too thin")
 
     if not bad:
-        missed = faults.judge_the_judge(history.project(telling(history, 2)))
+        part = max(parts, key=lambda part: len(part.writes))
+        missed = faults.judge_the_judge(part.project(telling(part, 2)))
         bad += missed
     print("all rounds are as promised" if not bad else f"FAILED (seed {seed})")
     return bad > 0

@@ -4,7 +4,8 @@ Each session is a process with a connection of its own.  It makes up its calls
 from the seed, logs each one with its times and its result, and at the end
 leaves the log in a file.  Beside that, triggers on sync_state and sync_policy
 log every write that was committed, in the order in which it happened to the
-row, with the number of the call that made it.
+row, with the number of the call that made it.  (Through a router that number
+does not come along: see router.py.)
 
 Times are microseconds since 1970.  Client and server must share a clock.
 """
@@ -18,9 +19,14 @@ from psycopg import pq
 SOURCES = ["google_calendar", "google_tasks", "google_gmail", "google_contacts"]
 RESOURCES = ["", "more"]
 
-SETUP = """
+EXTENSION = """
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS syncstate;
+"""
+
+# Where calls are made
+SETUP = """
+SET client_min_messages = warning;
 DO $$
 BEGIN
 	IF to_regrole('regress_syncstate_worker') IS NULL THEN
@@ -37,20 +43,27 @@ GRANT USAGE ON SCHEMA history TO PUBLIC;
 CREATE TABLE history.app_user (id uuid PRIMARY KEY);
 GRANT ALL ON history.app_user TO regress_syncstate_worker;
 SELECT syncstate.watch_users('history.app_user');
+"""
 
+# Where the rows are
+SETUP_LOG = """
+CREATE SCHEMA IF NOT EXISTS history;
+GRANT USAGE ON SCHEMA history TO PUBLIC;
 DELETE FROM syncstate.sync_state;
 DELETE FROM syncstate.sync_policy;
 
 -- What was written, by which call.  The sequence is drawn while the row is
 -- locked, so that it numbers the writes of a row in their order.
 CREATE SEQUENCE history.write_number;
-CREATE TABLE history.write (n bigint, call text, old jsonb, new jsonb);
+CREATE TABLE history.write (n bigint, call text, old jsonb, new jsonb, backend text, at bigint);
 CREATE FUNCTION history.log_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
 	INSERT INTO history.write VALUES (
 		nextval('history.write_number'), current_setting('history.call', true),
 		CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
-		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
+		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END,
+		concat_ws(' ', pg_backend_pid(), pg_postmaster_start_time()),
+		extract(epoch FROM clock_timestamp()) * 1000000);
 	RETURN NULL;
 END
 $$;
@@ -62,7 +75,9 @@ BEGIN
 	INSERT INTO history.policy_write VALUES (
 		nextval('history.write_number'), current_setting('history.call', true),
 		CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
-		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
+		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END,
+		concat_ws(' ', pg_backend_pid(), pg_postmaster_start_time()),
+		extract(epoch FROM clock_timestamp()) * 1000000);
 	RETURN NULL;
 END
 $$;
@@ -71,6 +86,11 @@ CREATE TRIGGER zz_history AFTER INSERT OR UPDATE OR DELETE ON syncstate.sync_pol
 """
 
 TEARDOWN = """
+SET client_min_messages = warning;
+DROP SCHEMA IF EXISTS history CASCADE;
+"""
+
+TEARDOWN_LOG = """
 SET client_min_messages = warning;
 DROP TRIGGER zz_history ON syncstate.sync_state;
 DROP TRIGGER zz_history ON syncstate.sync_policy;
@@ -82,6 +102,10 @@ DELETE FROM syncstate.sync_policy;
 # Short, so that everything happens often.
 POLICY = {"sync_interval": "1 s", "lease_time": "1 s", "retry_base": "1 s", "retry_cap": "2 s",
           "rate_limit_wait": "1 s", "max_failures": 4, "park_after": "1 s"}
+# How many are behind a router, if it is one.  Then each call is a transaction
+# of its own: what the caller rolls back is not undone on the shards.
+SHARDS = 0
+
 # At the end: nothing comes back by itself.
 REST = {"sync_interval": "1 h", "jitter": 0, "retry_base": "1 h", "retry_cap": "1 h",
         "token_ttl": None, "token_ttl_from": None}
@@ -104,6 +128,12 @@ class Connection:
         self.conn = pq.PGconn.connect(conninfo.encode())
         if self.conn.status != pq.ConnStatus.OK:
             raise RuntimeError(self.conn.error_message.decode())
+        self.warnings = []
+        self.conn.notice_handler = self.notice
+
+    def notice(self, result):
+        if result.error_field(pq.DiagnosticField.SQLSTATE) == b"08006":
+            self.warnings.append(result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY).decode())
 
     def run(self, sql, *params):
         """The values of the first column."""
@@ -166,6 +196,7 @@ class Session:
             else transaction["begin"]
         self.calls.append(record)
         record["transaction"] = transaction["id"]
+        self.conn.warnings.clear()
         try:
             values = self.conn.run(sql, *(([number] if "$1" in sql else []) + list(args.values()))) \
                 if not function.startswith("DELETE") else self.conn.run(sql, *args.values())
@@ -180,6 +211,7 @@ class Session:
             raise
         finally:
             record["end"] = now()
+            record["warnings"] = list(self.conn.warnings)
         return record["results"]
 
     def begin(self, isolation=None):
@@ -418,7 +450,7 @@ class Session:
             self.batch(leases)
 
     def run_once(self):
-        if self.random.random() < 0.8:
+        if SHARDS or self.random.random() < 0.8:
             call = self.one_call()
             while True:
                 self.begin()
@@ -487,7 +519,8 @@ class Session:
                               record["args"]["users"])
             if record["kind"] == "batch":
                 for key in record["keys"]:
-                    if key in self.held:
+                    # what a shard did not confirm is reported again
+                    if key in self.held and not record["warnings"]:
                         self.lost.append((key, self.held.pop(key)))
             for row in record["results"]:
                 if not isinstance(row, dict) or "lease" not in row:
@@ -585,6 +618,9 @@ def live(number, kind, conninfo, seed, users, until, barrier, path):
     except Failed as failed:
         failure = f"session {number} got {failed.args[0]}: {failed.args[1]}"
     barrier.wait()
+    for n in range(SHARDS):
+        # they are all back, and need not be left alone any longer
+        session.conn.run(f"SET syncstate_router.avoid_until_{n} = ''")
     if number == 0 and failure is None:
         for source in SOURCES:
             session.begin()
