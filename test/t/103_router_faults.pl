@@ -382,6 +382,8 @@ $session->quit;
 
 # ------------------------------------------------------------ the router dies
 
+# So long that nothing but the end of the call can be why nothing is held.
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '1000')});
 foreach my $end ('pg_terminate_backend', 'pg_cancel_backend')
 {
 	fill({});
