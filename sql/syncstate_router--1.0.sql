@@ -809,9 +809,13 @@ BEGIN
 $b$;
 		END IF;
 		body = pg_catalog.format(body OPERATOR(pg_catalog.||) $b$
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN query_canceled OR OTHERS THEN
 	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
 		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	-- canceled here, not there
+	IF state OPERATOR(pg_catalog.=) '57014' AND pg_catalog.strpos(message, '] REMOTE ') OPERATOR(pg_catalog.=) 0 THEN
+		RAISE;
+	END IF;
 	PERFORM syncstate_shard.fail_routed(user_id, state, message, detail, hint);
 END
 $b$, call.name, arguments, call.before, call.after, call.result,
@@ -1364,9 +1368,13 @@ BEGIN
 	END IF;
 	PERFORM syncstate_shard.enter();
 	RETURN QUERY SELECT m.* FROM syncstate_shard.my_syncs(who) AS m;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN query_canceled OR OTHERS THEN
 	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
 		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	-- canceled here, not there
+	IF state OPERATOR(pg_catalog.=) '57014' AND pg_catalog.strpos(message, '] REMOTE ') OPERATOR(pg_catalog.=) 0 THEN
+		RAISE;
+	END IF;
 	PERFORM syncstate_shard.fail_routed(who, state, message, detail, hint);
 END
 $$;
