@@ -270,6 +270,14 @@ SELECT remember();
 TRUNCATE sync_state;
 SELECT mark_sync_completed(u(1), 'google_calendar', lease => 1, resource => '100'); -- ERROR
 
+-- something else by the name of the table, which only a superuser can bring about
+BEGIN;
+ALTER EXTENSION syncstate DROP TABLE sync_state;
+ALTER TABLE sync_state RENAME TO once_sync_state;
+CREATE TABLE syncstate.sync_state (LIKE once_sync_state INCLUDING DEFAULTS) PARTITION BY HASH (user_id);
+SELECT next_sync_due('google_calendar'); -- ERROR
+ROLLBACK;
+
 DROP OWNED BY regress_syncstate_ways;
 DROP ROLE regress_syncstate_ways;
 RESET client_min_messages;

@@ -390,8 +390,14 @@ load_ids(void)
 			elog(ERROR, "sync status \"%s\" is missing", status_names[i]);
 	}
 
-	/* columns that somebody added after ours do no harm */
 	rel = table_open(found.state_rel, AccessShareLock);
+	if (rel->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"syncstate.sync_state\" is not a plain table"),
+				 errdetail_relkind_not_supported(rel->rd_rel->relkind)));
+
+	/* columns that somebody added after ours do no harm */
 	if (RelationGetDescr(rel)->natts < Natts_sync_state ||
 		strcmp(NameStr(TupleDescAttr(RelationGetDescr(rel),
 									 Natts_sync_state - 1)->attname),
