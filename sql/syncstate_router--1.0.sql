@@ -365,10 +365,10 @@ END
 $$;
 COMMENT ON FUNCTION syncstate_shard.open(syncstate_shard.place) IS 'Opens the connection to a shard';
 
-/* 25006: a standby. */
+/* XX: damaged files, say.  25006: a standby. */
 CREATE FUNCTION syncstate_shard.is_outage(state text) RETURNS boolean
 	LANGUAGE sql IMMUTABLE PARALLEL SAFE
-	RETURN state OPERATOR(pg_catalog.~) '^(08|53|57|58)|^25006$';
+	RETURN state OPERATOR(pg_catalog.~) '^(08|53|57|58|XX)|^25006$';
 COMMENT ON FUNCTION syncstate_shard.is_outage(text) IS 'Whether an SQLSTATE tells that a shard is out of order, and not that a call is';
 
 /*

@@ -368,7 +368,18 @@ $s->shard_query(3, q{
 like($error, qr/ERROR:  22012: division_by_zero\nDETAIL:  On purpose\.\n/, 'a claim that a shard refuses fails as there');
 wait_for_rest();
 is(held(), '', 'and nothing is held');
+
+# One that is damaged does not.
+fill({});
+$s->shard_query(3, q{
+	CREATE OR REPLACE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL, max_rows int DEFAULT 10, lease_time interval DEFAULT NULL)
+		RETURNS SETOF syncstate.sync_state LANGUAGE plpgsql AS $$ BEGIN RAISE data_corrupted; END $$});
+my ($given, $warning) = ask($router, claim());
+like($warning, qr/WARNING:  08006: not all shards answer: not 3\nDETAIL:  Shard 3: data_corrupted\./, 'a damaged shard is a warning');
+is($given, of($given, 0, 1, 2), 'the others give their rows');
+is(count($given), 3 * $each, 'all of them');
 $s->shard_query(3, $body);
+fill({});
 $session = router_session();
 is(count((ask($session, claim()))[0]), 4 * $each, 'all can be claimed afterwards');
 $session->quit;
