@@ -374,8 +374,8 @@ fill({});
 $s->shard_query(3, q{
 	CREATE OR REPLACE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL, max_rows int DEFAULT 10, lease_time interval DEFAULT NULL)
 		RETURNS SETOF syncstate.sync_state LANGUAGE plpgsql AS $$ BEGIN RAISE data_corrupted; END $$});
-my ($given, $warning) = ask($router, claim());
-like($warning, qr/WARNING:  08006: not all shards answer: not 3\nDETAIL:  Shard 3: data_corrupted\./, 'a damaged shard is a warning');
+(my $given, $error) = ask($router, claim());
+like($error, qr/WARNING:  08006: not all shards answer: not 3\nDETAIL:  Shard 3: data_corrupted\./, 'a damaged shard is a warning');
 is($given, of($given, 0, 1, 2), 'the others give their rows');
 is(count($given), 3 * $each, 'all of them');
 $s->shard_query(3, $body);
