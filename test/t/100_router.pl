@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 
+use Digest::SHA qw(sha256);
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use PostgreSQL::Test::Utils;
@@ -49,6 +50,14 @@ is($s->query("SET datestyle = 'SQL, DMY'; SET timezone = 'Asia/Kolkata';
 is($s->query("SET datestyle = 'SQL, MDY';
 	SELECT to_char(paused_until AT TIME ZONE 'UTC', 'YYYY-MM-DD') FROM syncstate.pause_sync_source('google_tasks', '02/03/2120 00:00+00')"),
 	'2120-02-03', 'also the end of a pause');
+
+# A user's shard is the same for ever: the first two bytes of a SHA-256, as
+# computed without PostgreSQL.
+my @users = map { sprintf '%08x-0000-4000-8000-%012x', $_ * 2654435761 % 2**32, $_ } 1 .. 200;
+is($s->query("SELECT syncstate_shard.hash(u) FROM unnest('{@{[ join ',', @users ]}}'::uuid[]) WITH ORDINALITY AS u (u, n) ORDER BY n"),
+	join("\n", map { unpack 'v', sha256(pack 'H*', tr/-//dr) } @users), 'the hash of a user');
+is($s->query("SELECT count(*) FROM unnest('{@{[ join ',', @users ]}}'::uuid[]) AS u WHERE syncstate.shard_of(u) <> syncstate_shard.hash(u) % 2"),
+	'0', 'its low bits are the shard');
 
 $s->stop;
 done_testing();
