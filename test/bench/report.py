@@ -253,19 +253,19 @@ def plot(path, title, x_title, y_title, lines, log_x=False, log_y=False):
            f'text-anchor="middle">{y_title}</text>']
     for y in ys:
         svg.append(f'<path d="M{left} {y_of(y):.1f}H{width - right}" stroke="{INK}" stroke-opacity=".3"/>'
-                   f'<text x="{left - 6}" y="{y_of(y) + 4:.1f}" text-anchor="end">{y:,g}</text>')
+                   f'<text x="{left - 6}" y="{y_of(y) + 4:.1f}" text-anchor="end">{y:,.10g}</text>')
     for x in xs:
-        svg.append(f'<text x="{x_of(x):.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:,g}</text>')
+        svg.append(f'<text x="{x_of(x):.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:,.10g}</text>')
     taken = []
-    for name, line in sorted(lines.items(), key=lambda item: y_of(item[1][-1][1])):
+    for name, line in sorted(lines.items(), key=lambda item: item[1][-1][1]):
         colour = COLOURS[name]
         svg.append(f'<polyline fill="none" stroke="{colour}" stroke-width="{3 if name == "ours" else 2}" points="'
                    + " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line) + '"/>')
         svg += [f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3" fill="{colour}"/>'
                 for x, y in line if len(line) < 20]
-        at = y_of(line[-1][1]) + 4
+        at = y_of(line[-1][1]) + 4      # or above, for there is an axis below
         while any(abs(at - other) < 14 for other in taken):
-            at += 2
+            at -= 2
         taken.append(at)
         svg.append(f'<text x="{width - right + 8}" y="{at:.1f}" fill="{colour}">{RIVALS[name].title}</text>')
     path.write_text("\n".join(svg + ["</svg>"]) + "\n", encoding="utf-8")
@@ -280,9 +280,13 @@ def plots(all_results, where):
         drawn.append((file, title))
 
     def lines(results, x, y, **only):
+        """Ours by report_syncs() where that was measured."""
+        batched = {r[x] for r in results if r["rival"] == "ours-report"}
+        shown = [{**r, "rival": "ours"} if r["rival"] == "ours-report" else r for r in results
+                 if r["rival"] != "b-calls" and not (r["rival"] == "ours" and r[x] in batched)
+                 and all(r[k] == v for k, v in only.items())]
         return {rival: sorted((key[0], median(group, y)) for key, group in groups(of, x).items())
-                for (rival,), of in groups([r for r in results if r["rival"] not in ("ours-report", "b-calls")
-                                            and all(r[k] == v for k, v in only.items())], "rival").items()}
+                for (rival,), of in groups(shown, "rival").items()}
 
     if "cycles" in all_results:
         draw("batches.svg", "Server CPU per cycle", "batch", "microseconds",
