@@ -58,8 +58,8 @@ demo:
 	@$(ready) && test/with-server test/demo/run
 demo-shards:
 	@$(ready) && { test -e "$$($$PG_CONFIG --sharedir)/extension/plproxy.control" || { \
-		echo "PL/Proxy is not installed for this server; Debian 12 has it for" \
-			"PostgreSQL 15, in package postgresql-15-plproxy" >&2; exit 1; }; } && \
+		echo "PL/Proxy is not installed for this server; in Debian it is" \
+			"postgresql-VERSION-plproxy" >&2; exit 1; }; } && \
 		test/with-server --shards 4 test/demo/run
 bench:
 	@$(ready) && test/bench/run --results test/bench/results/quick && \

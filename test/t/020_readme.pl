@@ -21,7 +21,7 @@ my $reference = 'doc/syncstate.md';
 my @pages = ('README.md', sort glob 'doc/*.md');
 my %text = map { $_ => slurp_file($_) } @pages;
 
-# This one needs PL/Proxy, which not every Debian release has for its server.
+# This one needs PL/Proxy, which is a package of its own.
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
 my ($sharedir) = `$pg_config --sharedir` =~ /(.*)/;
 my %not_run = -e "$sharedir/extension/plproxy.control" ? () : ('doc/sharding.md' => 1);

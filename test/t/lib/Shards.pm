@@ -15,7 +15,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# Not every Debian release has PL/Proxy for its server.
+# PL/Proxy is a package of its own.
 sub skip_all_without_plproxy
 {
 	my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
