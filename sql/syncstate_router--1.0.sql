@@ -965,6 +965,8 @@ DECLARE
 	shard pg_catalog.int4;
 	reports pg_catalog.jsonb;
 	limited syncstate.sync_source;
+	limits syncstate.sync_source[];
+	syncs syncstate.sync_state[];
 	open pg_catalog.bool = true;	-- whether there may be open transactions
 BEGIN
 	IF pg_catalog.jsonb_typeof(results) OPERATOR(pg_catalog.=) 'array' AND pg_catalog.jsonb_array_length(results) OPERATOR(pg_catalog.<=) 10000 THEN
@@ -981,30 +983,41 @@ BEGIN
 		END LOOP;
 	END IF;
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask(statements) AS a);
+
+	-- What cannot be read here must not be committed: a source that only shards
+	-- know, or a bad report whose shard is not there to refuse it.  Where a shard
+	-- refused one, commit() ends it, in the shard's words.
+	IF NOT EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
+				   WHERE a.state IS NOT NULL AND NOT syncstate_shard.is_outage(a.state))
+		AND pg_catalog.cardinality(answers) OPERATOR(pg_catalog.>) 0 THEN
+		limits = ARRAY(SELECT DISTINCT (r.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source
+			FROM pg_catalog.jsonb_array_elements(results) AS r (report)
+			WHERE r.report OPERATOR(pg_catalog.->>) 'outcome' OPERATOR(pg_catalog.=) 'rate_limited'
+				AND r.report OPERATOR(pg_catalog.->>) 'scope' OPERATOR(pg_catalog.=) 'source');
+		-- in the order of the reports: of those about a row and its lease the first was applied
+		syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a
+				CROSS JOIN LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r
+				LEFT JOIN (SELECT (e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid AS user_id,
+								(e.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source AS source,
+								COALESCE(e.report OPERATOR(pg_catalog.->>) 'resource', '') AS resource,
+								(e.report OPERATOR(pg_catalog.->>) 'lease')::pg_catalog.int8 AS lease,
+								pg_catalog.min(e.position) AS position
+							FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
+							GROUP BY 1, 2, 3, 4) AS e
+					ON e.user_id OPERATOR(pg_catalog.=) r.user_id AND e.source OPERATOR(pg_catalog.=) r.source
+					AND e.resource OPERATOR(pg_catalog.=) r.resource AND e.lease OPERATOR(pg_catalog.=) r.lease
+			ORDER BY e.position);
+	END IF;
 	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
 	open = false;
 	PERFORM syncstate_shard.check(answers, false);
 
-	FOR limited IN SELECT DISTINCT (r.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source
-		FROM pg_catalog.jsonb_array_elements(results) AS r (report)
-		WHERE r.report OPERATOR(pg_catalog.->>) 'outcome' OPERATOR(pg_catalog.=) 'rate_limited'
-			AND r.report OPERATOR(pg_catalog.->>) 'scope' OPERATOR(pg_catalog.=) 'source'
-	LOOP
+	FOREACH limited IN ARRAY COALESCE(limits, '{}') LOOP
 		PERFORM syncstate_shard.spread_pause(limited);
 	END LOOP;
-	-- in the order of the reports: of those about a row and its lease the first was applied
-	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(answers) AS a
-			CROSS JOIN LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r
-			LEFT JOIN (SELECT (e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid AS user_id,
-							(e.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source AS source,
-							COALESCE(e.report OPERATOR(pg_catalog.->>) 'resource', '') AS resource,
-							(e.report OPERATOR(pg_catalog.->>) 'lease')::pg_catalog.int8 AS lease,
-							pg_catalog.min(e.position) AS position
-						FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
-						GROUP BY 1, 2, 3, 4) AS e
-				ON e.user_id OPERATOR(pg_catalog.=) r.user_id AND e.source OPERATOR(pg_catalog.=) r.source
-				AND e.resource OPERATOR(pg_catalog.=) r.resource AND e.lease OPERATOR(pg_catalog.=) r.lease
-		ORDER BY e.position;
+	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(syncs) AS r
+		WHERE syncstate_shard.hash(r.user_id) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
+			OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL));
 EXCEPTION WHEN query_canceled OR OTHERS THEN
 	IF open THEN
 		PERFORM syncstate_shard.disconnect_all();

@@ -448,6 +448,12 @@ $at[2]->query_safe("SELECT syncstate.register_sync_source('only_here')");
 $at[2]->query_safe("INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES ('$users_of[2][100]', 'only_here', syncstate.sync_clock() - interval '2 hours')");
 is((claim('NULL, 20', 'an unknown source'))[0], qq{ERROR:  invalid input value for enum syncstate.sync_source: "only_here"}, 'an unknown source');
 is(sum0(claim("'google_calendar', 20", 'of a known one')), 20, 'is in nobody else\'s way');
+$at[2]->query_safe("SELECT syncstate.mark_sync_started('$users_of[2][100]', 'only_here')");
+$s->query("SELECT syncstate.mark_sync_started('$users_of[1][100]', 'google_tasks')");
+$worker->query("SELECT syncstate.report_syncs('[" . join(', ', map { qq({"user_id": "$_->[0]", "source": "$_->[1]", "lease": 1, "outcome": "completed"}) }
+	[ $users_of[1][100], 'google_tasks' ], [ $users_of[2][100], 'only_here' ]) . "]')");
+like(error(), qr/invalid input value for enum syncstate.sync_source: "only_here"/, 'nor can it be reported');
+is($at[1]->query("SELECT status FROM syncstate.sync_state WHERE user_id = '$users_of[1][100]'"), 'syncing', 'and the report beside it is not applied');
 $s->query("SELECT syncstate.register_sync_source('only_here')");
 fill((0) x $shards);
 $at[2]->query_safe("INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES ('$users_of[2][100]', 'only_here', syncstate.sync_clock() - interval '2 hours')");

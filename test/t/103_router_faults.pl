@@ -208,6 +208,14 @@ foreach my $looks ('next_sync_due()', "get_users_needing_sync('google_tasks')", 
 	like($out, qr/^told/, "$looks tells") unless $looks =~ /users/;
 }
 
+# A bad report whose shard is not there to refuse it, beside a good one
+ask($router, "SELECT syncstate.mark_sync_started('$users[0][0]', 'google_contacts')");
+my $completed = '"source": "google_contacts", "outcome": "completed"';
+my (undef, $malformed) = ask($router, qq{SELECT syncstate.report_syncs('[{"user_id": "$users[0][0]", "lease": 1, $completed}, {"user_id": "$users[2][0]", "lease": "x", $completed}]')});
+like($malformed, qr/ERROR:  22P02: /, 'a malformed report is an error');
+is($s->shard_query(0, q{SELECT status FROM syncstate.sync_state WHERE source = 'google_contacts'}), 'syncing', 'and none is applied');
+ask($router, "SELECT syncstate.disconnect_sync('$users[0][0]', 'google_contacts')");
+
 # All calls about one user: of the shard that is down, and of another one
 my %single = (
 	connect_sync => '%s',
