@@ -1458,10 +1458,20 @@ BEGIN
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
-	-- all but what changes the router itself
+	-- one name is one function
 	FOR fn IN SELECT p.oid FROM pg_catalog.pg_proc AS p
 		WHERE p.pronamespace OPERATOR(pg_catalog.=) 'syncstate'::pg_catalog.regnamespace
-			AND p.proname OPERATOR(pg_catalog.<>) ALL (ARRAY['grant_worker', 'grant_user', 'register_sync_source', 'watch_users', 'forget_users'])
+			AND p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[
+				'claim_due_syncs', 'mark_sync_started', 'mark_sync_completed',
+				'mark_sync_failed', 'mark_rate_limited', 'clear_sync_token',
+				'renew_sync_lease', 'checkpoint_sync', 'release_sync',
+				'report_syncs', 'update_sync_state', 'get_users_needing_sync',
+				'next_sync_due', 'get_sync_policy', 'set_sync_policy',
+				'pause_sync_source', 'resume_sync_source', 'rebalance_syncs',
+				'get_sync_state', 'get_sync_states', 'connect_sync',
+				'disconnect_sync', 'pause_sync', 'resume_sync', 'request_sync',
+				'current_user_id', 'sync_clock', 'shard_of', 'get_my_syncs',
+				'get_sync_overview'])
 	LOOP
 		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', fn, role);
 	END LOOP;
