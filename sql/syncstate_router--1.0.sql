@@ -462,6 +462,10 @@ BEGIN
 					PERFORM pg_catalog.pg_sleep(LEAST(0.01, pg_catalog.date_part('epoch', waited) OPERATOR(pg_catalog./) 8));
 				END LOOP;
 				answer.rows = ARRAY(SELECT r.line FROM syncstate_shard.get_result(place.name) AS r (line pg_catalog.text));
+				-- no row and no command's name is empty: so comes a result whose connection broke
+				IF '' OPERATOR(pg_catalog.=) ANY (answer.rows) THEN
+					RAISE connection_failure USING MESSAGE = 'the connection was lost';
+				END IF;
 			END LOOP;
 			-- results end with none at all, which reads as an empty one
 			PERFORM FROM syncstate_shard.get_result(place.name) AS r (line pg_catalog.text);
@@ -1247,7 +1251,7 @@ CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
 	AS $$
 BEGIN
 	PERFORM syncstate_shard.enter('register_sync_source');
-	PERFORM FROM syncstate_shard.ask_all(pg_catalog.format('SELECT syncstate.register_sync_source(%L)::text', label), true) AS a;
+	PERFORM FROM syncstate_shard.ask_all(pg_catalog.format('SELECT NULL::text FROM syncstate.register_sync_source(%L)', label), true) AS a;
 	IF NOT EXISTS (SELECT FROM pg_catalog.pg_enum AS e
 				   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
 					   AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name) THEN
