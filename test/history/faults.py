@@ -139,9 +139,24 @@ def table_holds_another_row(h):
         return True
 
 
+def told(h, write):
+    """Whether the lease before this start was told to a worker, and the row not deleted since.
+
+    From what the workers were told alone, a row that was made anew, and counts
+    from 1 again, cannot be told from the one before it.
+    """
+    key, lease = key_of(write["old"]), write["old"]["lease"]
+    given, until = write["old"]["last_sync_at"], write["new"]["updated_at"]
+    return any(isinstance(r, dict) and "lease" in r and key_of(r) == key and r["lease"] == lease
+               and r["updated_at"] == given for c in h.calls if counts(h, c) for r in c["results"]) and not any(
+        c["kind"] in ("disconnect", "forget") and key in c["keys"] and counts(h, c)
+        and c["begin"] - checker.SLOP <= until
+        and h.transactions[c["transaction"]]["commit_end"] + checker.SLOP >= given for c in h.calls)
+
+
 def claim_under_live_lease(h):
     call, write = first(h, "claim", lambda c, w: started(c, w) and w["old"]["status"] == "syncing"
-                        and w["old"]["last_sync_at"] == w["old"]["updated_at"])
+                        and w["old"]["last_sync_at"] == w["old"]["updated_at"] and told(h, w))
     if write:
         instead(h, write["old"], {"lease_expires_at": write["new"]["updated_at"] + SECOND})
     return write
@@ -160,13 +175,11 @@ def live_row_started(h):
 
 
 def number_used_again(h):
-    for call, write in places(h, "claim", started):
-        since, key = write["new"]["updated_at"], key_of(write["new"])
-        if not any(key_of(r) == key and r["lease"] == write["old"]["lease"] and r["last_sync_at"] == r["updated_at"]
-                   for c in h.calls if counts(h, c) for r in c["results"] if isinstance(r, dict) and "lease" in r):
-            continue
-        rewrite(h, key, lambda r: {**r, "lease": r["lease"] - 1} if r["updated_at"] >= since else r)
-        return True
+    call, write = first(h, "claim", lambda c, w: started(c, w) and told(h, w))
+    if write:
+        since = write["new"]["updated_at"]
+        rewrite(h, key_of(write["new"]), lambda r: {**r, "lease": r["lease"] - 1} if r["updated_at"] >= since else r)
+    return write
 
 
 fault("lease")(number_used_again)
@@ -304,7 +317,8 @@ def request_absorbed(h):
     """It wrote nothing, because the row had been requested; but the start was over."""
     for call, write in places(h, "request", lambda c, w: c["results"] == [True]):
         before = [w for w in h.writes if key_of(w["new"] or w["old"]) == key_of(write["new"]) and w["n"] < write["n"]]
-        if not before or before[-1]["new"] is None:
+        # a request may rely on one that is served while it is made
+        if not before or before[-1]["new"] is None or any(call_of(h, w)["end"] >= call["begin"] for w in before):
             continue
         h.writes.remove(write)
         cut_off(h, before[-1])
