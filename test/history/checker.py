@@ -321,8 +321,8 @@ class Judge:
             requested = old["due_at"] is not None and old["requested_at"] is not None and \
                 old["requested_at"] <= at and old["status"] != "rate_limited"
             if not due and not requested:
-                self.complain("claimable", f"claimed at {at}: due at {old['due_at']}, parked {old['parked_reason']}, "
-                              f"requested {old['requested_at']}, {old['status']}", key)
+                self.complain("claimable", f"claimed at {at} by call {call['id']}: due at {old['due_at']}, "
+                              f"parked {old['parked_reason']}, requested {old['requested_at']}, {old['status']}", key)
 
         # the cursor
         explicit = kind == "clear" or (kind == "update" and "sync_token" in json.loads(args["changes"]))

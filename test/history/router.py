@@ -72,7 +72,6 @@ def find_calls(history):
     told = {(key_of(row), row["lease"], row["updated_at"]): call for call in history.calls
             for row in call["results"] if isinstance(row, dict) and "lease" in row}
     sessions = {}
-    busy = set()
     for write in history.writes:
         new = write["new"]
         call = told.get((key_of(new), new["lease"], new["updated_at"])) if new and not write["call"] else None
@@ -88,12 +87,10 @@ def find_calls(history):
     for write in history.policy_writes:
         if write["at"] < begin:
             write["call"] = "setup.policy"
+    makers = Makers(by_time, sessions)
     for write in sorted(history.writes + history.policy_writes, key=lambda w: w["at"]):
         if not write["call"]:
-            write["call"] = maker(write, by_time[write["at"] // SLOP],
-                                  sessions.get((write["shard"], write["backend"])), busy)
-            if write.get("old") and write["new"]:
-                busy.update(c["id"] for c in by_time[write["at"] // SLOP] if c["id"] == write["call"] and c["kind"] == "request")
+            makers.find(write, set())
             met["policies that nobody wrote"] += "old" not in write and write["call"].startswith("nobody")
 
     writes = collections.defaultdict(list)
@@ -121,15 +118,37 @@ def find_calls(history):
     return met
 
 
-def maker(write, calls, session, busy):
-    """Which of these calls made a write that none has told; busy are those that made theirs."""
-    calls = [c for c in calls if c["begin"] - SLOP <= write["at"] <= c["end"] + SLOP
-             and c["id"] not in busy and may_have_made(write, c)]
-    if session is not None:
-        calls = [c for c in calls if c["session"] == session]
-    if not calls:
-        return f"nobody on shard {write['shard']}, session {session}, {write.get('old')} became {write.get('new')} at {write['at']}"
-    return min(calls, key=lambda c: (not c["begin"] <= write["at"] <= c["end"], c["end"]))["id"]
+class Makers:
+    """Which calls made the writes that none has told."""
+
+    def __init__(self, by_time, sessions):
+        self.by_time = by_time
+        self.sessions = sessions
+        self.made = {}          # by call and kind of write, where a call makes no more than one
+
+    def find(self, write, tried):
+        """Finds its call; those found before are given others, where that makes room (a bipartite matching)."""
+        session = self.sessions.get((write["shard"], write["backend"]))
+        at = write["at"]
+        says = write["new"]["updated_at"] if write.get("new") else at
+        calls = [c for c in self.by_time[at // SLOP] if c["begin"] - SLOP <= says and at <= c["end"] + SLOP
+                 and session in (None, c["session"]) and may_have_made(write, c)]
+        # a call that names the row rather than a claim, which may have taken any
+        for call in sorted(calls, key=lambda c: (not c["begin"] <= says <= at <= c["end"], c["kind"] == "claim", c["end"])):
+            if call["kind"] not in ("claim", "batch", "forget") and "old" in write:
+                place = (call["id"], write["old"] is None, write["new"] is None)
+                if place in tried:
+                    continue
+                tried.add(place)
+                if place in self.made and not self.find(self.made[place], tried):
+                    continue
+                self.made[place] = write
+            write["call"] = call["id"]
+            return True
+        if not write["call"]:
+            write["call"] = f"nobody on shard {write['shard']}, session {session}, {write.get('old')} became " \
+                f"{write.get('new')} at {at}"
+        return False
 
 
 def may_have_made(write, call):
@@ -159,7 +178,7 @@ def may_have_made(write, call):
         if kind == "batch" else [(kind, call["args"].get("lease"))]
     return unsure and any(
         (lease is None or old["status"] == "syncing" and old["lease"] == lease)
-        and (what == "update" or changed <= COLUMNS[what] and new["status"] == STATUS.get(what, new["status"]))
+        and (what == "update" or changed <= COLUMNS.get(what, set()) and new["status"] == STATUS.get(what, new["status"]))
         for what, lease in reports)
 
 
