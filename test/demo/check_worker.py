@@ -98,6 +98,9 @@ class WorkerTest(unittest.TestCase):
     def tearDown(self):
         for name in list(self.demo.workers):
             self.demo.signal_worker(name, 9).wait()
+        # nor may the next test take its session for that of the worker to come
+        self.until("the end of its session", lambda: self.demo.value(
+            "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = %s", demo_run.WORKER_ROLE))
         # each test has a user of its own; its rows must not disturb the next test
         self.demo.query("SELECT syncstate.disconnect_sync(user_id, source, resource) "
                         "FROM syncstate.sync_state")
