@@ -84,15 +84,15 @@ ALTER TABLE syncstate.sync_state ADD CONSTRAINT sync_state_is_legal
 	CHECK (syncstate.is_legal(sync_state));
 
 /*
- * The lanes.  user_id and resource make every entry of a lane distinct, so
- * that a walk can stop and go on between rows of equal due time, however many.
- * Nothing that a claim or a heartbeat changes may be indexed, or they are no
- * longer HOT.
+ * The lanes, without parked rows.  user_id and resource make every entry of a
+ * lane distinct, so that a walk can stop and continue between rows of equal due
+ * time, however many.  Nothing that a claim or a heartbeat changes may be
+ * indexed, or they are no longer HOT.
  */
 CREATE INDEX sync_state_due ON syncstate.sync_state
 	(source, due_at, user_id, resource) WHERE due_at IS NOT NULL;
 CREATE INDEX sync_state_requested ON syncstate.sync_state
-	(source, requested_at, user_id, resource) WHERE requested_at IS NOT NULL;
+	(source, requested_at, user_id, resource) WHERE requested_at IS NOT NULL AND due_at IS NOT NULL;
 REVOKE ALL ON TABLE syncstate.sync_state FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_state', '');
 
