@@ -971,19 +971,9 @@ REVOKE ALL ON FUNCTION syncstate.grant_user(regrole) FROM PUBLIC;
  */
 GRANT USAGE ON SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
-DO $$
-DECLARE
-	fn pg_catalog.regprocedure;
-BEGIN
-	FOR fn IN SELECT p.oid FROM pg_catalog.pg_proc AS p
-		WHERE p.pronamespace OPERATOR(pg_catalog.=) 'syncstate'::pg_catalog.regnamespace
-			AND (p.prorettype OPERATOR(pg_catalog.<>) 'pg_catalog.trigger'::pg_catalog.regtype
-				 OR p.proname OPERATOR(pg_catalog.=) 'forget_users')
-	LOOP
-		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO @extowner@ WITH GRANT OPTION', fn);
-	END LOOP;
-END
-$$;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
+REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
+	syncstate.add_source_label(), syncstate.skip_known_label() FROM @extowner@;
 
 DO $$
 BEGIN
