@@ -1,8 +1,10 @@
 EXTENSION   = syncstate syncstate_router
 MODULE_big  = syncstate
-OBJS        = src/syncstate.o src/lifecycle.o src/claim.o src/policy.o \
-              src/identity.o src/store.o src/row.o src/guard.o src/args.o \
-              src/budget.o src/rate.o
+OBJS        = src/syncstate.o src/check.o src/catalog.o src/state.o \
+              src/store.o src/policy.o src/schedule.o src/due.o \
+              src/transition.o src/access.o src/walk.o src/args.o \
+              src/lifecycle.o src/batch.o src/claim.o src/peek.o \
+              src/guard.o src/budget.o src/rate.o src/identity.o
 DATA        = $(wildcard sql/syncstate--*.sql sql/syncstate_router--*.sql)
 # No DOCS: the server has one directory for the pages of all extensions, where
 # names like "operating.md" would be taken for others', and links would break.
@@ -28,7 +30,7 @@ PGXS := $(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null))
 
 ifdef PGXS
 include $(PGXS)
-$(OBJS): src/syncstate.h
+$(OBJS): $(wildcard src/*.h)
 else
 all install installcheck clean:
 	@echo "$(PG_CONFIG) knows no server headers: install postgresql-server-dev," \

@@ -25,9 +25,8 @@ COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never dec
 /* ------------------------------------------------------------------ store */
 
 /*
- * Column order is part of the contract.  The C code knows the columns by
- * number (Anum_sync_state_* in syncstate.h): keep in sync.  New columns go to
- * the end.
+ * Column order is part of the contract.  src/columns.h has the same list: keep
+ * in sync.  New columns go to the end of both.
  *
  * resource compares bytewise: it ends both lane indexes, which must not
  * change their order with a new version of the locale library.
@@ -129,7 +128,7 @@ COMMENT ON COLUMN syncstate.sync_state.seconds_watched IS 'The time in which the
 
 /* ----------------------------------------------------------------- policy */
 
-/* Only what somebody overrode; built-in defaults are in policy.c. */
+/* Only what somebody overrode; built-in defaults are in src/columns.h. */
 CREATE TABLE syncstate.sync_policy (
 	source syncstate.sync_source NOT NULL,
 	sync_interval interval,
@@ -827,7 +826,7 @@ REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
 COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
 
 /*
- * Reads the whole table once.  "due" says what claimable_at() in claim.c says,
+ * Reads the whole table once.  "due" is what syncstate_claimable_at() in due.c says,
  * but for the pause of a source, which has a column of its own: keep in sync.
  */
 CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS

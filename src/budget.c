@@ -1,14 +1,8 @@
-/*-------------------------------------------------------------------------
+/*
+ * budget.c: dividing a source's budget of syncs among its rows
  *
- * budget.c
- *		Dividing a source's budget of syncs among its rows
- *
- * The arithmetic is in policy.c.  What is learned about a source stands in
- * sync_budget, from where the effective policy has it.
- *
- * src/budget.c
- *
- *-------------------------------------------------------------------------
+ * What is learned about a source is kept in sync_budget, from where the
+ * effective policy has it.
  */
 #include "postgres.h"
 
@@ -23,7 +17,22 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "policy.h"
+#include "schedule.h"
+#include "store.h"
 #include "syncstate.h"
+
+/*
+ * How the plan of a budget is corrected: with what time constant, at most by
+ * how much in one step, and within which bounds.  The upper bound is close: a
+ * budget that was not spent yesterday, because the workers were down, is not
+ * there to be spent today.
+ */
+#define CORRECTION_DAYS		1.0
+#define CORRECTION_ROUNDS	4.0
+#define CORRECTION_STEP		4.0
+#define CORRECTION_MIN		(1.0 / 16)
+#define CORRECTION_MAX		2.0
 
 /* A row that fell due so long ago is waiting for workers, not for its time. */
 #define LATE_AFTER		USECS_PER_HOUR
@@ -42,6 +51,37 @@
  */
 #define MEAN_TOLERANCE	0.05
 
+/* The rows of a source whose rates are about the same, for a plan. */
+typedef struct RateBucket
+{
+	double		root;			/* mean square root of their rates, per second */
+	double		rows;
+	double		late;			/* those of them long overdue */
+} RateBucket;
+
+/* What a budget is to be divided among, and how it came out. */
+typedef struct BudgetPlan
+{
+	double		target;			/* syncs per day */
+	double		own_rate;		/* syncs per second of rows with their own interval */
+	RateBucket *buckets;
+	int			nbuckets;
+	double		multiplier;		/* out: interval in seconds = multiplier / root */
+	double		planned;		/* out: syncs per day, those of own intervals too */
+	double		least;			/* out: the same with all at the longest interval */
+	double		at_min;			/* out: rows at the shortest interval */
+	double		at_max;			/* out: rows at the longest */
+	double		late_share;		/* out: part of the planned syncs that is late */
+} BudgetPlan;
+
+/* Between which bounds a plan may set intervals; in seconds. */
+typedef struct BudgetLimits
+{
+	double		shortest;
+	double		longest;
+	double		part;			/* of an interval that jitter leaves, on average */
+} BudgetLimits;
+
 /* What one pass over a source found. */
 typedef struct Population
 {
@@ -52,143 +92,7 @@ typedef struct Population
 	BudgetPlan	plan;
 } Population;
 
-static void rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo);
-static bool lock_budget(Oid source);
-static void read_population(Oid source, double mean_rate, TimestampTz since,
-							TimestampTz now, Population *population);
-
 PG_FUNCTION_INFO_V1(syncstate_rebalance_syncs);
-
-/*
- * syncstate_rebalance_syncs(source sync_source)
- *		-> table (source sync_source, rows int8, budget int4, planned float8,
- *				  observed float8, multiplier float8, at_min int8, at_max int8,
- *				  feasible boolean)
- *
- * Divides the daily budget of a source among its rows anew, by how often each
- * one changes.
- *
- *	source	null: all sources that have a budget
- *
- * Returns a row per source: the rows that are not parked; the budget; the
- * syncs per day that are planned, and those that were started since the last
- * call; the multiplier; how many rows stand at min_interval and max_interval;
- * and whether the budget can be met.  A source that another session is
- * rebalancing is left out.
- *
- * Errors: 42501 without the privileges of a worker.
- * Formula: interval = multiplier / sqrt(change rate), see
- *		   syncstate_plan_budget() and syncstate_correction().
- */
-Datum
-syncstate_rebalance_syncs(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const SyncPolicy *kept;
-	SyncPolicy *all;
-	int			n;
-
-	PreventCommandIfReadOnly("rebalance_syncs()");
-	InitMaterializedSRF(fcinfo, 0);
-	kept = syncstate_policies(&n);
-	all = palloc(Max(n, 1) * sizeof(SyncPolicy));
-	memcpy(all, kept, n * sizeof(SyncPolicy));
-
-	SPI_connect();
-	for (int i = 0; i < n; i++)
-	{
-		if ((PG_ARGISNULL(0) || all[i].source == PG_GETARG_OID(0)) &&
-			lock_budget(all[i].source))
-			rebalance(&all[i], rsinfo);
-	}
-	SPI_finish();
-	return (Datum) 0;
-}
-
-/* Rebalances a source that this session has locked. */
-static void
-rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
-{
-	TimestampTz now = syncstate_now();
-	Datum		learned[Natts_sync_budget];
-	bool		learned_nulls[Natts_sync_budget];
-	bool		is_first = !syncstate_store_budget(policy->source, learned,
-												   learned_nulls);
-	TimestampTz then = NO_TIME;
-	double		mean_rate = FIRST_CHANGES / FIRST_SECONDS;
-	double		correction = 1.0;
-	double		observed = -1.0;
-	Population	population;
-	Datum		values[9];
-	bool		nulls[9] = {false};
-
-	if (policy->daily_budget == 0)
-	{
-		if (!is_first)
-			syncstate_store_budget_drop(policy->source);
-		return;
-	}
-	if (!is_first)
-	{
-		then = DatumGetTimestampTz(learned[Anum_sync_budget_rebalanced_at - 1]);
-		mean_rate = DatumGetFloat8(learned[Anum_sync_budget_mean_rate - 1]);
-		correction = DatumGetFloat8(learned[Anum_sync_budget_correction - 1]);
-	}
-
-	read_population(policy->source, mean_rate, then, now, &population);
-	if (fabs(population.mean_rate / mean_rate - 1.0) > MEAN_TOLERANCE)
-	{
-		mean_rate = population.mean_rate;
-		read_population(policy->source, mean_rate, then, now, &population);
-	}
-
-	/* what the plan did not know shows in what was started since */
-	population.plan.target = policy->daily_budget * correction;
-	syncstate_plan_budget(policy, &population.plan);
-	if (!is_first && now > then)
-	{
-		double		rows_then = (double) DatumGetInt64(learned[Anum_sync_budget_rows - 1]);
-		double		starts_then = DatumGetFloat8(learned[Anum_sync_budget_starts - 1]);
-		double		expected = DatumGetFloat8(learned[Anum_sync_budget_expected - 1]);
-		double		days = (double) (now - then) / USECS_PER_DAY;
-		double		gone = rows_then + population.made - population.rows;
-		double		spent = population.starts - starts_then;
-
-		/* deleted rows took their numbers with them */
-		if (gone > 0 && rows_then > 0)
-			spent += Min(gone, rows_then) * starts_then / rows_then;
-		spent = Max(spent, 0.0);
-		observed = spent / days;
-		correction = syncstate_correction(correction, spent, expected, days,
-										  &population.plan);
-		population.plan.target = policy->daily_budget * correction;
-		syncstate_plan_budget(policy, &population.plan);
-	}
-
-	learned[Anum_sync_budget_source - 1] = ObjectIdGetDatum(policy->source);
-	learned[Anum_sync_budget_multiplier - 1] =
-		Float8GetDatum(population.plan.multiplier);
-	learned[Anum_sync_budget_mean_rate - 1] = Float8GetDatum(mean_rate);
-	learned[Anum_sync_budget_correction - 1] = Float8GetDatum(correction);
-	learned[Anum_sync_budget_expected - 1] =
-		Float8GetDatum(population.plan.planned / correction);
-	learned[Anum_sync_budget_rebalanced_at - 1] = TimestampTzGetDatum(now);
-	learned[Anum_sync_budget_starts - 1] = Float8GetDatum(population.starts);
-	learned[Anum_sync_budget_rows - 1] = Int64GetDatum(population.rows);
-	syncstate_store_budget_write(learned);
-
-	values[0] = ObjectIdGetDatum(policy->source);
-	values[1] = Int64GetDatum(population.rows);
-	values[2] = Int32GetDatum(policy->daily_budget);
-	values[3] = Float8GetDatum(population.plan.planned);
-	values[4] = Float8GetDatum(observed);
-	nulls[4] = observed < 0;
-	values[5] = Float8GetDatum(population.plan.multiplier);
-	values[6] = Int64GetDatum((int64) population.plan.at_min);
-	values[7] = Int64GetDatum((int64) population.plan.at_max);
-	values[8] = BoolGetDatum(population.plan.least <= policy->daily_budget);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
 
 /*
  * Locks the budget of a source until the end of the transaction; false if
@@ -252,3 +156,281 @@ read_population(Oid source, double mean_rate, TimestampTz since,
 	}
 	population->mean_rate = changes / seconds;
 }
+
+/* qsort comparator */
+static int
+compare_doubles(const void *a, const void *b)
+{
+	double		x = *(const double *) a;
+	double		y = *(const double *) b;
+
+	return (x > y) - (x < y);
+}
+
+/* The interval that a plan gives to the rows of a bucket, in seconds. */
+static double
+planned_interval(const BudgetLimits *limits, double multiplier,
+				 const RateBucket *bucket)
+{
+	return Min(Max(multiplier / bucket->root, limits->shortest),
+			   limits->longest);
+}
+
+/* The syncs per day of a plan. */
+static double
+planned_syncs(const BudgetLimits *limits, const BudgetPlan *plan,
+			  double multiplier)
+{
+	double		rate = plan->own_rate;
+
+	for (int i = 0; i < plan->nbuckets; i++)
+		rate += plan->buckets[i].rows /
+			planned_interval(limits, multiplier, &plan->buckets[i]);
+	return rate * SECS_PER_DAY / limits->part;
+}
+
+/*
+ * Finds the multiplier with which the planned syncs meet the target.
+ *
+ * With multiplier m, a row of rate l is synced each clamp(m / sqrt(l)) seconds.
+ * The planned syncs fall as m grows, and between the points where a bucket
+ * meets or leaves a clamp they are c + s / m: the points are searched, and
+ * between two of them m = s / (target - c) ("water-filling").
+ *
+ * No solution: as near as the clamps allow.  No rows: a row that comes later
+ * shall begin with the policy's interval.
+ */
+static void
+plan_budget(const SyncPolicy *policy, BudgetPlan *plan)
+{
+	BudgetLimits limits;
+	double	   *points = palloc(Max(2 * plan->nbuckets, 1) * sizeof(double));
+	int			npoints = 0;
+	double		late = 0;
+	double		all = 0;
+
+	limits.part = 1.0 - MEAN_JITTER * policy->jitter;
+	limits.longest = (double) policy->max_interval / USECS_PER_SEC;
+	if (policy->token_ttl != 0)
+		limits.longest = Min(limits.longest,
+							 policy->token_ttl * TTL_LAST_VISIT / USECS_PER_SEC);
+	limits.shortest = Min((double) policy->min_interval / USECS_PER_SEC,
+						  limits.longest);
+
+	for (int i = 0; i < plan->nbuckets; i++)
+	{
+		points[npoints++] = plan->buckets[i].root * limits.shortest;
+		points[npoints++] = plan->buckets[i].root * limits.longest;
+	}
+	qsort(points, npoints, sizeof(double), compare_doubles);
+
+	if (npoints == 0)
+		plan->multiplier = (double) policy->sync_interval / USECS_PER_SEC *
+			sqrt(policy->mean_rate > 0 ? policy->mean_rate : 1.0 / SECS_PER_DAY);
+	else if (planned_syncs(&limits, plan, points[0]) <= plan->target)
+		plan->multiplier = points[0];
+	else if (planned_syncs(&limits, plan, points[npoints - 1]) >= plan->target)
+		plan->multiplier = points[npoints - 1];
+	else
+	{
+		int			low = 0;	/* here more than the target is planned */
+		int			high = npoints - 1;	/* and here less */
+		double		free_roots = 0;
+		double		middle;
+		double		clamped;
+
+		while (high - low > 1)
+		{
+			int			i = (low + high) / 2;
+
+			if (planned_syncs(&limits, plan, points[i]) > plan->target)
+				low = i;
+			else
+				high = i;
+		}
+		middle = points[low] + (points[high] - points[low]) / 2;
+		for (int i = 0; i < plan->nbuckets; i++)
+		{
+			double		interval = middle / plan->buckets[i].root;
+
+			if (interval > limits.shortest && interval < limits.longest)
+				free_roots += plan->buckets[i].rows * plan->buckets[i].root;
+		}
+		clamped = planned_syncs(&limits, plan, middle) -
+			free_roots / middle * SECS_PER_DAY / limits.part;
+		plan->multiplier = free_roots * SECS_PER_DAY / limits.part /
+			(plan->target - clamped);
+		plan->multiplier = Min(Max(plan->multiplier, points[low]), points[high]);
+	}
+
+	plan->planned = planned_syncs(&limits, plan, plan->multiplier);
+	plan->least = npoints == 0 ? plan->planned :
+		planned_syncs(&limits, plan, points[npoints - 1]);
+	plan->at_min = plan->at_max = 0;
+	for (int i = 0; i < plan->nbuckets; i++)
+	{
+		const RateBucket *bucket = &plan->buckets[i];
+		double		interval = planned_interval(&limits, plan->multiplier, bucket);
+
+		if (interval <= limits.shortest * (1 + 1e-9))
+			plan->at_min += bucket->rows;
+		else if (interval >= limits.longest * (1 - 1e-9))
+			plan->at_max += bucket->rows;
+		late += bucket->late / interval;
+		all += bucket->rows / interval;
+	}
+	plan->late_share = all > 0 ? late / all : 0;
+	pfree(points);
+}
+
+/*
+ * By which factor of the budget to plan, after "days" in which so many syncs
+ * were started: requests, failures and workers that come late are in no plan.
+ *
+ *	expected	syncs per day: the budget, or what the bounds of intervals let
+ *				come nearest, so that no step is taken where none can follow
+ *	plan		how the rows stand under the old correction
+ *
+ * Formula: d ln(c) / dt = (1 - spent / expected) / T: integral control of the
+ * logarithm.  Many short steps make the same of the same number of syncs as
+ * one long one, however they are spread over the steps, so that neither noise
+ * nor the period of the calls matters; and T is a day, or longer where rows
+ * are seen so seldom that a new multiplier takes days to show, so that it does
+ * not oscillate (a delay of less than T / e does not even overshoot).
+ * Source: Aastroem, Hagglund, "Advanced PID Control", 2006, sections 3.5 and
+ * 6.2 (pure delay under integral control; anti-windup).
+ *
+ * What workers left undone is not made up for.
+ */
+static double
+corrected(double correction, double spent, double expected,
+					 double days, const BudgetPlan *plan)
+{
+	double		rows = 0;
+	double		error;
+	double		constant = CORRECTION_DAYS;
+	double		step;
+
+	if (!(expected * days > 0))
+		return correction;
+	error = 1.0 - spent / (expected * days);
+	if (error > 0)
+		error *= 1.0 - plan->late_share;
+	for (int i = 0; i < plan->nbuckets; i++)
+		rows += plan->buckets[i].rows;
+	if (plan->planned > 0)
+		constant = Max(constant, CORRECTION_ROUNDS * rows / plan->planned);
+
+	step = -expm1(-days / constant) * error;
+	step = Min(Max(step, -log(CORRECTION_STEP)), log(CORRECTION_STEP));
+	return Min(Max(correction * exp(step), CORRECTION_MIN), CORRECTION_MAX);
+}
+
+/* Rebalances a source that this session has locked. */
+static void
+rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
+{
+	TimestampTz now = syncstate_now();
+	Datum		learned[Natts_sync_budget];
+	bool		learned_nulls[Natts_sync_budget];
+	bool		is_first = !syncstate_store_budget(policy->source, learned,
+												   learned_nulls);
+	TimestampTz then = NO_TIME;
+	double		mean_rate = FIRST_CHANGES / FIRST_SECONDS;
+	double		correction = 1.0;
+	double		observed = -1.0;
+	Population	population;
+	Datum		values[9];
+	bool		nulls[9] = {false};
+
+	if (policy->daily_budget == 0)
+	{
+		if (!is_first)
+			syncstate_store_budget_drop(policy->source);
+		return;
+	}
+	if (!is_first)
+	{
+		then = DatumGetTimestampTz(learned[Anum_sync_budget_rebalanced_at - 1]);
+		mean_rate = DatumGetFloat8(learned[Anum_sync_budget_mean_rate - 1]);
+		correction = DatumGetFloat8(learned[Anum_sync_budget_correction - 1]);
+	}
+
+	read_population(policy->source, mean_rate, then, now, &population);
+	if (fabs(population.mean_rate / mean_rate - 1.0) > MEAN_TOLERANCE)
+	{
+		mean_rate = population.mean_rate;
+		read_population(policy->source, mean_rate, then, now, &population);
+	}
+
+	/* what the plan did not know shows in what was started since */
+	population.plan.target = policy->daily_budget * correction;
+	plan_budget(policy, &population.plan);
+	if (!is_first && now > then)
+	{
+		double		rows_then = (double) DatumGetInt64(learned[Anum_sync_budget_rows - 1]);
+		double		starts_then = DatumGetFloat8(learned[Anum_sync_budget_starts - 1]);
+		double		expected = DatumGetFloat8(learned[Anum_sync_budget_expected - 1]);
+		double		days = (double) (now - then) / USECS_PER_DAY;
+		double		gone = rows_then + population.made - population.rows;
+		double		spent = population.starts - starts_then;
+
+		/* deleted rows took their numbers with them */
+		if (gone > 0 && rows_then > 0)
+			spent += Min(gone, rows_then) * starts_then / rows_then;
+		spent = Max(spent, 0.0);
+		observed = spent / days;
+		correction = corrected(correction, spent, expected, days,
+										  &population.plan);
+		population.plan.target = policy->daily_budget * correction;
+		plan_budget(policy, &population.plan);
+	}
+
+	learned[Anum_sync_budget_source - 1] = ObjectIdGetDatum(policy->source);
+	learned[Anum_sync_budget_multiplier - 1] =
+		Float8GetDatum(population.plan.multiplier);
+	learned[Anum_sync_budget_mean_rate - 1] = Float8GetDatum(mean_rate);
+	learned[Anum_sync_budget_correction - 1] = Float8GetDatum(correction);
+	learned[Anum_sync_budget_expected - 1] =
+		Float8GetDatum(population.plan.planned / correction);
+	learned[Anum_sync_budget_rebalanced_at - 1] = TimestampTzGetDatum(now);
+	learned[Anum_sync_budget_starts - 1] = Float8GetDatum(population.starts);
+	learned[Anum_sync_budget_rows - 1] = Int64GetDatum(population.rows);
+	syncstate_store_budget_write(learned);
+
+	values[0] = ObjectIdGetDatum(policy->source);
+	values[1] = Int64GetDatum(population.rows);
+	values[2] = Int32GetDatum(policy->daily_budget);
+	values[3] = Float8GetDatum(population.plan.planned);
+	values[4] = Float8GetDatum(observed);
+	nulls[4] = observed < 0;
+	values[5] = Float8GetDatum(population.plan.multiplier);
+	values[6] = Int64GetDatum((int64) population.plan.at_min);
+	values[7] = Int64GetDatum((int64) population.plan.at_max);
+	values[8] = BoolGetDatum(population.plan.least <= policy->daily_budget);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* syncstate_rebalance_syncs(source) -> table: see doc/syncstate.md. */
+Datum
+syncstate_rebalance_syncs(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	SyncPolicy *all;
+	int			n;
+
+	PreventCommandIfReadOnly("rebalance_syncs()");
+	InitMaterializedSRF(fcinfo, 0);
+	all = syncstate_policies(&n);
+
+	SPI_connect();
+	for (int i = 0; i < n; i++)
+	{
+		if ((PG_ARGISNULL(0) || all[i].source == PG_GETARG_OID(0)) &&
+			lock_budget(all[i].source))
+			rebalance(&all[i], rsinfo);
+	}
+	SPI_finish();
+	return (Datum) 0;
+}
+

@@ -1,21 +1,11 @@
-/*-------------------------------------------------------------------------
- *
- * syncstate.c
- *		Module magic, settings, and the one source of time
- *
- * src/syncstate.c
- *
- *-------------------------------------------------------------------------
- */
+/* syncstate.c: module magic, settings, and the one source of time */
 #include "postgres.h"
 
 #include "fmgr.h"
-#include "miscadmin.h"
-#include "utils/builtins.h"
-#include "utils/datetime.h"
-#include "utils/guc.h"
 #include "utils/timestamp.h"
 
+#include "check.h"
+#include "compat.h"
 #include "syncstate.h"
 
 PG_MODULE_MAGIC;
@@ -30,12 +20,64 @@ static char *clock_setting = NULL;
 /* The same, parsed; NO_TIME is the real clock. */
 static TimestampTz clock_time = NO_TIME;
 
-static bool check_clock(char **newval, void **extra, GucSource source);
-static void assign_clock(const char *newval, void *extra);
-
 PG_FUNCTION_INFO_V1(syncstate_sync_clock);
 
 void		_PG_init(void);
+
+/*
+ * Parses the setting; false if it is not a time from which everything that is
+ * counted is legal too.  Settings are also read where there is no transaction,
+ * so this may not call timestamptz_in(); compare check_recovery_target_time().
+ */
+static bool
+parse_clock(const char *setting, TimestampTz *time)
+{
+	char		workbuf[MAXDATELEN + MAXDATEFIELDS];
+	char	   *field[MAXDATEFIELDS];
+	int			ftype[MAXDATEFIELDS];
+	int			nf;
+	int			dtype;
+	int			tz;
+	fsec_t		fsec;
+	struct pg_tm tt;
+
+	*time = NO_TIME;
+	if (*setting == '\0')
+		return true;
+	return ParseDateTime(setting, workbuf, sizeof(workbuf),
+						 field, ftype, MAXDATEFIELDS, &nf) == 0 &&
+		syncstate_decode_date_time(field, ftype, nf, &dtype, &tt, &fsec,
+								   &tz) == 0 &&
+		dtype == DTK_DATE &&
+		tm2timestamp(&tt, fsec, &tz, time) == 0 &&
+		IS_LEGAL_TIME(*time - MAX_DURATION) &&
+		IS_LEGAL_TIME(*time + 2 * MAX_DURATION);
+}
+
+/* Keeps what was parsed: a rollback brings the same time back. */
+static bool
+check_clock(char **newval, void **extra, GucSource source)
+{
+	TimestampTz time;
+
+	if (!parse_clock(*newval, &time))
+	{
+		GUC_check_errdetail("\"%s\" is not a time of the years 101 to 9799.",
+							*newval);
+		return false;
+	}
+	*extra = syncstate_guc_malloc(sizeof(TimestampTz));
+	if (*extra == NULL)
+		return false;
+	*(TimestampTz *) *extra = time;
+	return true;
+}
+
+static void
+assign_clock(const char *newval, void *extra)
+{
+	clock_time = *(TimestampTz *) extra;
+}
 
 void
 _PG_init(void)
@@ -53,18 +95,11 @@ _PG_init(void)
 	MarkGUCPrefixReserved("syncstate");
 }
 
-/*
- * syncstate_sync_clock() -> timestamptz
- *
- * The time by which the extension decides: the real time, or syncstate.clock
- * where that is set.
- *
- * Errors: none.
- */
-Datum
-syncstate_sync_clock(PG_FUNCTION_ARGS)
+/* Whether somebody moves time by hand. */
+bool
+syncstate_clock_is_set(void)
 {
-	PG_RETURN_TIMESTAMPTZ(syncstate_now());
+	return clock_time != NO_TIME;
 }
 
 /*
@@ -77,68 +112,9 @@ syncstate_now(void)
 	return syncstate_clock_is_set() ? clock_time : GetCurrentTimestamp();
 }
 
-/* Whether somebody moves time by hand. */
-bool
-syncstate_clock_is_set(void)
+/* syncstate_sync_clock() -> timestamptz: see doc/syncstate.md. */
+Datum
+syncstate_sync_clock(PG_FUNCTION_ARGS)
 {
-	return clock_time != NO_TIME;
-}
-
-/*
- * Parses the setting.  Settings are also read where there is no transaction,
- * so this may not call timestamptz_in(); compare check_recovery_target_time().
- */
-static bool
-check_clock(char **newval, void **extra, GucSource source)
-{
-	TimestampTz *parsed;
-	TimestampTz time = NO_TIME;
-
-	if (**newval != '\0')
-	{
-		char		workbuf[MAXDATELEN + MAXDATEFIELDS];
-		char	   *field[MAXDATEFIELDS];
-		int			ftype[MAXDATEFIELDS];
-		int			nf;
-		int			dtype;
-		int			tz;
-		fsec_t		fsec;
-		struct pg_tm tt;
-#if PG_VERSION_NUM >= 160000
-		DateTimeErrorExtra dtextra;
-#define DecodeDateTime(f, ft, n, d, t, fs, z) \
-		(DecodeDateTime)(f, ft, n, d, t, fs, z, &dtextra)
-#endif
-
-		if (ParseDateTime(*newval, workbuf, sizeof(workbuf),
-						  field, ftype, MAXDATEFIELDS, &nf) != 0 ||
-			DecodeDateTime(field, ftype, nf, &dtype, &tt, &fsec, &tz) != 0 ||
-			dtype != DTK_DATE ||
-			tm2timestamp(&tt, fsec, &tz, &time) != 0 ||
-			!IS_LEGAL_TIME(time - MAX_DURATION) ||
-			!IS_LEGAL_TIME(time + 2 * MAX_DURATION))
-		{
-			/* what is counted from it must be a legal time too */
-			GUC_check_errdetail("\"%s\" is not a time of the years 101 to 9799.",
-								*newval);
-			return false;
-		}
-	}
-
-#if PG_VERSION_NUM >= 160000
-	parsed = guc_malloc(ERROR, sizeof(TimestampTz));
-#else
-	parsed = malloc(sizeof(TimestampTz));
-	if (parsed == NULL)
-		return false;
-#endif
-	*parsed = time;
-	*extra = parsed;
-	return true;
-}
-
-static void
-assign_clock(const char *newval, void *extra)
-{
-	clock_time = *(TimestampTz *) extra;
+	PG_RETURN_TIMESTAMPTZ(syncstate_now());
 }

@@ -1,0 +1,33 @@
+/* args.h: arguments of SQL functions */
+#ifndef SYNCSTATE_ARGS_H
+#define SYNCSTATE_ARGS_H
+
+#include "fmgr.h"
+#include "state.h"
+#include "utils/jsonb.h"
+
+extern SyncKey syncstate_arg_key(FunctionCallInfo fcinfo, int user_id,
+								 int source, int resource);
+extern Oid	syncstate_arg_source(FunctionCallInfo fcinfo, int arg);
+extern text *syncstate_arg_text(FunctionCallInfo fcinfo, int arg,
+								const char *name, int max_bytes);
+extern text *syncstate_arg_message(FunctionCallInfo fcinfo, int arg,
+								   const char *name);
+extern text *syncstate_arg_history_id(FunctionCallInfo fcinfo, int arg,
+									  const char *name);
+extern int	syncstate_arg_word(FunctionCallInfo fcinfo, int arg,
+							   const char *name,
+							   const char *const *words, int nwords);
+extern int32 syncstate_arg_max_rows(FunctionCallInfo fcinfo, int arg,
+									bool null_is_all);
+extern int64 syncstate_arg_count(FunctionCallInfo fcinfo, int arg,
+								 const char *name, bool null_is_none);
+extern int64 syncstate_arg_lease(FunctionCallInfo fcinfo, int arg);
+extern TimestampTz syncstate_arg_time(FunctionCallInfo fcinfo, int arg,
+									  const char *name);
+extern int64 syncstate_arg_duration(FunctionCallInfo fcinfo, int arg,
+									const char *name, int64 min, int64 max);
+extern Jsonb *syncstate_arg_object(FunctionCallInfo fcinfo, int arg,
+								   const char *name);
+
+#endif

@@ -1,0 +1,515 @@
+/* batch.c: report_syncs(): many reports in one call */
+#include "postgres.h"
+
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "access.h"
+#include "check.h"
+#include "syncstate.h"
+#include "transition.h"
+
+typedef enum Outcome
+{
+	OUTCOME_COMPLETED,
+	OUTCOME_FAILED,
+	OUTCOME_RATE_LIMITED,
+	OUTCOME_RELEASED,
+	NUM_OUTCOMES,
+} Outcome;
+
+static const char *const outcome_names[NUM_OUTCOMES] = {
+	[OUTCOME_COMPLETED] = "completed",
+	[OUTCOME_FAILED] = "failed",
+	[OUTCOME_RATE_LIMITED] = "rate_limited",
+	[OUTCOME_RELEASED] = "released",
+};
+
+static const Transition transition_of[NUM_OUTCOMES] = {
+	[OUTCOME_COMPLETED] = TRANSITION_COMPLETE,
+	[OUTCOME_FAILED] = TRANSITION_FAIL,
+	[OUTCOME_RATE_LIMITED] = TRANSITION_RATE_LIMIT,
+	[OUTCOME_RELEASED] = TRANSITION_RELEASE,
+};
+
+/* A report of a batch. */
+typedef struct BatchReport
+{
+	Report		report;
+	Outcome		outcome;
+	int			position;		/* in the array */
+	int			source_rank;	/* the label's place in the enum */
+} BatchReport;
+
+/* A report and the row it was applied to, as it is now. */
+typedef struct Applied
+{
+	const BatchReport *report;
+	HeapTuple	result;
+} Applied;
+
+PG_FUNCTION_INFO_V1(syncstate_report_syncs);
+
+/* A key of a report. */
+typedef struct Key
+{
+	const char *name;
+	int			outcomes;		/* to which it belongs */
+	int			required;		/* for which it must be given */
+	void		(*read) (const struct Key *key, const char *word, void *field);
+	size_t		field;			/* where in a BatchReport */
+	int			limit;			/* bytes of a text, or number of words */
+	const char *const *words;
+} Key;
+
+static void
+read_uuid(const Key *key, const char *word, void *field)
+{
+	*(pg_uuid_t *) field =
+		*DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(word)));
+}
+
+static void
+read_source(const Key *key, const char *word, void *field)
+{
+	*(Oid *) field =
+		DatumGetObjectId(DirectFunctionCall2(enum_in, CStringGetDatum(word),
+											 ObjectIdGetDatum(syncstate_ids()->source_type)));
+}
+
+static void
+read_text(const Key *key, const char *word, void *field)
+{
+	syncstate_check_size(key->name, strlen(word), key->limit);
+	*(text **) field = cstring_to_text(word);
+}
+
+static void
+read_message(const Key *key, const char *word, void *field)
+{
+	*(text **) field = syncstate_cut_message(cstring_to_text(word));
+}
+
+static void
+read_history_id(const Key *key, const char *word, void *field)
+{
+	text	  **history_id = field;
+
+	read_text(key, word, field);
+	*history_id = syncstate_tidy_history_id(*history_id);
+	if (*history_id != NULL)
+		syncstate_check_history_id(key->name, *history_id);
+}
+
+static void
+read_lease(const Key *key, const char *word, void *field)
+{
+	*(int64 *) field =
+		DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(word)));
+}
+
+static void
+read_count(const Key *key, const char *word, void *field)
+{
+	read_lease(key, word, field);
+	syncstate_check_count(key->name, *(int64 *) field);
+}
+
+static void
+read_time(const Key *key, const char *word, void *field)
+{
+	*(TimestampTz *) field =
+		DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+												CStringGetDatum(word),
+												ObjectIdGetDatum(InvalidOid),
+												Int32GetDatum(-1)));
+	syncstate_check_time(key->name, *(TimestampTz *) field);
+}
+
+static void
+read_wait(const Key *key, const char *word, void *field)
+{
+	*(int64 *) field =
+		syncstate_clamped_wait(DatumGetIntervalP(DirectFunctionCall3(interval_in,
+																	 CStringGetDatum(word),
+																	 ObjectIdGetDatum(InvalidOid),
+																	 Int32GetDatum(-1))));
+}
+
+static void
+read_word(const Key *key, const char *word, void *field)
+{
+	*(int *) field = syncstate_check_word(key->name, word, key->words, key->limit);
+}
+
+#define OF_ALL			((1 << NUM_OUTCOMES) - 1)
+#define OF(outcome)		(1 << OUTCOME_##outcome)
+#define AT(field)		offsetof(BatchReport, field)
+
+static const Key keys[] = {
+	{"user_id", OF_ALL, OF_ALL, read_uuid, AT(report.key.user_id), 0, NULL},
+	{"source", OF_ALL, OF_ALL, read_source, AT(report.key.source), 0, NULL},
+	{"resource", OF_ALL, 0, read_text, AT(report.key.resource), MAX_RESOURCE_BYTES, NULL},
+	{"lease", OF_ALL, OF_ALL, read_lease, AT(report.lease), 0, NULL},
+	{"outcome", OF_ALL, OF_ALL, read_word, AT(outcome), NUM_OUTCOMES, outcome_names},
+	{"items_synced", OF(COMPLETED), 0, read_count, AT(report.items_synced), 0, NULL},
+	{"sync_token", OF(COMPLETED), 0, read_text, AT(report.sync_token), MAX_TOKEN_BYTES, NULL},
+	{"history_id", OF(COMPLETED), 0, read_history_id, AT(report.history_id), MAX_TOKEN_BYTES, NULL},
+	{"updated_min", OF(COMPLETED), 0, read_time, AT(report.updated_min), 0, NULL},
+	{"error_message", OF(FAILED), OF(FAILED), read_message, AT(report.error_message), 0, NULL},
+	{"kind", OF(FAILED), 0, read_word, AT(report.kind), NUM_FAILURE_KINDS, syncstate_failure_kinds},
+	{"retry_after", OF(RATE_LIMITED), 0, read_wait, AT(report.retry_after), 0, NULL},
+	{"scope", OF(RATE_LIMITED), 0, read_word, AT(report.scope), NUM_LIMIT_SCOPES, syncstate_limit_scopes},
+};
+
+/* Error context: which report of a batch is being read. */
+static void
+report_context(void *arg)
+{
+	errcontext("report %d of results", *(int *) arg + 1);
+}
+
+/* The text of a JSON string or number; NULL if null. */
+static char *
+json_text(const char *key, const JsonbValue *value)
+{
+	if (value->type == jbvNull)
+		return NULL;
+	if (value->type == jbvString)
+		return pnstrdup(value->val.string.val, value->val.string.len);
+	if (value->type != jbvNumeric)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a JSON string or number", key)));
+	return DatumGetCString(DirectFunctionCall1(numeric_out,
+											   NumericGetDatum(value->val.numeric)));
+}
+
+/*
+ * Reads the values of an object in one pass, in whatever order it keeps its
+ * keys; false if it has one that no report has.
+ */
+static bool
+read_words(JsonbContainer *object, char **words, bool *present)
+{
+	JsonbIterator *it = JsonbIteratorInit(object);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	bool		all_known = true;
+	size_t		key = lengthof(keys);
+
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+		{
+			for (key = 0; key < lengthof(keys); key++)
+			{
+				if (strlen(keys[key].name) == (size_t) value.val.string.len &&
+					memcmp(keys[key].name, value.val.string.val,
+						   value.val.string.len) == 0)
+					break;
+			}
+			all_known = all_known && key < lengthof(keys);
+		}
+		else if (token == WJB_VALUE && key < lengthof(keys))
+		{
+			present[key] = true;
+			words[key] = json_text(keys[key].name, &value);
+		}
+	}
+	return all_known;
+}
+
+/* Raises the error of a key that does not belong to the outcome. */
+static void
+refuse_unknown_key(JsonbContainer *object, Outcome outcome)
+{
+	const char *known[lengthof(keys)];
+	int			nknown = 0;
+
+	for (size_t i = 0; i < lengthof(keys); i++)
+	{
+		if (keys[i].outcomes & (1 << outcome))
+			known[nknown++] = keys[i].name;
+	}
+	syncstate_check_keys("report", object, known, nknown);
+}
+
+static void
+must_be_given(const Key *key)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s must not be null", key->name)));
+}
+
+/* Reads one report, with the checks of the single calls. */
+static void
+read_report(JsonbContainer *object, BatchReport *report)
+{
+	char	   *words[lengthof(keys)] = {NULL}; /* NULL: null or absent */
+	bool		present[lengthof(keys)] = {false};
+	bool		all_known = read_words(object, words, present);
+	int			outcome;
+
+	report->report.has_lease = true;
+	report->report.updated_min = NO_TIME;
+	report->report.key.resource = cstring_to_text("");
+	for (size_t i = 0; i < lengthof(keys); i++)
+	{
+		if (keys[i].required == OF_ALL && words[i] == NULL)
+			must_be_given(&keys[i]);
+	}
+	for (size_t i = 0; i < lengthof(keys); i++)
+	{
+		if (AT(outcome) == keys[i].field)
+			read_word(&keys[i], words[i], &report->outcome);
+	}
+	outcome = 1 << report->outcome;
+	for (size_t i = 0; i < lengthof(keys); i++)
+		all_known = all_known && (!present[i] || (keys[i].outcomes & outcome));
+	if (!all_known)
+		refuse_unknown_key(object, report->outcome);
+
+	for (size_t i = 0; i < lengthof(keys); i++)
+	{
+		if (words[i] != NULL)
+			keys[i].read(&keys[i], words[i], (char *) report + keys[i].field);
+		else if (keys[i].required & outcome)
+			must_be_given(&keys[i]);
+	}
+	report->source_rank = syncstate_source_rank(report->report.key.source);
+}
+
+/* Reads a batch of reports; an error names the report. */
+static BatchReport *
+read_reports(Jsonb *results, int *nreports)
+{
+	BatchReport *reports;
+	int			n = 0;
+	JsonbIterator *it;
+	JsonbValue	value;
+	JsonbIteratorToken token;
+	ErrorContextCallback context;
+
+	if (!JB_ROOT_IS_ARRAY(results) || JB_ROOT_IS_SCALAR(results))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("results must be a JSON array")));
+	if (JB_ROOT_COUNT(results) > MAX_BATCH_ROWS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("results must have at most %d reports", MAX_BATCH_ROWS),
+				 errdetail("Got %d.", JB_ROOT_COUNT(results))));
+	reports = palloc0(Max(JB_ROOT_COUNT(results), 1) * sizeof(BatchReport));
+
+	context.callback = report_context;
+	context.arg = &n;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+
+	it = JsonbIteratorInit(&results->root);
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token != WJB_ELEM)
+			continue;
+		if (value.type != jbvBinary ||
+			!JsonContainerIsObject(value.val.binary.data))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a report must be a JSON object")));
+		read_report(value.val.binary.data, &reports[n]);
+		reports[n].position = n;
+		n++;
+	}
+
+	error_context_stack = context.previous;
+	*nreports = n;
+	return reports;
+}
+
+/*
+ * qsort comparator: the order in which all batches lock, then as given.  It is
+ * that of the primary key: forget_users() locks in it too.
+ */
+static int
+compare_reports(const void *a, const void *b)
+{
+	const BatchReport *x = *(const BatchReport *const *) a;
+	const BatchReport *y = *(const BatchReport *const *) b;
+	int			cmp = memcmp(&x->report.key.user_id, &y->report.key.user_id,
+							 UUID_LEN);
+
+	if (cmp == 0)
+		cmp = x->source_rank - y->source_rank;
+	if (cmp == 0)
+		cmp = syncstate_compare_text(x->report.key.resource,
+									 y->report.key.resource);
+	if (cmp == 0)
+		cmp = x->position - y->position;
+	return cmp;
+}
+
+static bool
+all_are_stale(const SyncState *row, const BatchReport **reports, int nreports)
+{
+	for (int i = 0; i < nreports; i++)
+	{
+		if (!syncstate_lease_is_stale(row, reports[i]->report.lease))
+			return false;
+	}
+	return true;
+}
+
+/* The first of the reports of a row whose lease is held; NULL if none is. */
+static const BatchReport *
+held_report(const SyncState *row, const BatchReport **reports, int nreports)
+{
+	for (int i = 0; i < nreports; i++)
+	{
+		if (syncstate_lease_is_held(row, reports[i]->report.lease))
+			return reports[i];
+	}
+	return NULL;
+}
+
+/*
+ * Applies to a row the first report of it whose lease is held: at most one is,
+ * since each ends the run.  Returns false if none is.  *now moves on when there
+ * was a lock to wait for.
+ */
+static bool
+apply_one_of(RowAccess *rows, const BatchReport **reports, int nreports,
+			 TimestampTz *now, Applied *applied)
+{
+	const SyncKey *key = &reports[0]->report.key;
+	SyncPolicy	policy = syncstate_policy(key->source);
+	SyncState	row;
+	const BatchReport *report;
+
+	if (syncstate_rows_read(rows, key, &row))
+	{
+		/* no use in waiting for the row */
+		if (all_are_stale(&row, reports, nreports))
+			return false;
+		report = held_report(&row, reports, nreports);
+		if (report != NULL)
+		{
+			syncstate_apply(transition_of[report->outcome], &row,
+							&report->report, &policy, *now);
+			applied->report = report;
+			if (syncstate_rows_try(rows, &row, &applied->result))
+				return true;
+		}
+	}
+
+	if (!syncstate_rows_lock(rows, key, &row))
+		return false;
+	report = held_report(&row, reports, nreports);
+	if (report == NULL)
+		return false;
+	*now = syncstate_now();
+	syncstate_apply(transition_of[report->outcome], &row, &report->report,
+					&policy, *now);
+	applied->report = report;
+	applied->result = syncstate_rows_write(rows, &row);
+	return applied->result != NULL;
+}
+
+/* qsort comparator: as given. */
+static int
+compare_applied(const void *a, const void *b)
+{
+	return ((const Applied *) a)->report->position -
+		((const Applied *) b)->report->position;
+}
+
+/*
+ * Pauses sources whose limit was hit as a whole: each once, for the longest
+ * wait of all reports, in the order of the enum, so that no two batches wait
+ * for each other.
+ */
+static void
+limit_sources(const Applied *applied, int napplied, TimestampTz now)
+{
+	int			nsources;
+	SyncPolicy *policies = syncstate_policies(&nsources);
+	int64	   *waits = palloc0(Max(nsources, 1) * sizeof(int64));
+
+	for (int i = 0; i < napplied; i++)
+	{
+		const BatchReport *report = applied[i].report;
+		int			rank = report->source_rank;
+
+		if (report->report.scope == SCOPE_SOURCE && rank < nsources)
+			waits[rank] = Max(waits[rank],
+							  syncstate_limit_wait(&report->report,
+												   &policies[rank]));
+	}
+	for (int i = 0; i < nsources; i++)
+	{
+		if (waits[i] > 0)
+			syncstate_pause_source(policies[i].source, now + waits[i], now);
+	}
+}
+
+/* syncstate_report_syncs(results) -> setof sync_state: see doc/syncstate.md. */
+Datum
+syncstate_report_syncs(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	BatchReport *reports;
+	const BatchReport **sorted;
+	int			nreports;
+	RowAccess	rows;
+	Applied    *applied;
+	int			napplied = 0;
+	TimestampTz now;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("results must not be null")));
+	reports = read_reports(PG_GETARG_JSONB_P(0), &nreports);
+	InitMaterializedSRF(fcinfo, 0);
+	if (nreports == 0)
+		return (Datum) 0;
+
+	SPI_connect();
+	applied = palloc(nreports * sizeof(Applied));
+	syncstate_rows_open(&rows);
+	syncstate_rows_look(&rows);
+	now = syncstate_now();
+
+	/* each row once, in the order in which every batch locks */
+	sorted = palloc(nreports * sizeof(BatchReport *));
+	for (int i = 0; i < nreports; i++)
+		sorted[i] = &reports[i];
+	qsort(sorted, nreports, sizeof(BatchReport *), compare_reports);
+	for (int first = 0, end; first < nreports; first = end)
+	{
+		for (end = first + 1; end < nreports; end++)
+		{
+			if (!syncstate_same_key(&sorted[end]->report.key,
+									&sorted[first]->report.key))
+				break;
+		}
+		if (apply_one_of(&rows, &sorted[first], end - first, &now,
+						 &applied[napplied]))
+			napplied++;
+	}
+	syncstate_rows_close(&rows);
+
+	qsort(applied, napplied, sizeof(Applied), compare_applied);
+	for (int i = 0; i < napplied; i++)
+		tuplestore_puttuple(rsinfo->setResult, applied[i].result);
+	limit_sources(applied, napplied, now);
+	SPI_finish();
+	return (Datum) 0;
+}

@@ -1,0 +1,131 @@
+/*
+ * columns.h: the columns of our tables, each written once
+ *
+ * The enums of column numbers, the structs, reading and writing, the SQL
+ * texts and the checks are made from these lists.  To add a column, add it
+ * here and to the install script, at the end of both.
+ */
+#ifndef SYNCSTATE_COLUMNS_H
+#define SYNCSTATE_COLUMNS_H
+
+/*
+ * sync_state: COLUMN(name, kind, writer).
+ *
+ * The kind says how a column is read, written and checked: see state.c.
+ *
+ * The writer is
+ *	KEY		nobody, after the row was made
+ *	STATUS	update_sync_state() and us; the first that an UPDATE of ours sets
+ *	CLIENT	update_sync_state() and us
+ *	OURS	us alone
+ *	MADE	the INSERT that made the row
+ */
+#define SYNC_KEY_COLUMNS(COLUMN) \
+	COLUMN(user_id,					UUID,		KEY) \
+	COLUMN(source,					SOURCE,		KEY) \
+	COLUMN(resource,				NAME,		KEY)
+
+#define SYNC_DATA_COLUMNS(COLUMN) \
+	COLUMN(status,					STATUS,		STATUS) \
+	COLUMN(sync_token,				TOKEN,		CLIENT) \
+	COLUMN(history_id,				HISTORY_ID,	CLIENT) \
+	COLUMN(updated_min,				TIME,		CLIENT) \
+	COLUMN(token_issued_at,			TIME,		CLIENT) \
+	COLUMN(last_full_sync_at,		TIME,		CLIENT) \
+	COLUMN(due_at,					TIME,		CLIENT) \
+	COLUMN(requested_at,			TIME,		CLIENT) \
+	COLUMN(parked_reason,			REASON,		CLIENT) \
+	COLUMN(sync_interval,			INTERVAL,	CLIENT) \
+	COLUMN(lease,					NUMBER,		OURS) \
+	COLUMN(lease_expires_at,		TIME,		CLIENT) \
+	COLUMN(last_sync_at,			TIME,		CLIENT) \
+	COLUMN(last_successful_sync_at,	TIME,		CLIENT) \
+	COLUMN(items_synced,			NUMBER,		CLIENT) \
+	COLUMN(page_token,				TOKEN,		CLIENT) \
+	COLUMN(progress_done,			COUNT,		CLIENT) \
+	COLUMN(progress_total,			COUNT,		CLIENT) \
+	COLUMN(failures,				INTEGER,	CLIENT) \
+	COLUMN(token_losses,			INTEGER,	CLIENT) \
+	COLUMN(error_message,			MESSAGE,	CLIENT) \
+	COLUMN(created_at,				TIME,		MADE) \
+	COLUMN(updated_at,				TIME,		OURS) \
+	COLUMN(failing_since,			TIME,		OURS) \
+	COLUMN(changes_seen,			AMOUNT,		OURS) \
+	COLUMN(seconds_watched,			AMOUNT,		OURS)
+
+#define SYNC_STATE_COLUMNS(COLUMN) \
+	SYNC_KEY_COLUMNS(COLUMN) \
+	SYNC_DATA_COLUMNS(COLUMN)
+
+/* The labels of sync_status: LABEL(C name, SQL name). */
+#define SYNC_STATUSES(LABEL) \
+	LABEL(IDLE,			idle) \
+	LABEL(SYNCING,		syncing) \
+	LABEL(ERROR,		error) \
+	LABEL(RATE_LIMITED,	rate_limited)
+
+/*
+ * sync_policy, but for its key: SETTING(name, kind, least, most, built-in).
+ *
+ * The kind says how a setting is read, written and checked: see policy.c.  A
+ * kind that ends in OR_OFF is 0 where it is off, which is null in SQL.
+ */
+#define SYNC_POLICY_SETTINGS(SETTING) \
+	SETTING(sync_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	15 * USECS_PER_MINUTE) \
+	SETTING(lease_time,		DURATION,	MIN_DURATION, MAX_LEASE_TIME, 10 * USECS_PER_MINUTE) \
+	SETTING(retry_base,		DURATION,	MIN_DURATION, MAX_DURATION,	30 * USECS_PER_SEC) \
+	SETTING(retry_cap,		DURATION,	MIN_DURATION, MAX_DURATION,	USECS_PER_HOUR) \
+	SETTING(rate_limit_wait, DURATION,	MIN_DURATION, MAX_RETRY_AFTER, USECS_PER_MINUTE) \
+	SETTING(max_failures,	COUNT,		1, PG_INT32_MAX,			30) \
+	SETTING(park_after,		DURATION,	MIN_DURATION, MAX_DURATION,	7 * USECS_PER_DAY) \
+	SETTING(token_ttl,		DURATION_OR_OFF, MIN_DURATION, MAX_DURATION, 0) \
+	SETTING(token_ttl_from,	TTL_FROM,	0, 0,						TTL_FROM_TOKEN) \
+	SETTING(jitter,			FRACTION,	0, 0.9,						0.1) \
+	SETTING(paused_until,	PAUSE,		0, 0,						NO_TIME) \
+	SETTING(daily_budget,	COUNT_OR_OFF, 1, PG_INT32_MAX,			0) \
+	SETTING(min_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	USECS_PER_MINUTE) \
+	SETTING(max_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	USECS_PER_DAY) \
+	SETTING(rate_per_minute, COUNT_OR_OFF, 1, MAX_RATE_PER_MINUTE,	0)
+
+/* sync_budget, but for its key. */
+#define SYNC_BUDGET_COLUMNS(COLUMN) \
+	COLUMN(multiplier) \
+	COLUMN(mean_rate) \
+	COLUMN(correction) \
+	COLUMN(expected) \
+	COLUMN(rebalanced_at) \
+	COLUMN(starts) \
+	COLUMN(rows)
+
+/* Column numbers. */
+enum
+{
+	Anum_sync_state_none = 0,
+#define NUMBER(name, kind, writer) Anum_sync_state_##name,
+	SYNC_STATE_COLUMNS(NUMBER)
+#undef NUMBER
+	End_sync_state,
+	Natts_sync_state = End_sync_state - 1,
+};
+
+enum
+{
+	Anum_sync_policy_source = 1,
+#define NUMBER(name, kind, least, most, builtin) Anum_sync_policy_##name,
+	SYNC_POLICY_SETTINGS(NUMBER)
+#undef NUMBER
+	End_sync_policy,
+	Natts_sync_policy = End_sync_policy - 1,
+};
+
+enum
+{
+	Anum_sync_budget_source = 1,
+#define NUMBER(name) Anum_sync_budget_##name,
+	SYNC_BUDGET_COLUMNS(NUMBER)
+#undef NUMBER
+	End_sync_budget,
+	Natts_sync_budget = End_sync_budget - 1,
+};
+
+#endif

@@ -1,0 +1,43 @@
+/*
+ * due.c: who is due
+ *
+ * The one place that says which rows a claim takes.  The view sync_overview
+ * repeats it in SQL, without the pause of a source: keep in sync.
+ */
+#include "postgres.h"
+
+#include "due.h"
+#include "schedule.h"
+
+/*
+ * The time from which a claim takes the row, if nothing happens to it;
+ * DT_NOEND: never.
+ */
+TimestampTz
+syncstate_claimable_at(const SyncState *row, const SyncPolicy *policy)
+{
+	TimestampTz at = row->due_at;
+
+	if (at == NO_TIME)
+		return DT_NOEND;		/* parked */
+	if (row->requested_at != NO_TIME && row->status != SYNC_RATE_LIMITED)
+		at = Min(at, row->requested_at);
+	if (row->status == SYNC_SYNCING)
+		at = Max(at, row->lease_expires_at);
+	if (policy->paused_until != NO_TIME)
+		at = Max(at, syncstate_source_opens(policy, &row->key));
+	return at;
+}
+
+/*
+ * Whether a claim parks the row instead of handing it out, because its lease
+ * ran out once too often.
+ */
+bool
+syncstate_would_park(const SyncState *row, const SyncPolicy *policy,
+					 TimestampTz now)
+{
+	return row->status == SYNC_SYNCING &&
+		syncstate_is_hopeless(policy, (int64) row->failures + 1,
+							  row->failing_since, now);
+}

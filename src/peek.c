@@ -1,0 +1,230 @@
+/*
+ * peek.c: looking at the lanes without taking anything
+ *
+ * What these functions answer is what a claim would do.  A walk knows nothing of
+ * row security: where the table is not plain to the caller, each row that would
+ * count is looked up by a statement as well.
+ */
+#include "postgres.h"
+
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/hsearch.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "access.h"
+#include "args.h"
+#include "due.h"
+#include "rate.h"
+#include "store.h"
+#include "syncstate.h"
+#include "walk.h"
+
+/* A look at the lanes. */
+typedef struct Peek
+{
+	Walk		walk;
+	bool		sees_all;		/* row security hides nothing */
+	TimestampTz now;
+	SyncPolicy	policy;			/* of the source at hand */
+} Peek;
+
+PG_FUNCTION_INFO_V1(syncstate_get_users_needing_sync);
+PG_FUNCTION_INFO_V1(syncstate_next_sync_due);
+
+static void
+peek_open(Peek *peek)
+{
+	peek->now = syncstate_now();
+	syncstate_walk_open(&peek->walk, AccessShareLock, GetActiveSnapshot());
+	peek->sees_all = syncstate_is_plain(peek->walk.rel);
+	if (!peek->sees_all)
+	{
+		syncstate_require_privileges(ACL_SELECT);
+		SPI_connect();
+	}
+}
+
+/* Reads the row of the entry; false unless a claim could take it by a time. */
+static bool
+peek_fetch(Peek *peek, TimestampTz by)
+{
+	Walk	   *walk = &peek->walk;
+
+	return syncstate_walk_fetch(walk) &&
+		syncstate_claimable_at(&walk->row, &peek->policy) <= by &&
+		(peek->sees_all || syncstate_store_sees(&walk->row.ctid));
+}
+
+static void
+peek_close(Peek *peek)
+{
+	if (!peek->sees_all)
+		SPI_finish();
+	syncstate_walk_close(&peek->walk, AccessShareLock);
+}
+
+/*
+ * syncstate_get_users_needing_sync(source, stale_after, max_rows) -> setof uuid:
+ * see doc/syncstate.md.
+ */
+Datum
+syncstate_get_users_needing_sync(PG_FUNCTION_ARGS)
+{
+	Oid			source = syncstate_arg_source(fcinfo, 0);
+	int64		stale_after = syncstate_arg_duration(fcinfo, 1, "stale_after",
+													 0, MAX_DURATION);
+	int32		max_rows = syncstate_arg_max_rows(fcinfo, 2, true);
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HASHCTL		ctl = {.keysize = UUID_LEN, .entrysize = UUID_LEN};
+	HTAB	   *users;
+	Peek		peek;
+	Place		beginning;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	ctl.hcxt = CurrentMemoryContext;
+	users = hash_create("syncstate users", 256, &ctl,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	peek_open(&peek);
+	peek.policy = syncstate_policy(source);
+	syncstate_place_after(&beginning, NO_TIME);
+	for (Lane lane = 0; lane < NUM_LANES; lane++)
+	{
+		syncstate_walk_from(&peek.walk, lane, source, &beginning,
+							lane == LANE_DUE ? peek.now : DT_NOEND);
+		while (max_rows != 0 && syncstate_walk_next(&peek.walk))
+		{
+			SyncState  *row = &peek.walk.row;
+			Datum		user;
+			bool		isnull = false;
+			bool		found;
+
+			if (!peek_fetch(&peek, peek.now) ||
+				syncstate_would_park(row, &peek.policy, peek.now) ||
+				(stale_after > 0 && row->last_sync_at != NO_TIME &&
+				 row->last_sync_at >= peek.now - stale_after))
+				continue;
+			hash_search(users, &row->key.user_id, HASH_ENTER, &found);
+			if (found)
+				continue;
+			user = UUIDPGetDatum(&row->key.user_id);
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &user,
+								 &isnull);
+			if (max_rows > 0)
+				max_rows--;
+		}
+	}
+	peek_close(&peek);
+	hash_destroy(users);
+	return (Datum) 0;
+}
+
+/* Looks at a lane from a place on, with a bounded number of visits. */
+static TimestampTz
+next_after(Peek *peek, Lane lane, const Place *place, TimestampTz next,
+		   bool *sure)
+{
+	Walk	   *walk = &peek->walk;
+	int64		max_visits = syncstate_clock_is_set() ? PG_INT64_MAX : SWEEP_VISITS;
+
+	*sure = true;
+	syncstate_walk_from(walk, lane, peek->policy.source, place, DT_NOEND);
+	while (next > peek->now && syncstate_walk_next(walk))
+	{
+		/* no row further on is due before this one */
+		if (lane == LANE_DUE && walk->at >= next)
+			break;
+		if (peek_fetch(peek, next - 1))
+			next = syncstate_claimable_at(&walk->row, &peek->policy);
+		if (walk->visits >= max_visits)
+		{
+			*sure = false;
+			break;
+		}
+	}
+	return next;
+}
+
+/*
+ * Looks at a lane from its beginning, and from the mark if that was not enough
+ * to be sure.
+ */
+static TimestampTz
+next_in_lane(Peek *peek, Lane lane, TimestampTz next)
+{
+	Place		place;
+	SourceHints *hints;
+	bool		sure;
+
+	syncstate_place_after(&place, NO_TIME);
+	next = next_after(peek, lane, &place, next, &sure);
+	if (sure)
+		return next;
+
+	next = Min(next, peek->now + SWEEP_PAUSE);
+	hints = syncstate_source_hints(peek->policy.source, peek->now);
+	place = hints->lanes[lane].mark;
+	next = next_after(peek, lane, &place, next, &sure);
+
+	/* each claim continues towards now, so the next is not in vain */
+	if (!sure && lane == LANE_DUE && peek->walk.at <= peek->now &&
+		hints->claimed)
+		next = Min(next, peek->now);
+	return next;
+}
+
+/* When a claim will next find a row of the source at hand or of the others. */
+static TimestampTz
+next_of_source(Peek *peek, TimestampTz others)
+{
+	TimestampTz next = others;
+	TimestampTz opens = NO_TIME;
+
+	if (TIMESTAMP_IS_NOEND(peek->policy.paused_until))
+		return others;
+
+	/* the allowance of the source may open later than a row is due */
+	if (peek->policy.rate_per_minute != 0)
+		opens = syncstate_rate_next(&peek->policy, peek->now);
+	if (opens > peek->now)
+		next = DT_NOEND;
+	for (Lane lane = 0; lane < NUM_LANES; lane++)
+		next = next_in_lane(peek, lane, next);
+	if (opens > peek->now && next != DT_NOEND)
+		next = Max(next, opens);
+	return Min(next, others);
+}
+
+/*
+ * syncstate_next_sync_due(source) -> timestamptz: see doc/syncstate.md.
+ *
+ * Looks at a bounded number of index entries.  Where that is not enough to be
+ * sure, the answer is a second from now at the latest, and now where this
+ * session's claims have not come to the entries of now.
+ */
+Datum
+syncstate_next_sync_due(PG_FUNCTION_ARGS)
+{
+	TimestampTz next = DT_NOEND;
+	SyncPolicy *all;
+	int			n;
+	Peek		peek;
+
+	peek_open(&peek);
+	all = syncstate_policies(&n);
+	for (int i = 0; i < n && next > peek.now; i++)
+	{
+		if (!PG_ARGISNULL(0) && all[i].source != PG_GETARG_OID(0))
+			continue;
+		peek.policy = all[i];
+		next = next_of_source(&peek, next);
+	}
+	peek_close(&peek);
+
+	if (next == DT_NOEND)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(next);
+}

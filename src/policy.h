@@ -1,0 +1,48 @@
+/* policy.h: the effective settings of sources */
+#ifndef SYNCSTATE_POLICY_H
+#define SYNCSTATE_POLICY_H
+
+#include "columns.h"
+#include "datatype/timestamp.h"
+
+/* What token_ttl is counted from. */
+typedef enum TokenTtlFrom
+{
+	TTL_FROM_TOKEN,				/* token_issued_at */
+	TTL_FROM_FULL,				/* last_full_sync_at */
+	NUM_TTL_FROM,
+} TokenTtlFrom;
+
+/* The C types of the kinds of settings; durations are in microseconds. */
+typedef int64 SettingDURATION;
+typedef int64 SettingDURATION_OR_OFF;
+typedef int32 SettingCOUNT;
+typedef int32 SettingCOUNT_OR_OFF;
+typedef double SettingFRACTION;
+typedef TokenTtlFrom SettingTTL_FROM;
+typedef TimestampTz SettingPAUSE;	/* NO_TIME: not paused */
+
+/* The effective policy of a source. */
+typedef struct SyncPolicy
+{
+	Oid			source;
+	NameData	label;
+	uint64		label_hash;		/* so that a user's sources differ in phase */
+
+#define FIELD(name, kind, least, most, builtin) Setting##kind name;
+	SYNC_POLICY_SETTINGS(FIELD)
+#undef FIELD
+
+	/* learned by rebalance_syncs() */
+	double		multiplier;		/* 0: never rebalanced */
+	double		mean_rate;		/* changes per second of a row */
+} SyncPolicy;
+
+extern SyncPolicy syncstate_policy(Oid source);
+extern SyncPolicy *syncstate_policies(int *npolicies);
+extern int	syncstate_source_rank(Oid source);
+extern void syncstate_pause_source(Oid source, TimestampTz until,
+								   TimestampTz now);
+extern void syncstate_wake_workers(const SyncPolicy *policy);
+
+#endif

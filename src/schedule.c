@@ -1,0 +1,302 @@
+/*
+ * schedule.c: when: intervals, backoff, the lives of cursors, the ends of limits
+ *
+ * Arithmetic only: the time is an argument, and nothing here runs SQL or raises
+ * an error.  Durations are microseconds in int64; a day of an interval is 24
+ * hours, whatever the time zone does.  Durations are at most MAX_DURATION, so
+ * that no sum of a few of them and a legal time overflows.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "common/hashfn.h"
+
+#include "check.h"
+#include "schedule.h"
+
+/* What was learned of a row's changes loses half of its weight in this time. */
+#define HALF_LIFE			(3.0 * SECS_PER_DAY)
+
+/*
+ * One sync shows at most so many changes: an import of 500 events is one event
+ * and not a rate of 500.
+ */
+#define MAX_CHANGES			3
+
+/*
+ * Changes after which older ones are forgotten, however recent.  That is enough
+ * to know a rate to within 29 %, which costs at most 2 % of the delay, and few
+ * enough to notice within hours that a busy row has fallen silent.
+ */
+#define MAX_MEMORY			12.0
+
+/*
+ * A number in [0, 1) that is the row's own: the same in every database and
+ * after each restore, so that schedules spread and stay.
+ */
+double
+syncstate_row_part(const SyncPolicy *policy, const SyncKey *key)
+{
+	uint64		hash;
+
+	hash = hash_bytes_extended(key->user_id.data, UUID_LEN, policy->label_hash);
+	hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(key->resource),
+							   VARSIZE_ANY_EXHDR(key->resource), hash);
+	return ldexp((double) (hash >> 11), -53);
+}
+
+/*
+ * How long to wait after n failures in a row.
+ *
+ *	n		failures so far; 1 or more
+ *	unit	random draw in [0, 1)
+ *
+ * Formula: d = min(cap, base * 2^(n-1)); half of d fixed, half of it random
+ * ("equal jitter").  Source: "Exponential Backoff And Jitter", AWS Architecture
+ * Blog, 2015.
+ */
+int64
+syncstate_backoff(const SyncPolicy *policy, int32 n, double unit)
+{
+	int64		delay = policy->retry_cap;
+
+	if (n - 1 < 62 && policy->retry_base <= (policy->retry_cap >> (n - 1)))
+		delay = policy->retry_base << (n - 1);
+	return delay / 2 + (int64) ((delay - delay / 2) * unit);
+}
+
+/*
+ * When a row that is made now is due: at once, but less a part of a second
+ * that is the row's own, so that a bulk insert does not share one due time.
+ */
+TimestampTz
+syncstate_first_due(const SyncPolicy *policy, const SyncKey *key,
+					TimestampTz now)
+{
+	return now - (int64) (syncstate_row_part(policy, key) * USECS_PER_SEC);
+}
+
+/*
+ * Changes per second of a row, as far as is known.
+ *
+ * Formula: max(a / b, (a + 1) / (b + 1 / m)), m the mean rate of the source's
+ * rows: what was learned, and one change in the time in which the population
+ * makes one.  That prior may lift a row about which little is known, but not
+ * pull down a busy one, whose few hours of memory are worth less than 1 / m.
+ * Less than a second, or than a change, says nothing by itself (and the quotient
+ * of a number next to nothing would be an error in SQL).  Keep in sync with
+ * store.c.
+ */
+double
+syncstate_change_rate(const SyncPolicy *policy, const SyncState *row)
+{
+	double		changes = Max(row->changes_seen, 0.0);
+	double		seconds = Max(row->seconds_watched, 0.0);
+	double		rate = (changes + 1.0) / (seconds + 1.0 / policy->mean_rate);
+
+	return changes >= 1.0 && seconds >= 1.0 ?
+		Max(rate, changes / seconds) : rate;
+}
+
+/*
+ * The interval of a row: its own, else by the budget, else the policy's.
+ *
+ * Formula: interval = multiplier / sqrt(rate), which makes the mean delay
+ * between a change and its discovery, over all changes of all rows, as small
+ * as the number of syncs allows.  With rate l of changes and interval I it is
+ * l I / 2 per row; minimising the sum for a given sum of 1 / I gives it, by
+ * Lagrange.  Source: Sia, Cho, Cho, "Efficient Monitoring Algorithm for Fast
+ * News Alerts", TKDE 19(7), 2007; the same falls out of Olston, Pandey,
+ * "Recrawl scheduling based on information longevity", WWW 2008, section 2.2,
+ * with a divergence that grows linearly.
+ */
+static int64
+row_interval(const SyncPolicy *policy, const SyncState *row)
+{
+	int64		interval = policy->sync_interval;
+
+	if (row->sync_interval != NULL)
+		return syncstate_interval_usecs(row->sync_interval);
+	if (policy->daily_budget == 0)
+		return interval;
+	if (policy->multiplier > 0)
+	{
+		double		usecs = policy->multiplier /
+			sqrt(syncstate_change_rate(policy, row)) * USECS_PER_SEC;
+
+		interval = usecs < (double) MAX_DURATION ? (int64) usecs : MAX_DURATION;
+	}
+	return Min(Max(interval, policy->min_interval), policy->max_interval);
+}
+
+bool
+syncstate_has_cursor(const SyncState *row)
+{
+	return row->sync_token != NULL || row->history_id != NULL ||
+		row->updated_min != NO_TIME;
+}
+
+/* What the life of the row's cursor is counted from, or NO_TIME. */
+static TimestampTz
+ttl_anchor(const SyncPolicy *policy, const SyncState *row)
+{
+	if (policy->token_ttl == 0 || !syncstate_has_cursor(row))
+		return NO_TIME;
+	if (policy->token_ttl_from == TTL_FROM_FULL &&
+		row->last_full_sync_at != NO_TIME)
+		return row->last_full_sync_at;
+	return row->token_issued_at;
+}
+
+/* The last moment of the life of the row's cursor; DT_NOEND: it lives for ever. */
+static TimestampTz
+cursor_dies_at(const SyncPolicy *policy, const SyncState *row)
+{
+	TimestampTz anchor = ttl_anchor(policy, row);
+	double		part = 1.0;
+
+	if (anchor == NO_TIME)
+		return DT_NOEND;
+	if (policy->token_ttl_from == TTL_FROM_FULL)
+		part = TTL_FULL_SYNC - (TTL_FULL_SYNC - TTL_LAST_VISIT) *
+			syncstate_row_part(policy, &row->key);
+	return anchor + (int64) (policy->token_ttl * part);
+}
+
+/*
+ * When a row is due again after a completion.
+ *
+ * The row's interval, counted from start to start, and shortened by between
+ * half and the whole of jitter: always a little shorter, never longer, so that
+ * a cron of the same interval finds the row due at every tick.  Not before a
+ * tenth of the interval has passed, and not after the last visit that the
+ * cursor's life allows.
+ */
+TimestampTz
+syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
+				   TimestampTz now)
+{
+	double		part = syncstate_row_part(policy, &row->key);
+	int64		interval = row_interval(policy, row);
+	TimestampTz earliest = now + interval / 10;
+	TimestampTz start = row->last_sync_at != NO_TIME ?
+		Min(row->last_sync_at, now) : now;
+	TimestampTz due = start + interval -
+		(int64) (interval * policy->jitter * (0.5 + 0.5 * part));
+	TimestampTz anchor = ttl_anchor(policy, row);
+
+	if (anchor != NO_TIME)
+	{
+		TimestampTz visit = anchor + (int64) (policy->token_ttl * TTL_LAST_VISIT);
+		TimestampTz death = cursor_dies_at(policy, row);
+
+		/*
+		 * Past the last visit, the row's own planned full sync is next.  Past
+		 * that too, the cursor is not renewed by what this row does: no use in
+		 * hurrying.
+		 */
+		if (visit <= now)
+			visit = death + 1;
+		if (visit > now)
+		{
+			due = Min(due, visit);
+			earliest = Min(earliest, visit);
+		}
+	}
+	return Max(due, earliest);
+}
+
+/*
+ * Learns from a completed sync how often the row changes.
+ *
+ * The time since the last completion was watched and showed so many changes.
+ * Both decay, and each part of that time by its own age: one look back at a
+ * year says little about today.
+ *
+ * Formula: with I the seconds watched, k = min(items, 3), x = I ln 2 / H:
+ * a <- a e^-x + k w, b <- b e^-x + I w, w = (1 - e^-x) / x; H = 3 days.  The
+ * rate is Gamma distributed with shape a and rate b (the conjugate prior of a
+ * Poisson process).  Source: Gelman et al., "Bayesian Data Analysis", section
+ * 2.6; the decay is the discounting of West, Harrison, "Bayesian Forecasting
+ * and Dynamic Models", section 2.4.  b stays below H / ln 2; and where a
+ * exceeds 12, both shrink to that, which leaves the rate as it is: the last 3
+ * days or the last 12 changes count, whichever is less.
+ */
+void
+syncstate_learn(SyncState *row, TimestampTz now)
+{
+	double		seconds;
+	double		x;
+	double		decay;
+	double		weight;
+
+	/* nobody knows since when a first look looks back */
+	if (row->last_successful_sync_at == NO_TIME)
+		return;
+
+	/* the clock may have been set back */
+	seconds = (double) Max(now - row->last_successful_sync_at, 0) / USECS_PER_SEC;
+	x = seconds * M_LN2 / HALF_LIFE;
+	decay = exp(-x);
+	weight = x > 0 ? -expm1(-x) / x : 1.0;
+	row->changes_seen = Max(row->changes_seen, 0.0) * decay +
+		Min(row->items_synced, MAX_CHANGES) * weight;
+	row->seconds_watched = Max(row->seconds_watched, 0.0) * decay +
+		seconds * weight;
+	if (row->changes_seen > MAX_MEMORY)
+	{
+		row->seconds_watched *= MAX_MEMORY / row->changes_seen;
+		row->changes_seen = MAX_MEMORY;
+	}
+}
+
+/*
+ * The end of a rate limit of "wait" from now: never earlier than asked, and
+ * later by up to a tenth of it, each row by its own part.
+ */
+TimestampTz
+syncstate_limit_end(const SyncPolicy *policy, const SyncKey *key, int64 wait,
+					TimestampTz now)
+{
+	return now + wait +
+		(int64) (syncstate_row_part(policy, key) * (wait / 10));
+}
+
+/*
+ * From when on the row's source hands it out, or NO_TIME: at once.
+ *
+ * After a pause, the rows come back spread over rate_limit_wait, each at its
+ * own part of it, so that the first minute of a new quota is not spent in its
+ * first second.  A pause until infinity has no end.
+ */
+TimestampTz
+syncstate_source_opens(const SyncPolicy *policy, const SyncKey *key)
+{
+	if (policy->paused_until == NO_TIME ||
+		TIMESTAMP_NOT_FINITE(policy->paused_until))
+		return policy->paused_until;
+	return policy->paused_until +
+		(int64) (syncstate_row_part(policy, key) * policy->rate_limit_wait);
+}
+
+/*
+ * Whether a row has a cursor that the provider has forgotten by now, or will
+ * before the row is likely to be seen again.
+ */
+bool
+syncstate_cursor_is_dead(const SyncPolicy *policy, const SyncState *row,
+						 TimestampTz now)
+{
+	return now > cursor_dies_at(policy, row);
+}
+
+/* Whether a run of failures has reached both limits: parking is called for. */
+bool
+syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
+					  TimestampTz failing_since, TimestampTz now)
+{
+	return failures >= policy->max_failures &&
+		failing_since != NO_TIME &&
+		now - failing_since >= policy->park_after;
+}

@@ -1,0 +1,34 @@
+/* store.h: what is done by statements */
+#ifndef SYNCSTATE_STORE_H
+#define SYNCSTATE_STORE_H
+
+#include "state.h"
+
+/* How often to make a row and lock it, if somebody deletes it each time. */
+#define MAX_TRIES		100
+
+/* Rows of sync_state. */
+extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
+extern bool syncstate_store_lock_version(ItemPointer tid, SyncState *row);
+extern bool syncstate_store_sees(ItemPointer tid);
+extern void syncstate_store_make(const SyncKey *key);
+extern HeapTuple syncstate_store_write(const SyncState *row);
+extern bool syncstate_store_is_writing(ItemPointer tid);
+extern bool syncstate_store_delete(const SyncKey *key);
+extern bool syncstate_store_lock_request(const SyncKey *key, bool *comes,
+										 bool *is_new);
+extern bool syncstate_store_request(const SyncKey *key, TimestampTz now);
+extern void syncstate_store_change(const SyncState *row, Datum changes,
+								   SyncState *changed);
+
+/* Rows of sync_policy and sync_budget. */
+extern Datum syncstate_store_policy_changes(Oid source, Datum changes);
+extern void syncstate_store_policy_write(Oid source, Datum policy);
+extern void syncstate_store_pause(Oid source, TimestampTz until, bool extend);
+extern bool syncstate_store_budget(Oid source, Datum *values, bool *nulls);
+extern void syncstate_store_budget_write(const Datum *values);
+extern void syncstate_store_budget_drop(Oid source);
+extern uint64 syncstate_store_rates(Oid source, double mean_rate,
+									TimestampTz since, TimestampTz late);
+
+#endif

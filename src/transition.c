@@ -1,0 +1,610 @@
+/*
+ * transition.c: the state machine
+ *
+ * A transition changes the row in memory.  It sees the row, what the call says,
+ * the effective policy and the time; it runs no SQL and raises no error, so
+ * that a batch can apply it to many rows, and a test can call it alone.
+ *
+ * A direct write of a client amounts to one of these transitions too, which
+ * syncstate_recognize() finds and syncstate_follow_write() applies.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "utils/builtins.h"
+
+#include "schedule.h"
+#include "transition.h"
+
+#define RATE_LIMIT_MESSAGE	"API rate limit exceeded"
+#define LEASE_EXPIRED_MESSAGE	"lease expired without a report"
+
+/* From this many cursor losses in a row on, the row waits; then it is parked. */
+#define LOSSES_TO_WAIT		3
+#define LOSSES_TO_PARK		10
+
+const char *const syncstate_failure_kinds[NUM_FAILURE_KINDS] = {
+	[FAILURE_TRANSIENT] = "transient",
+	[FAILURE_PERMANENT] = "permanent",
+	[FAILURE_AUTH] = "auth",
+};
+
+const char *const syncstate_limit_scopes[NUM_LIMIT_SCOPES] = {
+	[SCOPE_USER] = "user",
+	[SCOPE_SOURCE] = "source",
+};
+
+/* Whether a lease is held; one that expired is, until somebody takes it over. */
+bool
+syncstate_lease_is_held(const SyncState *row, int64 lease)
+{
+	return row->status == SYNC_SYNCING && row->lease == lease;
+}
+
+/*
+ * Whether a lease was lost for good: numbers only grow, and the run of the last
+ * one has ended.
+ */
+bool
+syncstate_lease_is_stale(const SyncState *row, int64 lease)
+{
+	return lease < row->lease ||
+		(lease == row->lease && row->status != SYNC_SYNCING);
+}
+
+/* How long a rate limit lasts. */
+int64
+syncstate_limit_wait(const Report *report, const SyncPolicy *policy)
+{
+	return report->retry_after != 0 ? report->retry_after :
+		policy->rate_limit_wait;
+}
+
+/* Counts one more failure of the present run of them. */
+static void
+count_failure(SyncState *row, TimestampTz now)
+{
+	if (row->failures < PG_INT32_MAX)
+		row->failures++;
+	if (row->failing_since == NO_TIME)
+		row->failing_since = now;
+}
+
+/* Lets a full sync begin: no cursor, and from the first page. */
+static void
+drop_cursor(SyncState *row)
+{
+	row->sync_token = NULL;
+	row->history_id = NULL;
+	row->updated_min = NO_TIME;
+	row->token_issued_at = NO_TIME;
+	row->page_token = NULL;
+	row->progress_done = NO_COUNT;
+	row->progress_total = NO_COUNT;
+}
+
+/*
+ * A start, by a claim or by name.  A lease that ran out without a report counts
+ * as a failure.  A cursor that the provider has forgotten by now is not handed
+ * out.
+ */
+static void
+start(SyncState *row, const Report *report, const SyncPolicy *policy,
+	  TimestampTz now)
+{
+	if (row->status == SYNC_SYNCING && row->lease_expires_at <= now)
+		count_failure(row, now);
+	if (syncstate_cursor_is_dead(policy, row, now))
+		drop_cursor(row);
+	row->status = SYNC_SYNCING;
+	row->lease++;
+	row->lease_expires_at = now +
+		(report->lease_time != 0 ? report->lease_time : policy->lease_time);
+	row->last_sync_at = now;
+	row->requested_at = NO_TIME;
+	row->error_message = NULL;
+
+	/* if the run crashes, the row is due when its lease ends, not later */
+	if (row->due_at != NO_TIME)
+		row->due_at = Min(row->due_at, now);
+}
+
+/* Ends the run in flight: nobody holds the row any more. */
+static void
+end_run(SyncState *row, SyncStatus status, text *error_message)
+{
+	row->status = status;
+	row->lease_expires_at = NO_TIME;
+	row->error_message = error_message;
+}
+
+/* Takes a row out of the lanes, until it is resumed or connected. */
+static void
+park(SyncState *row, ParkedReason reason)
+{
+	row->due_at = NO_TIME;
+	row->parked_reason = cstring_to_text(syncstate_parked_reasons[reason]);
+}
+
+/* The end of a row whose lease ran out once too often. */
+static void
+give_up(SyncState *row, const Report *report, const SyncPolicy *policy,
+		TimestampTz now)
+{
+	count_failure(row, now);
+	end_run(row, SYNC_ERROR, cstring_to_text(LEASE_EXPIRED_MESSAGE));
+	park(row, PARKED_FAILURES);
+}
+
+/* Compares tidy history ids as numbers. */
+static int
+compare_history_ids(const text *a, const text *b)
+{
+	Size		a_len = VARSIZE_ANY_EXHDR(a);
+	Size		b_len = VARSIZE_ANY_EXHDR(b);
+
+	if (a_len != b_len)
+		return a_len < b_len ? -1 : 1;
+	return memcmp(VARDATA_ANY(a), VARDATA_ANY(b), a_len);
+}
+
+/* Makes a row due at a time, unless it is parked. */
+static void
+set_due(SyncState *row, TimestampTz due_at)
+{
+	if (row->parked_reason == NULL)
+		row->due_at = due_at;
+}
+
+static void
+complete(SyncState *row, const Report *report, const SyncPolicy *policy,
+		 TimestampTz now)
+{
+	bool		was_full = !syncstate_has_cursor(row);
+	bool		given = false;
+
+	if (report->sync_token != NULL && VARSIZE_ANY_EXHDR(report->sync_token) > 0)
+	{
+		row->sync_token = report->sync_token;
+		given = true;
+	}
+	if (report->history_id != NULL &&
+		(row->history_id == NULL ||
+		 compare_history_ids(report->history_id, row->history_id) >= 0))
+	{
+		row->history_id = report->history_id;
+		given = true;
+	}
+	if (report->updated_min != NO_TIME &&
+		(row->updated_min == NO_TIME || report->updated_min >= row->updated_min))
+	{
+		row->updated_min = report->updated_min;
+		given = true;
+	}
+
+	/* a cursor given again was confirmed by the provider: it is as good as new */
+	if (given)
+		row->token_issued_at = now;
+	if (was_full)
+		row->last_full_sync_at = now;
+
+	end_run(row, SYNC_IDLE, NULL);
+	row->page_token = NULL;
+	row->progress_done = NO_COUNT;
+	row->progress_total = NO_COUNT;
+	row->items_synced = report->items_synced;
+
+	/* a full sync lists what there is, not what changed */
+	if (!was_full)
+		syncstate_learn(row, now);
+	row->last_successful_sync_at = now;
+	row->failures = 0;
+	row->failing_since = NO_TIME;
+	row->token_losses = 0;
+	set_due(row, syncstate_next_due(policy, row, now));
+}
+
+static void
+wait_after_failure(SyncState *row, const SyncPolicy *policy, int32 n,
+				   TimestampTz now)
+{
+	set_due(row, now + syncstate_backoff(policy, n,
+										 pg_prng_double(&pg_global_prng_state)));
+}
+
+static void
+fail(SyncState *row, const Report *report, const SyncPolicy *policy,
+	 TimestampTz now)
+{
+	count_failure(row, now);
+	end_run(row, SYNC_ERROR, report->error_message);
+	if (report->kind == FAILURE_AUTH)
+		park(row, PARKED_AUTH);
+	else if (syncstate_is_hopeless(policy, row->failures, row->failing_since, now))
+		park(row, PARKED_FAILURES);
+	else if (report->kind == FAILURE_PERMANENT)
+		set_due(row, now + policy->retry_cap);
+	else
+		wait_after_failure(row, policy, row->failures, now);
+}
+
+static void
+rate_limit(SyncState *row, const Report *report, const SyncPolicy *policy,
+		   TimestampTz now)
+{
+	TimestampTz end = syncstate_limit_end(policy, &row->key,
+										  syncstate_limit_wait(report, policy),
+										  now);
+
+	/* a limit that is in force already is not cut short */
+	if (row->status == SYNC_RATE_LIMITED)
+		end = Max(end, row->due_at);
+	end_run(row, SYNC_RATE_LIMITED, cstring_to_text(RATE_LIMIT_MESSAGE));
+	set_due(row, end);
+}
+
+/*
+ * The provider has forgotten the cursor.  With a lease the run goes on, as a
+ * full sync; without one it is revoked.
+ */
+static void
+clear_token(SyncState *row, const Report *report, const SyncPolicy *policy,
+			TimestampTz now)
+{
+	drop_cursor(row);
+	if (row->token_losses < PG_INT32_MAX)
+		row->token_losses++;
+
+	if (row->token_losses >= LOSSES_TO_WAIT)
+	{
+		/* the provider takes no cursor that it gave: full syncs are costly */
+		end_run(row, SYNC_ERROR,
+				cstring_to_text(psprintf("cursor lost %d times in a row",
+										 row->token_losses)));
+		if (row->token_losses >= LOSSES_TO_PARK)
+			park(row, PARKED_TOKEN_LOOP);
+		else
+			wait_after_failure(row, policy, row->token_losses, now);
+	}
+	else if (!report->has_lease)
+	{
+		if (row->status == SYNC_SYNCING)
+			end_run(row, SYNC_IDLE, row->error_message);
+		set_due(row, now);
+	}
+}
+
+static void
+renew(SyncState *row, const Report *report, const SyncPolicy *policy,
+	  TimestampTz now)
+{
+	row->lease_expires_at = now + (report->lease_time != 0 ?
+								   report->lease_time : policy->lease_time);
+}
+
+static void
+checkpoint(SyncState *row, const Report *report, const SyncPolicy *policy,
+		   TimestampTz now)
+{
+	if (report->page_token != NULL)
+		row->page_token = report->page_token;
+	if (report->progress_done != NO_COUNT)
+		row->progress_done = report->progress_done;
+	if (report->progress_total != NO_COUNT)
+		row->progress_total = report->progress_total;
+
+	/* a lease that was claimed for longer is not cut short */
+	row->lease_expires_at = Max(row->lease_expires_at, now + policy->lease_time);
+}
+
+/* The claim left the row due: due_at is not moved. */
+static void
+release(SyncState *row, const Report *report, const SyncPolicy *policy,
+		TimestampTz now)
+{
+	end_run(row, SYNC_IDLE, NULL);
+}
+
+static void
+resume_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+		   TimestampTz now)
+{
+	if (row->due_at == NO_TIME)
+	{
+		row->parked_reason = NULL;
+		row->due_at = now;
+	}
+	row->failures = 0;
+	row->failing_since = NO_TIME;
+	row->token_losses = 0;
+	if (row->status == SYNC_ERROR)
+		end_run(row, SYNC_IDLE, NULL);
+}
+
+static void
+connect_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+			TimestampTz now)
+{
+	resume_row(row, report, policy, now);
+	if (row->requested_at == NO_TIME)
+		row->requested_at = now;
+}
+
+static void
+pause_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+		  TimestampTz now)
+{
+	park(row, PARKED_PAUSED);
+}
+
+typedef void (*TransitionFunction) (SyncState *row, const Report *report,
+									const SyncPolicy *policy, TimestampTz now);
+
+static const TransitionFunction transitions[NUM_TRANSITIONS] = {
+	[TRANSITION_START] = start,
+	[TRANSITION_GIVE_UP] = give_up,
+	[TRANSITION_COMPLETE] = complete,
+	[TRANSITION_FAIL] = fail,
+	[TRANSITION_RATE_LIMIT] = rate_limit,
+	[TRANSITION_CLEAR_TOKEN] = clear_token,
+	[TRANSITION_RENEW] = renew,
+	[TRANSITION_CHECKPOINT] = checkpoint,
+	[TRANSITION_RELEASE] = release,
+	[TRANSITION_CONNECT] = connect_row,
+	[TRANSITION_PAUSE] = pause_row,
+	[TRANSITION_RESUME] = resume_row,
+};
+
+/* Applies a transition to a row. */
+void
+syncstate_apply(Transition transition, SyncState *row, const Report *report,
+				const SyncPolicy *policy, TimestampTz now)
+{
+	if (transition != TRANSITION_NONE)
+		transitions[transition] (row, report, policy, now);
+	row->updated_at = now;
+}
+
+/*
+ * An empty cursor is none, and a history id has no leading zeros, so that it
+ * is what Gmail would have sent.
+ */
+static void
+tidy_cursor(SyncState *row)
+{
+	if (row->sync_token != NULL && syncstate_text_bytes(row->sync_token) == 0)
+		row->sync_token = NULL;
+	if (row->history_id != NULL)
+		row->history_id = syncstate_tidy_history_id(row->history_id);
+}
+
+/*
+ * A run of failures that began unseen began after the last success, or when
+ * the row did.
+ */
+static void
+settle_failures(SyncState *row, TimestampTz began)
+{
+	if (row->failures <= 0)
+		row->failing_since = NO_TIME;
+	else if (row->failing_since == NO_TIME)
+		row->failing_since = row->last_successful_sync_at != NO_TIME ?
+			row->last_successful_sync_at : began;
+}
+
+/*
+ * Fills in what a row that a client inserts lacks.  What is there stays, so
+ * that a restored row is as it was dumped.
+ */
+void
+syncstate_fill_in(SyncState *row, const SyncPolicy *policy, TimestampTz now)
+{
+	tidy_cursor(row);
+	if (syncstate_has_cursor(row) && row->token_issued_at == NO_TIME)
+		row->token_issued_at = now;
+	if (row->due_at == NO_TIME && row->parked_reason == NULL)
+		row->due_at = syncstate_first_due(policy, &row->key, now);
+	if (row->status == SYNC_SYNCING)
+	{
+		if (row->lease_expires_at == NO_TIME)
+			row->lease_expires_at = now + policy->lease_time;
+		if (row->lease == 0)
+			row->lease = 1;
+		if (row->last_sync_at == NO_TIME)
+			row->last_sync_at = now;
+	}
+	if (row->failures > 0)
+		settle_failures(row, now);
+}
+
+/* What a call would have said instead of a direct write. */
+static Report
+report_of_write(const SyncState *old, const SyncState *row,
+				const Written *written)
+{
+	Report		report = {
+		.key = row->key,
+		.updated_min = row->updated_min != old->updated_min ?
+			row->updated_min : NO_TIME,
+		.error_message = row->error_message,
+		.progress_done = NO_COUNT,
+		.progress_total = NO_COUNT,
+	};
+
+	if (!syncstate_same_text(row->sync_token, old->sync_token))
+		report.sync_token = row->sync_token;
+	if (!syncstate_same_text(row->history_id, old->history_id))
+		report.history_id = row->history_id;
+	if (written->items_synced || row->items_synced != old->items_synced)
+		report.items_synced = row->items_synced;
+	return report;
+}
+
+/* Whether a row had a cursor, and has none any more. */
+static bool
+lost_cursor(const SyncState *old, const SyncState *row)
+{
+	return syncstate_has_cursor(old) && !syncstate_has_cursor(row);
+}
+
+/*
+ * The transition that a direct write amounts to, apart from parking.
+ *
+ * An UPDATE may name the status without changing it: a row whose lease ran out
+ * starts again by 'syncing', but not by a change of another column.
+ */
+Transition
+syncstate_recognize(const SyncState *old, const SyncState *row,
+					const Written *written, TimestampTz now)
+{
+	bool		was_running = old->status == SYNC_SYNCING;
+	bool		status_changed = row->status != old->status;
+	bool		status_written = written->status || status_changed;
+	bool		lease_changed = row->lease > old->lease;
+	bool		lease_ended = was_running && old->lease_expires_at <= now &&
+		row->lease_expires_at == old->lease_expires_at;
+
+	switch (row->status)
+	{
+		case SYNC_SYNCING:
+			if (status_changed || lease_changed ||
+				(status_written && (lease_ended || lost_cursor(old, row))))
+				return TRANSITION_START;
+			break;
+		case SYNC_IDLE:
+			if (was_running)
+				return TRANSITION_COMPLETE;
+			if (old->status == SYNC_ERROR && old->parked_reason == NULL)
+				return TRANSITION_RESUME;
+			break;
+		case SYNC_ERROR:
+			if (status_changed)
+				return TRANSITION_FAIL;
+			break;
+		case SYNC_RATE_LIMITED:
+			if (status_written)
+				return TRANSITION_RATE_LIMIT;
+			break;
+		case NUM_STATUSES:
+			break;
+	}
+
+	/* a run in flight would bring the old cursor back: it is revoked */
+	return lost_cursor(old, row) ? TRANSITION_CLEAR_TOKEN : TRANSITION_NONE;
+}
+
+/* Whether a direct write parks the row, or takes it back. */
+static Transition
+recognize_parking(const SyncState *old, const SyncState *row)
+{
+	bool		due_changed = row->due_at != old->due_at;
+	bool		reason_changed = !syncstate_same_text(row->parked_reason,
+													  old->parked_reason);
+
+	if (old->parked_reason == NULL)
+	{
+		if ((due_changed && row->due_at == NO_TIME) || reason_changed)
+			return TRANSITION_PAUSE;
+	}
+	else if ((reason_changed && row->parked_reason == NULL) ||
+			 (due_changed && !reason_changed))
+		return TRANSITION_RESUME;
+	return TRANSITION_NONE;
+}
+
+/* One of due_at and parked_reason is set: that which the client changed. */
+static void
+settle_parking(const SyncState *old, SyncState *row, const SyncState *written,
+			   TimestampTz now)
+{
+	bool		reason_changed = !syncstate_same_text(written->parked_reason,
+													  old->parked_reason);
+
+	if (row->due_at == NO_TIME && row->parked_reason == NULL)
+	{
+		if (reason_changed)
+			row->due_at = now;
+		else
+			park(row, PARKED_PAUSED);
+	}
+	else if (row->due_at != NO_TIME && row->parked_reason != NULL)
+	{
+		if (reason_changed)
+			row->due_at = NO_TIME;
+		else
+			row->parked_reason = NULL;
+	}
+}
+
+/* Whether a part of the cursor got another value, and not only lost one. */
+static bool
+got_cursor(const SyncState *old, const SyncState *row)
+{
+	return (row->sync_token != NULL &&
+			!syncstate_same_text(row->sync_token, old->sync_token)) ||
+		(row->history_id != NULL &&
+		 !syncstate_same_text(row->history_id, old->history_id)) ||
+		(row->updated_min != NO_TIME && row->updated_min != old->updated_min);
+}
+
+/* A cursor has an age, counted from when it was last set. */
+static void
+settle_cursor(const SyncState *old, SyncState *row, TimestampTz now)
+{
+	if (lost_cursor(old, row))
+		drop_cursor(row);
+	else if (!syncstate_has_cursor(row))
+		row->token_issued_at = NO_TIME;
+	else if (row->token_issued_at == NO_TIME ||
+			 (row->token_issued_at == old->token_issued_at &&
+			  got_cursor(old, row)))
+		row->token_issued_at = now;
+}
+
+/*
+ * Lets a direct write be the transition that it amounts to: each column that
+ * the client left alone becomes what the transition makes of it.  The CHECK
+ * refuses what cannot be made sense of.
+ */
+void
+syncstate_follow_write(const SyncState *old, SyncState *row,
+					   const Written *written, const SyncPolicy *policy,
+					   TimestampTz now)
+{
+	SyncState	as_written;
+	SyncState	derived = *old;
+	Report		report;
+
+	tidy_cursor(row);
+	row->lease = Max(row->lease, old->lease);	/* it never goes down */
+	as_written = *row;
+	report = report_of_write(old, row, written);
+
+	/* what the client says that a transition reads of the row */
+	derived.last_sync_at = row->last_sync_at;
+	derived.sync_interval = row->sync_interval;
+	if (row->failures != old->failures)
+		derived.failures = Max(row->failures - 1, 0);	/* without this one */
+
+	syncstate_apply(syncstate_recognize(old, row, written, now), &derived,
+					&report, policy, now);
+	syncstate_apply(recognize_parking(old, row), &derived, &report, policy, now);
+	syncstate_state_keep(old, &derived, row);
+
+	/* a count that is named is given, also where it is the same as before */
+	if (written->items_synced)
+		row->items_synced = as_written.items_synced;
+
+	/* users may write this column: nobody gets ahead by an early time */
+	if (row->requested_at != NO_TIME && row->requested_at != old->requested_at)
+		row->requested_at = now;
+
+	settle_parking(old, row, &as_written, now);
+	settle_cursor(old, row, now);
+	if (row->status != SYNC_SYNCING)
+		row->lease_expires_at = NO_TIME;
+	else if (row->lease_expires_at == NO_TIME)
+		row->lease_expires_at = now + policy->lease_time;
+	settle_failures(row, row->created_at);
+	row->updated_at = now;
+}

@@ -1,0 +1,258 @@
+/*
+ * walk.c: walking through the lanes
+ *
+ * A lane is a walk through one of the two partial indexes of sync_state, in
+ * index order whatever the statistics say.  The priority lane holds the rows
+ * that somebody requested, the due lane all rows; parked rows are in neither.
+ *
+ * An index entry of a row that moved on can be removed only when no open
+ * transaction could still see it.  Under one long transaction, a walk from the
+ * beginning would read again, at each claim, all entries that died since that
+ * transaction began.  So a session remembers two places in each lane, the mark
+ * and the sweep's: see claim.c.  Both are hints: losing them costs time, never
+ * correctness.  The indexes end in user_id and resource, so that a place is
+ * exact among equal times too.
+ */
+#include "postgres.h"
+
+#include "access/itup.h"
+#include "access/relscan.h"
+#include "access/skey.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "catalog/pg_collation.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "access.h"
+#include "compat.h"
+#include "walk.h"
+
+/* The mark of a new session is this far back. */
+#define FIRST_MARK		USECS_PER_MINUTE
+
+/*
+ * Opens the table and its lanes.  Every scan has the same three keys: the
+ * source, a place to begin after, and a time to end with.
+ */
+void
+syncstate_walk_open(Walk *walk, LOCKMODE lockmode, Snapshot snapshot)
+{
+	const CatalogIds *ids;
+
+	walk->rel = syncstate_open_state(lockmode);
+	ids = syncstate_ids();		/* after the wait for the lock */
+	walk->index[LANE_PRIORITY] = index_open(ids->requested_index, lockmode);
+	walk->index[LANE_DUE] = index_open(ids->due_index, lockmode);
+	walk->snapshot = snapshot;
+	walk->slot = table_slot_create(walk->rel, NULL);
+	walk->visit = AllocSetContextCreate(CurrentMemoryContext, "syncstate visit",
+										ALLOCSET_SMALL_SIZES);
+	for (Lane lane = 0; lane < NUM_LANES; lane++)
+	{
+		walk->scan[lane] = syncstate_index_beginscan(walk->rel,
+													 walk->index[lane],
+													 snapshot, 3);
+
+		/* places are read from the entries, dead ones too */
+		walk->scan[lane]->xs_want_itup = true;
+	}
+}
+
+void
+syncstate_walk_close(Walk *walk, LOCKMODE lockmode)
+{
+	for (Lane lane = 0; lane < NUM_LANES; lane++)
+	{
+		index_endscan(walk->scan[lane]);
+		index_close(walk->index[lane], lockmode);
+	}
+	ExecDropSingleTupleTableSlot(walk->slot);
+	MemoryContextDelete(walk->visit);
+	table_close(walk->rel, lockmode);
+}
+
+/* Begins to walk a lane of a source after a place, up to a time inclusive. */
+void
+syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
+		  TimestampTz upto)
+{
+	ScanKeyData keys[3];
+	ScanKeyData members[3];		/* of a row comparison; read by rescan only */
+
+	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
+						   InvalidOid, F_ENUM_EQ, ObjectIdGetDatum(source));
+	if (after->at == NO_TIME || after->whole)
+		ScanKeyEntryInitialize(&keys[1], 0, 2, BTGreaterStrategyNumber,
+							   InvalidOid, InvalidOid, F_TIMESTAMPTZ_GT,
+							   TimestampTzGetDatum(after->at));
+	else
+	{
+		/* (time, user_id, resource) > (...), as the planner would write it */
+		text	   *resource = cstring_to_text_with_len(after->resource,
+														after->resource_len);
+		pg_uuid_t  *user_id = palloc(sizeof(pg_uuid_t));
+		ScanKey		heap_members = palloc(sizeof(members));
+
+		*user_id = after->user_id;
+		ScanKeyEntryInitialize(&members[0], SK_ROW_MEMBER, 2,
+							   BTGreaterStrategyNumber, InvalidOid, InvalidOid,
+							   F_TIMESTAMPTZ_CMP, TimestampTzGetDatum(after->at));
+		ScanKeyEntryInitialize(&members[1], SK_ROW_MEMBER, 3,
+							   BTGreaterStrategyNumber, InvalidOid, InvalidOid,
+							   F_UUID_CMP, UUIDPGetDatum(user_id));
+		ScanKeyEntryInitialize(&members[2], SK_ROW_MEMBER | SK_ROW_END, 4,
+							   BTGreaterStrategyNumber, InvalidOid,
+							   C_COLLATION_OID, F_BTTEXTCMP,
+							   PointerGetDatum(resource));
+
+		/* the scan keeps pointers to the members: until the call's end */
+		memcpy(heap_members, members, sizeof(members));
+		MemSet(&keys[1], 0, sizeof(ScanKeyData));
+		keys[1].sk_flags = SK_ROW_HEADER;
+		keys[1].sk_attno = 2;
+		keys[1].sk_strategy = BTGreaterStrategyNumber;
+		keys[1].sk_argument = PointerGetDatum(heap_members);
+	}
+	ScanKeyEntryInitialize(&keys[2], 0, 2, BTLessEqualStrategyNumber,
+						   InvalidOid, InvalidOid, F_TIMESTAMPTZ_LE,
+						   TimestampTzGetDatum(upto));
+
+	walk->current = walk->scan[lane];
+	walk->visits = 0;
+	walk->dead = 0;
+	walk->direct = false;
+	index_rescan(walk->current, keys, 3, NULL, 0);
+}
+
+/* Goes on to the next entry, whose row may be dead; false at the end. */
+bool
+syncstate_walk_next(Walk *walk)
+{
+	IndexScanDesc scan = walk->current;
+	MemoryContext save;
+	bool		isnull;
+
+	CHECK_FOR_INTERRUPTS();
+	if (index_getnext_tid(scan, ForwardScanDirection) == NULL)
+		return false;
+	walk->visits++;
+	walk->at = DatumGetTimestampTz(index_getattr(scan->xs_itup, 2,
+												 scan->xs_itupdesc, &isnull));
+	walk->user_id = DatumGetUUIDP(index_getattr(scan->xs_itup, 3,
+												scan->xs_itupdesc, &isnull));
+	MemoryContextReset(walk->visit);
+	save = MemoryContextSwitchTo(walk->visit);
+	walk->resource = DatumGetTextPP(index_getattr(scan->xs_itup, 4,
+												  scan->xs_itupdesc, &isnull));
+	MemoryContextSwitchTo(save);
+	return true;
+}
+
+/*
+ * Reads the row of the entry; false if the snapshot sees none.  Rows that wait
+ * are where their entries say, those that somebody took are not, and they come
+ * in runs of batches.
+ */
+bool
+syncstate_walk_fetch(Walk *walk)
+{
+	ItemPointerData tid = walk->current->xs_heaptid;
+	MemoryContext save;
+
+	if (!walk->direct ||
+		!syncstate_fetch_version(walk->rel, tid, walk->snapshot, walk->slot))
+	{
+		walk->direct = false;
+		if (!index_fetch_heap(walk->current, walk->slot))
+		{
+			walk->dead++;
+			return false;
+		}
+		walk->direct = ItemPointerEquals(&walk->slot->tts_tid, &tid);
+	}
+	save = MemoryContextSwitchTo(walk->visit);
+	syncstate_state_from_slot(walk->slot, &walk->row);
+	MemoryContextSwitchTo(save);
+	return true;
+}
+
+/* Whether the entry comes after a place. */
+bool
+syncstate_walk_is_past(const Walk *walk, const Place *place)
+{
+	int			cmp;
+	int			len = VARSIZE_ANY_EXHDR(walk->resource);
+
+	if (walk->at != place->at)
+		return walk->at > place->at;
+	if (place->whole)
+		return false;
+	cmp = memcmp(walk->user_id, &place->user_id, UUID_LEN);
+	if (cmp == 0)
+		cmp = memcmp(VARDATA_ANY(walk->resource), place->resource,
+					 Min(len, place->resource_len));
+	if (cmp == 0)
+		cmp = len - place->resource_len;
+	return cmp > 0;
+}
+
+/* The place after the entry. */
+void
+syncstate_walk_place(const Walk *walk, Place *place)
+{
+	place->at = walk->at;
+	place->whole = false;
+	place->user_id = *walk->user_id;
+	place->resource_len = VARSIZE_ANY_EXHDR(walk->resource);
+	memcpy(place->resource, VARDATA_ANY(walk->resource), place->resource_len);
+}
+
+/* The place after all entries of a time; NO_TIME is the very beginning. */
+void
+syncstate_place_after(Place *place, TimestampTz at)
+{
+	place->at = at;
+	place->whole = true;
+}
+
+/*
+ * What this session remembers of a source.  Nothing is ever removed, since a
+ * claim further up may be using it; labels of a new extension are new ones.
+ */
+SourceHints *
+syncstate_source_hints(Oid source, TimestampTz now)
+{
+	static HTAB *hints = NULL;
+	SourceHints *found;
+	bool		is_old;
+
+	if (hints == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(SourceHints)};
+
+		ctl.hcxt = TopMemoryContext;
+		hints = hash_create("syncstate hints", 16, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+
+	found = hash_search(hints, &source, HASH_ENTER, &is_old);
+	if (!is_old)
+	{
+		for (Lane lane = 0; lane < NUM_LANES; lane++)
+		{
+			syncstate_place_after(&found->lanes[lane].mark, now - FIRST_MARK);
+			syncstate_place_after(&found->lanes[lane].sweep, NO_TIME);
+			found->lanes[lane].sweeping = false;
+			found->lanes[lane].sweep_started = NO_TIME;
+			found->lanes[lane].rests_until = NO_TIME;
+			found->lanes[lane].stride = 0;
+		}
+		found->share_carry = 0;
+		found->claimed = false;
+	}
+	return found;
+}

@@ -1,0 +1,84 @@
+/* walk.h: walking through the lanes, and what a session remembers of them */
+#ifndef SYNCSTATE_WALK_H
+#define SYNCSTATE_WALK_H
+
+#include "access/genam.h"
+#include "state.h"
+#include "utils/snapshot.h"
+
+/* Index entries that one step of a sweep visits at most, dead ones counted. */
+#define SWEEP_VISITS	2000
+
+/* The next sweep starts no sooner than this after the last one started. */
+#define SWEEP_PAUSE		USECS_PER_SEC
+
+typedef enum Lane
+{
+	LANE_PRIORITY,				/* by requested_at */
+	LANE_DUE,					/* by due_at */
+	NUM_LANES,
+} Lane;
+
+/* A place in a lane: after one entry, or after all entries of a time. */
+typedef struct Place
+{
+	TimestampTz at;				/* NO_TIME: the very beginning */
+	bool		whole;			/* after all entries of this time */
+	pg_uuid_t	user_id;		/* else after this row's */
+	int			resource_len;
+	char		resource[MAX_RESOURCE_BYTES];
+} Place;
+
+/* What a session remembers of a lane. */
+typedef struct LaneHints
+{
+	Place		mark;
+	Place		sweep;
+	bool		sweeping;
+	TimestampTz sweep_started;
+	TimestampTz rests_until;	/* at most SWEEP_PAUSE ahead */
+	int64		stride;			/* how far from the mark a claim looks first; 0: all
+								 * the way */
+} LaneHints;
+
+/* What a session remembers of a source. */
+typedef struct SourceHints
+{
+	Oid			source;			/* hash key */
+	LaneHints	lanes[NUM_LANES];
+	int			share_carry;	/* rows taken, modulo ORDINARY_SHARE */
+	bool		claimed;		/* it has claimed before */
+} SourceHints;
+
+/* An index scan over a lane, and the entry that it is at. */
+typedef struct Walk
+{
+	Relation	rel;
+	Relation	index[NUM_LANES];
+	IndexScanDesc scan[NUM_LANES];
+	Snapshot	snapshot;
+	TupleTableSlot *slot;
+	MemoryContext visit;		/* what the entry and its row take, until the next */
+	IndexScanDesc current;		/* the lane being walked */
+	int64		visits;			/* of this walk over this lane */
+	int64		dead;			/* of these */
+	bool		direct;			/* the last row was where its entry says */
+	TimestampTz at;				/* the entry's time and rest of its key */
+	pg_uuid_t  *user_id;
+	text	   *resource;
+	SyncState	row;			/* the row, once fetched */
+} Walk;
+
+extern void syncstate_walk_open(Walk *walk, LOCKMODE lockmode,
+								Snapshot snapshot);
+extern void syncstate_walk_close(Walk *walk, LOCKMODE lockmode);
+extern void syncstate_walk_from(Walk *walk, Lane lane, Oid source,
+								const Place *after, TimestampTz upto);
+extern bool syncstate_walk_next(Walk *walk);
+extern bool syncstate_walk_fetch(Walk *walk);
+extern bool syncstate_walk_is_past(const Walk *walk, const Place *place);
+extern void syncstate_walk_place(const Walk *walk, Place *place);
+extern void syncstate_place_after(Place *place, TimestampTz at);
+extern SourceHints *syncstate_source_hints(Oid source, TimestampTz now);
+
+#endif
