@@ -13,8 +13,8 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 # Tests, in this order.  `make installcheck` runs all three kinds against a
 # running server, like that of any other extension.
 REGRESS     = install identity acl policy guard lifecycle errors claim \
-              steering budget rate report ways nested fences sources overview property \
-              uninstall
+              steering budget rate report ways nested fences parked settings \
+              sources overview property uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks rebalance
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
