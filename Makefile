@@ -15,7 +15,8 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 REGRESS     = install identity acl policy guard lifecycle errors claim \
               steering budget rate report ways nested fences parked settings \
               sources overview property uninstall
-ISOLATION   = claim lease request source_limit notify report deadlocks rebalance
+ISOLATION   = claim lease request source_limit notify report deadlocks rebalance \
+              fence stale
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
 
