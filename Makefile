@@ -16,7 +16,7 @@ REGRESS     = install identity acl policy guard lifecycle errors claim \
               steering budget rate report ways nested fences parked settings \
               sources overview property uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks rebalance \
-              fence stale
+              fence stale ddl
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
 
