@@ -1,0 +1,106 @@
+# An auditor hears of each call that touches sync_state, by whatever way it does:
+# pgaudit, which listens where the executor checks permissions, and logs what a
+# role of its own could have done.
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
+my ($libdir) = `$pg_config --pkglibdir` =~ /(.*)/;
+plan skip_all => 'pgaudit is not installed for this server (in Debian: postgresql-VERSION-pgaudit)'
+  unless -e "$libdir/pgaudit.so";
+
+my $node = PostgreSQL::Test::Cluster->new('main');
+$node->init;
+$node->append_conf('postgresql.conf', <<'EOC');
+fsync = off
+shared_preload_libraries = 'pgaudit'
+pgaudit.role = 'auditor'
+pgaudit.log_catalog = off
+EOC
+$node->start;
+$node->safe_psql('postgres', q{
+	CREATE ROLE auditor;
+	CREATE ROLE worker LOGIN;
+	CREATE ROLE fenced LOGIN;
+	CREATE EXTENSION syncstate;
+	SELECT syncstate.grant_worker('worker'), syncstate.grant_worker('fenced');
+	GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state TO auditor;
+	CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE
+	RETURN ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid;
+	CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+	-- runs a call that may find that there is nothing to do for it
+	CREATE FUNCTION try(call text) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		EXECUTE call;
+	EXCEPTION WHEN SQLSTATE 'PT404' OR SQLSTATE 'PT409' THEN
+		NULL;
+	END
+	$$;
+	INSERT INTO syncstate.sync_state (user_id, source, status, lease, due_at)
+	SELECT u(n), 'google_calendar', CASE WHEN n > 10 THEN 'syncing' ELSE 'idle' END::syncstate.sync_status, 5, now() - interval '1 min'
+	FROM generate_series(1, 30) AS n});
+
+# What the auditor notes while a role runs a statement: which commands on the
+# table.
+sub noted
+{
+	my ($role, $sql) = @_;
+	my $from = -s $node->logfile;
+	$node->safe_psql('postgres', $sql, extra_params => [ '-U', $role ]);
+	my %commands;
+	foreach (split /\n/, substr(slurp_file($node->logfile), $from))
+	{
+		$commands{$1} = 1 if /AUDIT: OBJECT,\d+,\d+,(?:READ|WRITE),(\w+),TABLE,syncstate\.sync_state,/;
+	}
+	return join ' ', sort keys %commands;
+}
+
+is(noted('worker', 'SELECT 1'), '', 'nothing is noted of what does not touch the table');
+is(noted('worker', 'SELECT count(*) FROM syncstate.sync_state'), 'SELECT', 'a plain SELECT is noted');
+is(noted('worker', q{UPDATE syncstate.sync_state SET sync_interval = '1 h' WHERE user_id = u(1)}), 'UPDATE', '... and a plain UPDATE');
+
+my $n = 10;
+sub next_user { $n++; return "u($n)" }
+
+foreach my $way ([ 'worker', 'plainly', '' ],
+	[ 'fenced', 'within a policy', 'CREATE POLICY fence ON syncstate.sync_state AS RESTRICTIVE TO fenced USING (true)' ],
+	[ 'worker', 'with a trigger', 'DROP POLICY fence ON syncstate.sync_state;
+		CREATE TRIGGER pass BEFORE UPDATE ON syncstate.sync_state FOR EACH ROW EXECUTE FUNCTION pass()' ])
+{
+	my ($role, $how, $setup) = @$way;
+	$node->safe_psql('postgres', $setup) if $setup ne '';
+
+	# what writes
+	like(noted($role, q{SELECT FROM syncstate.claim_due_syncs('google_calendar', 1)}), qr/UPDATE/, "a claim is noted, $how");
+	my $user = next_user();
+	like(noted($role, "SELECT FROM syncstate.renew_sync_lease($user, 'google_calendar', 5)"), qr/UPDATE/, "a renewal is noted, $how");
+	like(noted($role, "SELECT FROM syncstate.checkpoint_sync($user, 'google_calendar', 5, 'page')"), qr/UPDATE/, "a checkpoint is noted, $how");
+	like(noted($role, "SELECT FROM syncstate.mark_sync_completed($user, 'google_calendar', lease => 5)"), qr/UPDATE/, "a completion is noted, $how");
+	$user = next_user();
+	like(noted($role, "SELECT FROM syncstate.mark_sync_failed($user, 'google_calendar', 'broken', lease => 5)"), qr/UPDATE/, "a failure is noted, $how");
+	$user = next_user();
+	like(noted($role, qq{SELECT FROM syncstate.report_syncs(jsonb_build_array(jsonb_build_object('user_id', $user,
+			'source', 'google_calendar', 'lease', 5, 'outcome', 'completed')))}), qr/UPDATE/, "a batch is noted, $how");
+	like(noted($role, "SELECT FROM syncstate.mark_sync_started($user, 'google_calendar')"), qr/UPDATE/, "a start is noted, $how");
+	like(noted($role, "SELECT FROM syncstate.pause_sync($user, 'google_calendar')"), qr/UPDATE/, "a pause is noted, $how");
+
+	# what would have
+	like(noted($role, q{SELECT FROM syncstate.claim_due_syncs('google_gmail')}), qr/SELECT|UPDATE/, "a claim of nothing is noted, $how");
+	like(noted($role, qq{SELECT try('SELECT FROM syncstate.mark_sync_completed($user, ''google_calendar'', lease => 4)')}), qr/SELECT|UPDATE/,
+		"a report that comes too late is noted, $how");
+
+	# what only looks
+	is(noted($role, q{SELECT FROM syncstate.get_users_needing_sync('google_calendar')}), 'SELECT', "get_users_needing_sync() is noted, $how");
+	is(noted($role, 'SELECT syncstate.next_sync_due()'), 'SELECT', "next_sync_due() is noted, $how");
+
+	# and several in one statement
+	like(noted($role, q{SELECT FROM syncstate.next_sync_due('google_gmail'), syncstate.claim_due_syncs('google_calendar', 1)}), qr/UPDATE/,
+		"a claim after a look is noted, $how");
+}
+
+$node->stop;
+done_testing();
