@@ -333,14 +333,13 @@ find_key(RowAccess *rows, const SyncKey *key)
 	return index_getnext_slot(rows->scan, ForwardScanDirection, rows->slot);
 }
 
-/*
- * Reads the row of a key, without a lock, for syncstate_rows_try().  False if
- * there is none to be seen, or if rows are not read plainly.
- */
+/* Reads the row of a key, without a lock; false if there is none to be seen. */
 bool
 syncstate_rows_read(RowAccess *rows, const SyncKey *key, SyncState *row)
 {
-	if (!rows->plain || !find_key(rows, key))
+	if (!rows->plain)
+		return syncstate_store_read(key, row);
+	if (!find_key(rows, key))
 		return false;
 	syncstate_state_from_slot(rows->slot, row);
 	return true;
@@ -573,19 +572,21 @@ written_tuple(RowAccess *rows)
 }
 
 /*
- * Writes a row that was read plainly but not locked, if nobody has changed or
- * locked it since: one visit to the row instead of two, and one record of WAL.
+ * Writes a row that was read but not locked, if nobody has changed or locked it
+ * since: one visit to the row instead of two, and one record of WAL.
  *
  * Returns true, and the row as it is now in the caller's outer context.  Returns
- * false without having waited if somebody has been at the row: then lock it,
- * look at it again, and write that.
+ * false without having waited if somebody has been at the row, or if rows are
+ * written by statements: then lock it, look at it again, and write that.
  */
 bool
 syncstate_rows_try(RowAccess *rows, const SyncState *row, HeapTuple *result)
 {
 	bool		done;
 
-	Assert(rows->plain && row->tuple != NULL);
+	if (!rows->plain)
+		return false;
+	Assert(row->tuple != NULL);
 	begin_writing(rows);
 	done = update_tuple(rows, row, false) == TM_Ok;
 	if (done)

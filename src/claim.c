@@ -175,7 +175,7 @@ try_take(Claim *claim)
 	MemoryContext save;
 	bool		is_locked;
 
-	if (claim->rows.plain && take(claim, false))
+	if (take(claim, false))
 		return;
 
 	/* somebody else, or this very transaction, has been at it; or no plain way */

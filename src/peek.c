@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -38,14 +39,17 @@ PG_FUNCTION_INFO_V1(syncstate_next_sync_due);
 static void
 peek_open(Peek *peek)
 {
+	Relation	rel = syncstate_open_state(AccessShareLock);
+
 	peek->now = syncstate_now();
-	syncstate_walk_open(&peek->walk, AccessShareLock, GetActiveSnapshot());
-	peek->sees_all = syncstate_is_plain(peek->walk.rel);
+	peek->sees_all = syncstate_is_plain(rel);
+	table_close(rel, NoLock);
 	if (!peek->sees_all)
 	{
 		syncstate_require_privileges(ACL_SELECT);
-		SPI_connect();
+		SPI_connect();			/* before the walk, whose memory it owns */
 	}
+	syncstate_walk_open(&peek->walk, AccessShareLock, GetActiveSnapshot());
 }
 
 /* Reads the row of the entry; false unless a claim could take it by a time. */
@@ -62,9 +66,9 @@ peek_fetch(Peek *peek, TimestampTz by)
 static void
 peek_close(Peek *peek)
 {
+	syncstate_walk_close(&peek->walk, AccessShareLock);
 	if (!peek->sees_all)
 		SPI_finish();
-	syncstate_walk_close(&peek->walk, AccessShareLock);
 }
 
 /*

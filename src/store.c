@@ -76,6 +76,7 @@
 
 typedef enum PlanId
 {
+	PLAN_READ,
 	PLAN_LOCK,
 	PLAN_LOCK_VERSION,
 	PLAN_SEES,
@@ -114,6 +115,11 @@ typedef struct PlanText
 } PlanText;
 
 static const PlanText plan_texts[NUM_PLANS] = {
+	[PLAN_READ] = {
+		"SELECT " COLUMNS "s.ctid FROM syncstate.sync_state AS s "
+		"WHERE " KEY_MATCHES,
+		KEY_ARGS
+	},
 	[PLAN_LOCK] = {
 		"SELECT " COLUMNS "s.ctid FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
@@ -431,6 +437,26 @@ state_datum(const SyncState *row)
 	return result;
 }
 
+/* Reads the row of a key by a plan that has all columns. */
+static bool
+read_by_key(PlanId id, const SyncKey *key, SyncState *row)
+{
+	Datum		values[3];
+
+	key_args(key, values);
+	if (run(id, values, NULL) == 0)
+		return false;
+	read_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, row);
+	return true;
+}
+
+/* Reads the row of a key; false if there is none to be seen. */
+bool
+syncstate_store_read(const SyncKey *key, SyncState *row)
+{
+	return read_by_key(PLAN_READ, key, row);
+}
+
 /*
  * Locks and reads the row of a key, waiting for others that have it locked;
  * false if there is none to be seen.
@@ -438,13 +464,7 @@ state_datum(const SyncState *row)
 bool
 syncstate_store_lock(const SyncKey *key, SyncState *row)
 {
-	Datum		values[3];
-
-	key_args(key, values);
-	if (run(PLAN_LOCK, values, NULL) == 0)
-		return false;
-	read_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, row);
-	return true;
+	return read_by_key(PLAN_LOCK, key, row);
 }
 
 /*

@@ -8,6 +8,7 @@
 #define MAX_TRIES		100
 
 /* Rows of sync_state. */
+extern bool syncstate_store_read(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock_version(ItemPointer tid, SyncState *row);
 extern bool syncstate_store_sees(ItemPointer tid);
