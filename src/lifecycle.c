@@ -322,23 +322,28 @@ syncstate_resume_sync(PG_FUNCTION_ARGS)
 }
 
 /*
- * syncstate_request_sync(user_id, source, resource)
- *
  * The row is locked first: a request that is there may be gone as soon as the
  * transaction of a claim commits, and then this one is needed.
+ *
+ * NOTIFY takes a lock that all databases share until the commit, so only a
+ * request that makes its row due earlier notifies.  Workers that sleep until
+ * next_sync_due() are awake for the others.
  */
 Datum
 syncstate_request_sync(PG_FUNCTION_ARGS)
 {
 	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 2);
 	SyncPolicy	policy = syncstate_policy(key.source);
+	TimestampTz now = syncstate_now();
 	bool		comes;
 	bool		is_new;
+	bool		is_earlier;
 
 	SPI_connect();
-	if (!syncstate_store_lock_request(&key, &comes, &is_new))
+	if (!syncstate_store_lock_request(&key, now, &comes, &is_new, &is_earlier))
 		syncstate_no_such_row();
-	if (comes && is_new && syncstate_store_request(&key, syncstate_now()))
+	if (comes && is_new && syncstate_store_request(&key, syncstate_now()) &&
+		is_earlier && !TIMESTAMP_IS_NOEND(policy.paused_until))
 		syncstate_wake_workers(&policy);
 	SPI_finish();
 	PG_RETURN_BOOL(comes);
@@ -351,11 +356,7 @@ has_key(const Jsonb *object, const char *key)
 										key, strlen(key), NULL) != NULL;
 }
 
-/*
- * syncstate_update_sync_state(user_id, source, changes, resource)
- *
- * A direct write: see syncstate_follow_write().
- */
+/* A direct write: see syncstate_follow_write(). */
 Datum
 syncstate_update_sync_state(PG_FUNCTION_ARGS)
 {

@@ -154,10 +154,12 @@ static const PlanText plan_texts[NUM_PLANS] = {
 
 	/* these two touch no column that a user role may not */
 	[PLAN_REQUEST_LOCK] = {
-		"SELECT s.parked_reason IS NULL, s.requested_at IS NULL "
+		"SELECT s.parked_reason IS NULL, s.requested_at IS NULL, "
+		"s.due_at OPERATOR(pg_catalog.>) $4 "
+		"AND s.status OPERATOR(pg_catalog.<>) 'rate_limited'::syncstate.sync_status "
 		"FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
-		KEY_ARGS
+		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}
 	},
 	[PLAN_REQUEST] = {
 		"UPDATE syncstate.sync_state AS s SET requested_at = $4 "
@@ -567,22 +569,29 @@ syncstate_store_delete(const SyncKey *key)
 /*
  * Locks the row of a key for a request; false if there is none to be seen.
  *
- *	comes	whether a request leads to a sync: the row is not parked
- *	is_new	whether there is no request yet
+ *	comes		whether a request leads to a sync: the row is not parked
+ *	is_new		whether there is no request yet
+ *	is_earlier	whether a request makes the row due earlier than it was
  */
 bool
-syncstate_store_lock_request(const SyncKey *key, bool *comes, bool *is_new)
+syncstate_store_lock_request(const SyncKey *key, TimestampTz now, bool *comes,
+							 bool *is_new, bool *is_earlier)
 {
-	Datum		values[3];
-	bool		isnull;
+	Datum		values[4];
+	bool	   *answers[3] = {comes, is_new, is_earlier};
 
 	key_args(key, values);
+	values[3] = TimestampTzGetDatum(now);
 	if (run(PLAN_REQUEST_LOCK, values, NULL) == 0)
 		return false;
-	*comes = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
-										SPI_tuptable->tupdesc, 1, &isnull));
-	*is_new = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
-										 SPI_tuptable->tupdesc, 2, &isnull));
+	for (int i = 0; i < 3; i++)
+	{
+		bool		isnull;
+		Datum		answer = SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, i + 1, &isnull);
+
+		*answers[i] = !isnull && DatumGetBool(answer);
+	}
 	return true;
 }
 

@@ -213,7 +213,7 @@ is($node->safe_psql('plain', 'SELECT * FROM syncstate.sync_state'), $before, 're
 # What the extension "safeupdate" would refuse, read from the sources.
 my $c = slurp_file('src/store.c') =~ s{/\*.*?\*/}{}gsr;
 $c =~ s/#define\s+(\w+)(?:\(\w+\))?\s*(?:\\\n)?//g;
-my @statements = map { join '', /"((?:[^"\\]|\\.)*)"/g } $c =~ /\[PLAN_\w+\] = \{(.*?),\s*\d+, \{/gs;
+my @statements = map { join '', /"((?:[^"\\]|\\.)*)"/g } $c =~ /\[PLAN_\w+\] = \{(.*?),\s*(?:\d+, \{|KEY_ARGS)/gs;
 my $script = join '', map { slurp_file($_) } glob 'sql/syncstate--*.sql';
 $script =~ s{/\*.*?\*/}{}gs;
 $script =~ s/^\s*--.*$//mg;
