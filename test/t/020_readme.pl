@@ -59,11 +59,14 @@ sub rows
 		extra_params => [ '-F', "\x1f", '-R', "\x1e" ]);
 }
 
-# What does not matter: space at the ends of lines and of all; process ids.
+# Remove what does not matter: space at the ends of lines and of all, process
+# ids, and how 19 says what the pages quote from earlier servers.
 sub tidy
 {
 	my ($text) = @_;
 
+	$text =~ s/^ERROR:  UNIQUE constraint/ERROR:  unique constraint/mg;
+	$text =~ s/^CONTEXT:  waiting for ShareLock on transaction \d+\n/CONTEXT:  /mg;
 	$text =~ s/[ \t]+$//mg;
 	$text =~ s/^\n+//;
 	$text =~ s/\n+\z/\n/;
