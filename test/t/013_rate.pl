@@ -3,8 +3,11 @@
 # without anything left behind under a held snapshot.
 use strict;
 use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/lib";
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Sessions;
 use Test::More;
 
 my $rate = 1200;       # per minute: 20 each second, bursts of 60

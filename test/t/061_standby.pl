@@ -9,10 +9,11 @@ use strict;
 use warnings;
 
 use FindBin;
-use lib "$FindBin::RealBin/../crash";
+use lib "$FindBin::RealBin/../crash", "$FindBin::RealBin/lib";
 use Load;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Sessions;
 use Test::More;
 
 my $rounds = $ENV{SYNCSTATE_CRASH_ROUNDS} || 1;

@@ -6,8 +6,10 @@ use strict;
 use warnings;
 
 use FindBin;
+use lib "$FindBin::RealBin/lib";
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Sessions;
 use Test::More;
 
 my $states = slurp_file("$FindBin::RealBin/../sql/states.sql");
