@@ -360,6 +360,17 @@ def written_by_nobody(h):
 
 
 @fault("origin")
+def written_by_another_call(h):
+    call, write = first(h, "complete")
+    if write:
+        other, _ = first(h, "complete", lambda c, w: key_of(w["new"]) != key_of(write["new"]))
+        if other:
+            write["call"] = other["id"]
+            return True
+    return False
+
+
+@fault("origin")
 def undone_claim_stays(h):
     call, write = first(h, "claim", started)
     if write:

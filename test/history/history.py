@@ -38,7 +38,7 @@ def run_round(conninfo, seed, seconds, shards):
     chance = random.Random(seed)
     users = chance.choice([3, 12, 30, 40])
     admin = load.Connection(conninfo)
-    admin.script(load.SETUP if shards else load.EXTENSION + load.SETUP)
+    admin.script(load.SETUP + router.MARK_CALLS if shards else load.EXTENSION + load.SETUP)
     stores = [load.Connection(shard) for shard in shards] or [admin]
     for store in stores:
         store.script(load.SETUP_LOG)
@@ -122,7 +122,7 @@ def run_round(conninfo, seed, seconds, shards):
     calls.sort(key=lambda c: c["begin"])
     history = checker.History(calls, transactions, writes, policy_writes, final, end)
     if shards:
-        history.faults = {"restarts": restarts, **router.find_calls(history)}
+        history.faults = {"restarts": restarts, **router.settle(history)}
         history.at = {(load.user(n), s, r): shard for n, shard in enumerate(at)
                       for s in load.SOURCES for r in load.RESOURCES}
     return history, failures, deadlocks

@@ -4,8 +4,8 @@ Each session is a process with a connection of its own.  It makes up its calls
 from the seed, logs each one with its times and its result, and at the end
 leaves the log in a file.  Beside that, triggers on sync_state and sync_policy
 log every write that was committed, in the order in which it happened to the
-row, with the number of the call that made it.  (Through a router that number
-does not come along: see router.py.)
+row, with the number of the call that made it.  (router.py says how the number
+gets through a router.)
 
 Times are microseconds since 1970.  Client and server must share a clock.
 """
@@ -55,15 +55,17 @@ DELETE FROM syncstate.sync_policy;
 -- What was written, by which call.  The sequence is drawn while the row is
 -- locked, so that it numbers the writes of a row in their order.
 CREATE SEQUENCE history.write_number;
-CREATE TABLE history.write (n bigint, call text, old jsonb, new jsonb, backend text, at bigint);
+CREATE TABLE history.write (n bigint, call text, old jsonb, new jsonb);
+-- The number is set in the session, or stands at the end of the statement.
+CREATE FUNCTION history.this_call() RETURNS text LANGUAGE sql AS $$
+	SELECT coalesce(substring(current_query() FROM '/[*] call ([^ ]+) [*]/$'), current_setting('history.call', true));
+$$;
 CREATE FUNCTION history.log_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
 	INSERT INTO history.write VALUES (
-		nextval('history.write_number'), current_setting('history.call', true),
+		nextval('history.write_number'), history.this_call(),
 		CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
-		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END,
-		concat_ws(' ', pg_backend_pid(), pg_postmaster_start_time()),
-		extract(epoch FROM clock_timestamp()) * 1000000);
+		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
 	RETURN NULL;
 END
 $$;
@@ -73,11 +75,9 @@ CREATE TABLE history.policy_write (LIKE history.write);
 CREATE FUNCTION history.log_policy() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
 	INSERT INTO history.policy_write VALUES (
-		nextval('history.write_number'), current_setting('history.call', true),
+		nextval('history.write_number'), history.this_call(),
 		CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
-		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END,
-		concat_ws(' ', pg_backend_pid(), pg_postmaster_start_time()),
-		extract(epoch FROM clock_timestamp()) * 1000000);
+		CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END);
 	RETURN NULL;
 END
 $$;
