@@ -190,22 +190,86 @@ planned_syncs(const BudgetLimits *limits, const BudgetPlan *plan,
 }
 
 /*
+ * The multiplier between two of the points where a bucket meets or leaves a
+ * clamp.  There the planned syncs are c + s / m, so that m = s / (target - c)
+ * ("water-filling").
+ */
+static double
+multiplier_between(const BudgetLimits *limits, const BudgetPlan *plan,
+				   double low, double high)
+{
+	double		middle = low + (high - low) / 2;
+	double		free_roots = 0;
+	double		clamped;
+
+	for (int i = 0; i < plan->nbuckets; i++)
+	{
+		double		interval = middle / plan->buckets[i].root;
+
+		if (interval > limits->shortest && interval < limits->longest)
+			free_roots += plan->buckets[i].rows * plan->buckets[i].root;
+	}
+	clamped = planned_syncs(limits, plan, middle) -
+		free_roots / middle * SECS_PER_DAY / limits->part;
+	return Min(Max(free_roots * SECS_PER_DAY / limits->part /
+				   (plan->target - clamped), low), high);
+}
+
+/*
  * Finds the multiplier with which the planned syncs meet the target.
  *
  * With multiplier m, a row of rate l is synced each clamp(m / sqrt(l)) seconds.
- * The planned syncs fall as m grows, and between the points where a bucket
- * meets or leaves a clamp they are c + s / m: the points are searched, and
- * between two of them m = s / (target - c) ("water-filling").
- *
- * No solution: as near as the clamps allow.  No rows: a row that comes later
- * shall begin with the policy's interval.
+ * The planned syncs fall as m grows: the points where a bucket meets or leaves a
+ * clamp are searched.  No solution: as near as the clamps allow.  No rows: a row
+ * that comes later begins with the policy's interval.
  */
+static void
+find_multiplier(const SyncPolicy *policy, const BudgetLimits *limits,
+				BudgetPlan *plan)
+{
+	double	   *points = palloc(Max(2 * plan->nbuckets, 1) * sizeof(double));
+	int			low = 0;		/* here more than the target is planned */
+	int			high = 2 * plan->nbuckets - 1;	/* and here less */
+
+	for (int i = 0; i < plan->nbuckets; i++)
+	{
+		points[2 * i] = plan->buckets[i].root * limits->shortest;
+		points[2 * i + 1] = plan->buckets[i].root * limits->longest;
+	}
+	qsort(points, high + 1, sizeof(double), compare_doubles);
+
+	if (high < 0)
+		plan->multiplier = (double) policy->sync_interval / USECS_PER_SEC *
+			sqrt(policy->mean_rate > 0 ? policy->mean_rate : 1.0 / SECS_PER_DAY);
+	else if (planned_syncs(limits, plan, points[low]) <= plan->target)
+		plan->multiplier = points[low];
+	else if (planned_syncs(limits, plan, points[high]) >= plan->target)
+		plan->multiplier = points[high];
+	else
+	{
+		while (high - low > 1)
+		{
+			int			i = (low + high) / 2;
+
+			if (planned_syncs(limits, plan, points[i]) > plan->target)
+				low = i;
+			else
+				high = i;
+		}
+		plan->multiplier = multiplier_between(limits, plan, points[low],
+											  points[high]);
+	}
+	plan->least = plan->nbuckets == 0 ?
+		planned_syncs(limits, plan, plan->multiplier) :
+		planned_syncs(limits, plan, points[2 * plan->nbuckets - 1]);
+	pfree(points);
+}
+
+/* Divides the target among the buckets. */
 static void
 plan_budget(const SyncPolicy *policy, BudgetPlan *plan)
 {
 	BudgetLimits limits;
-	double	   *points = palloc(Max(2 * plan->nbuckets, 1) * sizeof(double));
-	int			npoints = 0;
 	double		late = 0;
 	double		all = 0;
 
@@ -217,55 +281,8 @@ plan_budget(const SyncPolicy *policy, BudgetPlan *plan)
 	limits.shortest = Min((double) policy->min_interval / USECS_PER_SEC,
 						  limits.longest);
 
-	for (int i = 0; i < plan->nbuckets; i++)
-	{
-		points[npoints++] = plan->buckets[i].root * limits.shortest;
-		points[npoints++] = plan->buckets[i].root * limits.longest;
-	}
-	qsort(points, npoints, sizeof(double), compare_doubles);
-
-	if (npoints == 0)
-		plan->multiplier = (double) policy->sync_interval / USECS_PER_SEC *
-			sqrt(policy->mean_rate > 0 ? policy->mean_rate : 1.0 / SECS_PER_DAY);
-	else if (planned_syncs(&limits, plan, points[0]) <= plan->target)
-		plan->multiplier = points[0];
-	else if (planned_syncs(&limits, plan, points[npoints - 1]) >= plan->target)
-		plan->multiplier = points[npoints - 1];
-	else
-	{
-		int			low = 0;	/* here more than the target is planned */
-		int			high = npoints - 1;	/* and here less */
-		double		free_roots = 0;
-		double		middle;
-		double		clamped;
-
-		while (high - low > 1)
-		{
-			int			i = (low + high) / 2;
-
-			if (planned_syncs(&limits, plan, points[i]) > plan->target)
-				low = i;
-			else
-				high = i;
-		}
-		middle = points[low] + (points[high] - points[low]) / 2;
-		for (int i = 0; i < plan->nbuckets; i++)
-		{
-			double		interval = middle / plan->buckets[i].root;
-
-			if (interval > limits.shortest && interval < limits.longest)
-				free_roots += plan->buckets[i].rows * plan->buckets[i].root;
-		}
-		clamped = planned_syncs(&limits, plan, middle) -
-			free_roots / middle * SECS_PER_DAY / limits.part;
-		plan->multiplier = free_roots * SECS_PER_DAY / limits.part /
-			(plan->target - clamped);
-		plan->multiplier = Min(Max(plan->multiplier, points[low]), points[high]);
-	}
-
+	find_multiplier(policy, &limits, plan);
 	plan->planned = planned_syncs(&limits, plan, plan->multiplier);
-	plan->least = npoints == 0 ? plan->planned :
-		planned_syncs(&limits, plan, points[npoints - 1]);
 	plan->at_min = plan->at_max = 0;
 	for (int i = 0; i < plan->nbuckets; i++)
 	{
@@ -280,7 +297,6 @@ plan_budget(const SyncPolicy *policy, BudgetPlan *plan)
 		all += bucket->rows / interval;
 	}
 	plan->late_share = all > 0 ? late / all : 0;
-	pfree(points);
 }
 
 /*
@@ -326,20 +342,40 @@ corrected(double correction, double spent, double expected,
 	return Min(Max(correction * exp(step), CORRECTION_MIN), CORRECTION_MAX);
 }
 
+/*
+ * Corrects a plan by the syncs that were started since the last one, which show
+ * what that plan did not know.  Returns how many there were per day.
+ */
+static double
+correct_plan(const SyncPolicy *policy, const SyncBudget *last,
+			 Population *population, double days, double *correction)
+{
+	double		rows_then = (double) last->rows;
+	double		gone = rows_then + population->made - population->rows;
+	double		spent = population->starts - last->starts;
+
+	/* deleted rows took their numbers with them */
+	if (gone > 0 && rows_then > 0)
+		spent += Min(gone, rows_then) * last->starts / rows_then;
+	spent = Max(spent, 0.0);
+	*correction = corrected(last->correction, spent, last->expected, days,
+							&population->plan);
+	population->plan.target = policy->daily_budget * *correction;
+	plan_budget(policy, &population->plan);
+	return spent / days;
+}
+
 /* Rebalances a source that this session has locked. */
 static void
 rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
 {
 	TimestampTz now = syncstate_now();
-	Datum		learned[Natts_sync_budget];
-	bool		learned_nulls[Natts_sync_budget];
-	bool		is_first = !syncstate_store_budget(policy->source, learned,
-												   learned_nulls);
-	TimestampTz then = NO_TIME;
-	double		mean_rate = FIRST_CHANGES / FIRST_SECONDS;
-	double		correction = 1.0;
+	SyncBudget	last;
+	bool		is_first = !syncstate_store_budget(policy->source, &last);
+	SyncBudget	next;
 	double		observed = -1.0;
 	Population	population;
+	BudgetPlan *plan = &population.plan;
 	Datum		values[9];
 	bool		nulls[9] = {false};
 
@@ -349,65 +385,46 @@ rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
 			syncstate_store_budget_drop(policy->source);
 		return;
 	}
-	if (!is_first)
+	if (is_first)
 	{
-		then = DatumGetTimestampTz(learned[Anum_sync_budget_rebalanced_at - 1]);
-		mean_rate = DatumGetFloat8(learned[Anum_sync_budget_mean_rate - 1]);
-		correction = DatumGetFloat8(learned[Anum_sync_budget_correction - 1]);
+		last.rebalanced_at = NO_TIME;
+		last.mean_rate = FIRST_CHANGES / FIRST_SECONDS;
+		last.correction = 1.0;
 	}
+	next = last;
 
-	read_population(policy->source, mean_rate, then, now, &population);
-	if (fabs(population.mean_rate / mean_rate - 1.0) > MEAN_TOLERANCE)
+	read_population(policy->source, next.mean_rate, last.rebalanced_at, now,
+					&population);
+	if (fabs(population.mean_rate / next.mean_rate - 1.0) > MEAN_TOLERANCE)
 	{
-		mean_rate = population.mean_rate;
-		read_population(policy->source, mean_rate, then, now, &population);
+		next.mean_rate = population.mean_rate;
+		read_population(policy->source, next.mean_rate, last.rebalanced_at, now,
+						&population);
 	}
+	plan->target = policy->daily_budget * last.correction;
+	plan_budget(policy, plan);
+	if (!is_first && now > last.rebalanced_at)
+		observed = correct_plan(policy, &last, &population,
+								(double) (now - last.rebalanced_at) / USECS_PER_DAY,
+								&next.correction);
 
-	/* what the plan did not know shows in what was started since */
-	population.plan.target = policy->daily_budget * correction;
-	plan_budget(policy, &population.plan);
-	if (!is_first && now > then)
-	{
-		double		rows_then = (double) DatumGetInt64(learned[Anum_sync_budget_rows - 1]);
-		double		starts_then = DatumGetFloat8(learned[Anum_sync_budget_starts - 1]);
-		double		expected = DatumGetFloat8(learned[Anum_sync_budget_expected - 1]);
-		double		days = (double) (now - then) / USECS_PER_DAY;
-		double		gone = rows_then + population.made - population.rows;
-		double		spent = population.starts - starts_then;
-
-		/* deleted rows took their numbers with them */
-		if (gone > 0 && rows_then > 0)
-			spent += Min(gone, rows_then) * starts_then / rows_then;
-		spent = Max(spent, 0.0);
-		observed = spent / days;
-		correction = corrected(correction, spent, expected, days,
-										  &population.plan);
-		population.plan.target = policy->daily_budget * correction;
-		plan_budget(policy, &population.plan);
-	}
-
-	learned[Anum_sync_budget_source - 1] = ObjectIdGetDatum(policy->source);
-	learned[Anum_sync_budget_multiplier - 1] =
-		Float8GetDatum(population.plan.multiplier);
-	learned[Anum_sync_budget_mean_rate - 1] = Float8GetDatum(mean_rate);
-	learned[Anum_sync_budget_correction - 1] = Float8GetDatum(correction);
-	learned[Anum_sync_budget_expected - 1] =
-		Float8GetDatum(population.plan.planned / correction);
-	learned[Anum_sync_budget_rebalanced_at - 1] = TimestampTzGetDatum(now);
-	learned[Anum_sync_budget_starts - 1] = Float8GetDatum(population.starts);
-	learned[Anum_sync_budget_rows - 1] = Int64GetDatum(population.rows);
-	syncstate_store_budget_write(learned);
+	next.multiplier = plan->multiplier;
+	next.expected = plan->planned / next.correction;
+	next.rebalanced_at = now;
+	next.starts = population.starts;
+	next.rows = population.rows;
+	syncstate_store_budget_write(&next);
 
 	values[0] = ObjectIdGetDatum(policy->source);
 	values[1] = Int64GetDatum(population.rows);
 	values[2] = Int32GetDatum(policy->daily_budget);
-	values[3] = Float8GetDatum(population.plan.planned);
+	values[3] = Float8GetDatum(plan->planned);
 	values[4] = Float8GetDatum(observed);
 	nulls[4] = observed < 0;
-	values[5] = Float8GetDatum(population.plan.multiplier);
-	values[6] = Int64GetDatum((int64) population.plan.at_min);
-	values[7] = Int64GetDatum((int64) population.plan.at_max);
-	values[8] = BoolGetDatum(population.plan.least <= policy->daily_budget);
+	values[5] = Float8GetDatum(plan->multiplier);
+	values[6] = Int64GetDatum((int64) plan->at_min);
+	values[7] = Int64GetDatum((int64) plan->at_max);
+	values[8] = BoolGetDatum(plan->least <= policy->daily_budget);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 

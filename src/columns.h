@@ -87,15 +87,15 @@
 	SETTING(max_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	USECS_PER_DAY) \
 	SETTING(rate_per_minute, COUNT_OR_OFF, 1, MAX_RATE_PER_MINUTE,	0)
 
-/* sync_budget, but for its key. */
+/* sync_budget, but for its key: COLUMN(name, C type, SQL type). */
 #define SYNC_BUDGET_COLUMNS(COLUMN) \
-	COLUMN(multiplier) \
-	COLUMN(mean_rate) \
-	COLUMN(correction) \
-	COLUMN(expected) \
-	COLUMN(rebalanced_at) \
-	COLUMN(starts) \
-	COLUMN(rows)
+	COLUMN(multiplier,		double,			Float8) \
+	COLUMN(mean_rate,		double,			Float8) \
+	COLUMN(correction,		double,			Float8) \
+	COLUMN(expected,		double,			Float8) \
+	COLUMN(rebalanced_at,	TimestampTz,	TimestampTz) \
+	COLUMN(starts,			double,			Float8) \
+	COLUMN(rows,			int64,			Int64)
 
 /* Column numbers. */
 enum
@@ -121,7 +121,7 @@ enum
 enum
 {
 	Anum_sync_budget_source = 1,
-#define NUMBER(name) Anum_sync_budget_##name,
+#define NUMBER(name, c_type, sql_type) Anum_sync_budget_##name,
 	SYNC_BUDGET_COLUMNS(NUMBER)
 #undef NUMBER
 	End_sync_budget,

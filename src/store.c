@@ -67,11 +67,11 @@
 #define NULL_SETTING(name, kind, least, most, builtin) " AND p." #name " IS NULL"
 #define SETTINGS_ARE_NULL			SYNC_POLICY_SETTINGS(NULL_SETTING)
 
-#define BUDGET_COLUMN(name) ", b." #name
+#define BUDGET_COLUMN(name, c_type, sql_type) ", b." #name
 #define BUDGET_COLUMNS				SYNC_BUDGET_COLUMNS(BUDGET_COLUMN)
-#define BUDGET_NAME(name) ", " #name
+#define BUDGET_NAME(name, c_type, sql_type) ", " #name
 #define BUDGET_NAMES				SYNC_BUDGET_COLUMNS(BUDGET_NAME)
-#define BUDGET_ASSIGNMENT(name) ", " #name " = EXCLUDED." #name
+#define BUDGET_ASSIGNMENT(name, c_type, sql_type) ", " #name " = EXCLUDED." #name
 #define BUDGET_ASSIGNED				SYNC_BUDGET_COLUMNS(BUDGET_ASSIGNMENT)
 
 typedef enum PlanId
@@ -682,28 +682,37 @@ syncstate_store_policy_write(Oid source, Datum policy)
 	run(PLAN_POLICY_TIDY, values, NULL);
 }
 
-/*
- * Reads what was learned about the budget of a source, the columns of
- * sync_budget in their order; false if nothing was.
- */
+/* Reads what was learned about the budget of a source; false if nothing was. */
 bool
-syncstate_store_budget(Oid source, Datum *values, bool *nulls)
+syncstate_store_budget(Oid source, SyncBudget *budget)
 {
-	Datum		args[1];
+	Datum		args[1] = {ObjectIdGetDatum(source)};
+	Datum		values[Natts_sync_budget];
+	bool		nulls[Natts_sync_budget];
 
-	args[0] = ObjectIdGetDatum(source);
+	budget->source = source;
 	if (run(PLAN_BUDGET, args, NULL) == 0)
 		return false;
 	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values,
 					  nulls);
+#define READ(name, c_type, sql_type) \
+	budget->name = DatumGet##sql_type(values[Anum_sync_budget_##name - 1]);
+	SYNC_BUDGET_COLUMNS(READ)
+#undef READ
 	return true;
 }
 
 /* Writes the same. */
 void
-syncstate_store_budget_write(const Datum *values)
+syncstate_store_budget_write(const SyncBudget *budget)
 {
-	run(PLAN_BUDGET_WRITE, unconstify(Datum *, values), NULL);
+	Datum		values[Natts_sync_budget] = {ObjectIdGetDatum(budget->source)};
+
+#define WRITE(name, c_type, sql_type) \
+	values[Anum_sync_budget_##name - 1] = sql_type##GetDatum(budget->name);
+	SYNC_BUDGET_COLUMNS(WRITE)
+#undef WRITE
+	run(PLAN_BUDGET_WRITE, values, NULL);
 }
 
 /* Forgets what was learned about the budget of a source. */

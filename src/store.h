@@ -7,6 +7,15 @@
 /* How often to make a row and lock it, if somebody deletes it each time. */
 #define MAX_TRIES		100
 
+/* A row of sync_budget. */
+typedef struct SyncBudget
+{
+	Oid			source;
+#define FIELD(name, c_type, sql_type) c_type name;
+	SYNC_BUDGET_COLUMNS(FIELD)
+#undef FIELD
+} SyncBudget;
+
 /* Rows of sync_state. */
 extern bool syncstate_store_read(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
@@ -27,8 +36,8 @@ extern void syncstate_store_change(const SyncState *row, Datum changes,
 extern Datum syncstate_store_policy_changes(Oid source, Datum changes);
 extern void syncstate_store_policy_write(Oid source, Datum policy);
 extern void syncstate_store_pause(Oid source, TimestampTz until, bool extend);
-extern bool syncstate_store_budget(Oid source, Datum *values, bool *nulls);
-extern void syncstate_store_budget_write(const Datum *values);
+extern bool syncstate_store_budget(Oid source, SyncBudget *budget);
+extern void syncstate_store_budget_write(const SyncBudget *budget);
 extern void syncstate_store_budget_drop(Oid source);
 extern uint64 syncstate_store_rates(Oid source, double mean_rate,
 									TimestampTz since, TimestampTz late);
