@@ -47,7 +47,7 @@ export type SyncBudget = {
   rows: number;
 };
 
-/** Overridden settings of sources; null = built-in default; get_sync_policy() tells the effective ones. */
+/** Overridden settings of sources; null = built-in default; get_sync_policy() returns the effective ones. */
 export type SyncPolicy = {
   /** Which API. */
   source: SyncSource;
@@ -65,7 +65,7 @@ export type SyncPolicy = {
   max_failures: number | null;
   /** How long a run of failures must have lasted before the row is parked. */
   park_after: string | null;
-  /** How long a cursor lives; null = for ever. */
+  /** How long a cursor lives; null = it does not expire. */
   token_ttl: string | null;
   /** What token_ttl is counted from: token (each sync renews it) or full (only a full sync does). */
   token_ttl_from: string | null;
@@ -565,7 +565,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Takes due rows, each with a lease; requested ones first, then the oldest due. */
+      /** Claims due rows, each with a lease: requested rows first, then the oldest due. */
       claim_due_syncs: {
         Args: ClaimDueSyncsArgs;
         Returns: SyncState[];
@@ -587,7 +587,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Starts or takes up again the syncing of an account: makes the row if it is missing, un-parks it, forgets failures, and requests a sync. */
+      /** Starts or resumes the syncing of a row: makes it if it is missing, un-parks it, forgets failures, and requests a sync. */
       connect_sync: {
         Args: ConnectSyncArgs;
         Returns: SyncState;
@@ -603,7 +603,7 @@ export type Database = {
         Args: Record<PropertyKey, never>;
         Returns: string | null;
       };
-      /** Ends the syncing of an account: deletes the row; false if there was none. */
+      /** Deletes the row; returns false if there was none. */
       disconnect_sync: {
         Args: DisconnectSyncArgs;
         Returns: boolean;
@@ -641,12 +641,12 @@ export type Database = {
           isSetofReturn: true;
         };
       };
-      /** Tells which users have a row that a claim would take now, and takes nothing. */
+      /** Returns the users who have a row that a claim would take now, without claiming it. */
       get_users_needing_sync: {
         Args: GetUsersNeedingSyncArgs;
         Returns: string[];
       };
-      /** Reports that the provider's rate limit was hit, and waits it out. */
+      /** Reports that the provider's rate limit was hit: the row waits until it ends. */
       mark_rate_limited: {
         Args: MarkRateLimitedArgs;
         Returns: SyncState;
@@ -668,7 +668,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Reports that a sync failed, and waits, or parks the row where waiting is no use. */
+      /** Reports that a sync failed: the row waits, or is parked if waiting is of no use. */
       mark_sync_failed: {
         Args: MarkSyncFailedArgs;
         Returns: SyncState;
@@ -679,7 +679,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Takes one row, due or not, unless somebody else holds it. */
+      /** Starts the sync of one row, due or not, unless another worker holds it. */
       mark_sync_started: {
         Args: MarkSyncStartedArgs;
         Returns: SyncState;
@@ -690,7 +690,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Tells when a claim will next find a row: how long a worker may sleep. */
+      /** Returns when a claim will next find a row, so that a worker knows how long to sleep. */
       next_sync_due: {
         Args: NextSyncDueArgs;
         Returns: string | null;
@@ -737,7 +737,7 @@ export type Database = {
         Args: RegisterSyncSourceArgs;
         Returns: undefined;
       };
-      /** Gives a claimed row back undone; nothing is counted. */
+      /** Returns a claimed row unsynced; nothing is counted. */
       release_sync: {
         Args: ReleaseSyncArgs;
         Returns: SyncState;
@@ -770,7 +770,7 @@ export type Database = {
           isSetofReturn: true;
         };
       };
-      /** Asks for a sync now; tells whether one will come, which it will not for a parked row. */
+      /** Requests a sync now; returns whether one will come, which is false for a parked row. */
       request_sync: {
         Args: RequestSyncArgs;
         Returns: boolean;
@@ -797,7 +797,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Overrides settings of a source: keys present change, null goes back to the built-in default, keys absent stay; tells the effective settings. */
+      /** Overrides settings of a source and returns the effective ones: keys present change, null restores the built-in default, keys absent stay. */
       set_sync_policy: {
         Args: SetSyncPolicyArgs;
         Returns: SyncPolicy;

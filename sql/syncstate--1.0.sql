@@ -205,7 +205,7 @@ CREATE TABLE syncstate.sync_policy (
 REVOKE ALL ON TABLE syncstate.sync_policy FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
 
-COMMENT ON TABLE syncstate.sync_policy IS 'Overridden settings of sources; null = built-in default; get_sync_policy() tells the effective ones';
+COMMENT ON TABLE syncstate.sync_policy IS 'Overridden settings of sources; null = built-in default; get_sync_policy() returns the effective ones';
 COMMENT ON COLUMN syncstate.sync_policy.source IS 'Which API';
 COMMENT ON COLUMN syncstate.sync_policy.sync_interval IS 'From start to start of a row''s syncs';
 COMMENT ON COLUMN syncstate.sync_policy.lease_time IS 'How long a claim has the row; 1 second to 1 day';
@@ -214,7 +214,7 @@ COMMENT ON COLUMN syncstate.sync_policy.retry_cap IS 'Longest wait after a failu
 COMMENT ON COLUMN syncstate.sync_policy.rate_limit_wait IS 'Wait after a rate limit that named no time; 1 second to 30 days';
 COMMENT ON COLUMN syncstate.sync_policy.max_failures IS 'Failures in a row before a row may be parked';
 COMMENT ON COLUMN syncstate.sync_policy.park_after IS 'How long a run of failures must have lasted before the row is parked';
-COMMENT ON COLUMN syncstate.sync_policy.token_ttl IS 'How long a cursor lives; null = for ever';
+COMMENT ON COLUMN syncstate.sync_policy.token_ttl IS 'How long a cursor lives; null = it does not expire';
 COMMENT ON COLUMN syncstate.sync_policy.token_ttl_from IS 'What token_ttl is counted from: token (each sync renews it) or full (only a full sync does)';
 COMMENT ON COLUMN syncstate.sync_policy.jitter IS 'By how much of itself an interval is shortened at most; 0 to 0.9';
 COMMENT ON COLUMN syncstate.sync_policy.paused_until IS 'Until when nothing of the source is handed out; infinity = until resumed';
@@ -224,8 +224,8 @@ COMMENT ON COLUMN syncstate.sync_policy.max_interval IS 'Longest interval that a
 COMMENT ON COLUMN syncstate.sync_policy.rate_per_minute IS 'Syncs of the source that may start in any minute, by all sessions together; null = off';
 
 /*
- * What rebalance_syncs() has learned about sources with a budget; nobody else
- * writes it.  Dumped, so that a restore goes on where it stood.
+ * What rebalance_syncs() has learned about sources with a budget; nothing else
+ * writes it.  Dumped, so that a restore continues from there.
  */
 CREATE TABLE syncstate.sync_budget (
 	source syncstate.sync_source NOT NULL,
@@ -310,16 +310,16 @@ COMMENT ON TRIGGER sync_state_guard ON syncstate.sync_state IS 'Keeps a row lega
 CREATE FUNCTION syncstate.policy_changed() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'syncstate_policy_changed'
 	LANGUAGE C;
-COMMENT ON FUNCTION syncstate.policy_changed() IS 'Tells all sessions that policies changed';
+COMMENT ON FUNCTION syncstate.policy_changed() IS 'Informs all sessions that policies changed';
 REVOKE ALL ON FUNCTION syncstate.policy_changed() FROM PUBLIC;
 
 CREATE TRIGGER sync_policy_changed AFTER INSERT OR UPDATE OR DELETE ON syncstate.sync_policy
 	FOR EACH ROW EXECUTE FUNCTION syncstate.policy_changed();
-COMMENT ON TRIGGER sync_policy_changed ON syncstate.sync_policy IS 'Tells all sessions that policies changed';
+COMMENT ON TRIGGER sync_policy_changed ON syncstate.sync_policy IS 'Informs all sessions that policies changed';
 
 CREATE TRIGGER sync_policy_truncated AFTER TRUNCATE ON syncstate.sync_policy
 	FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed();
-COMMENT ON TRIGGER sync_policy_truncated ON syncstate.sync_policy IS 'Tells all sessions that policies changed';
+COMMENT ON TRIGGER sync_policy_truncated ON syncstate.sync_policy IS 'Informs all sessions that policies changed';
 
 /* also where logical replication writes */
 ALTER TABLE syncstate.sync_policy ENABLE ALWAYS TRIGGER sync_policy_changed;
@@ -327,11 +327,11 @@ ALTER TABLE syncstate.sync_policy ENABLE ALWAYS TRIGGER sync_policy_truncated;
 
 CREATE TRIGGER sync_budget_changed AFTER INSERT OR UPDATE OR DELETE ON syncstate.sync_budget
 	FOR EACH ROW EXECUTE FUNCTION syncstate.policy_changed();
-COMMENT ON TRIGGER sync_budget_changed ON syncstate.sync_budget IS 'Tells all sessions that policies changed';
+COMMENT ON TRIGGER sync_budget_changed ON syncstate.sync_budget IS 'Informs all sessions that policies changed';
 
 CREATE TRIGGER sync_budget_truncated AFTER TRUNCATE ON syncstate.sync_budget
 	FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed();
-COMMENT ON TRIGGER sync_budget_truncated ON syncstate.sync_budget IS 'Tells all sessions that policies changed';
+COMMENT ON TRIGGER sync_budget_truncated ON syncstate.sync_budget IS 'Informs all sessions that policies changed';
 
 ALTER TABLE syncstate.sync_budget ENABLE ALWAYS TRIGGER sync_budget_changed;
 ALTER TABLE syncstate.sync_budget ENABLE ALWAYS TRIGGER sync_budget_truncated;
@@ -344,7 +344,7 @@ CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT N
 	RETURNS SETOF syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_claim_due_syncs'
 	LANGUAGE C VOLATILE ROWS 10;
-COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Takes due rows, each with a lease; requested ones first, then the oldest due';
+COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
 REVOKE ALL ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.mark_sync_started(user_id uuid,
@@ -354,7 +354,7 @@ CREATE FUNCTION syncstate.mark_sync_started(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_started'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text) IS 'Takes one row, due or not, unless somebody else holds it';
+COMMENT ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text) IS 'Starts the sync of one row, due or not, unless another worker holds it';
 REVOKE ALL ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.get_users_needing_sync(source syncstate.sync_source,
@@ -363,14 +363,14 @@ CREATE FUNCTION syncstate.get_users_needing_sync(source syncstate.sync_source,
 	RETURNS SETOF uuid
 	AS 'MODULE_PATHNAME', 'syncstate_get_users_needing_sync'
 	LANGUAGE C STABLE;
-COMMENT ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) IS 'Tells which users have a row that a claim would take now, and takes nothing';
+COMMENT ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) IS 'Returns the users who have a row that a claim would take now, without claiming it';
 REVOKE ALL ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.next_sync_due(source syncstate.sync_source DEFAULT NULL)
 	RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'syncstate_next_sync_due'
 	LANGUAGE C STABLE;
-COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Tells when a claim will next find a row: how long a worker may sleep';
+COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Returns when a claim will next find a row, so that a worker knows how long to sleep';
 REVOKE ALL ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) FROM PUBLIC;
 
 /* -------------------------------------------------------------- lifecycle */
@@ -398,7 +398,7 @@ CREATE FUNCTION syncstate.mark_sync_failed(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_failed'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text) IS 'Reports that a sync failed, and waits, or parks the row where waiting is no use';
+COMMENT ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text) IS 'Reports that a sync failed: the row waits, or is parked if waiting is of no use';
 REVOKE ALL ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.mark_rate_limited(user_id uuid,
@@ -410,7 +410,7 @@ CREATE FUNCTION syncstate.mark_rate_limited(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_mark_rate_limited'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text) IS 'Reports that the provider''s rate limit was hit, and waits it out';
+COMMENT ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text) IS 'Reports that the provider''s rate limit was hit: the row waits until it ends';
 REVOKE ALL ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.clear_sync_token(user_id uuid,
@@ -454,7 +454,7 @@ CREATE FUNCTION syncstate.release_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_release_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) IS 'Gives a claimed row back undone; nothing is counted';
+COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) IS 'Returns a claimed row unsynced; nothing is counted';
 REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.report_syncs(results jsonb)
@@ -480,7 +480,7 @@ CREATE FUNCTION syncstate.connect_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_connect_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) IS 'Starts or takes up again the syncing of an account: makes the row if it is missing, un-parks it, forgets failures, and requests a sync';
+COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) IS 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it, forgets failures, and requests a sync';
 REVOKE ALL ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.disconnect_sync(user_id uuid,
@@ -489,7 +489,7 @@ CREATE FUNCTION syncstate.disconnect_sync(user_id uuid,
 	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'syncstate_disconnect_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text) IS 'Ends the syncing of an account: deletes the row; false if there was none';
+COMMENT ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text) IS 'Deletes the row; returns false if there was none';
 REVOKE ALL ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.pause_sync(user_id uuid,
@@ -516,7 +516,7 @@ CREATE FUNCTION syncstate.request_sync(user_id uuid,
 	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'syncstate_request_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text) IS 'Asks for a sync now; tells whether one will come, which it will not for a parked row';
+COMMENT ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text) IS 'Requests a sync now; returns whether one will come, which is false for a parked row';
 REVOKE ALL ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
 
 /* The bodies are bound to their objects here and now: no search_path later. */
@@ -558,7 +558,7 @@ CREATE FUNCTION syncstate.set_sync_policy(source syncstate.sync_source, changes 
 	RETURNS syncstate.sync_policy
 	AS 'MODULE_PATHNAME', 'syncstate_set_sync_policy'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) IS 'Overrides settings of a source: keys present change, null goes back to the built-in default, keys absent stay; tells the effective settings';
+COMMENT ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) IS 'Overrides settings of a source and returns the effective ones: keys present change, null restores the built-in default, keys absent stay';
 REVOKE ALL ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.pause_sync_source(source syncstate.sync_source,
@@ -702,7 +702,7 @@ REVOKE ALL ON FUNCTION syncstate.register_sync_source(text) FROM PUBLIC;
 /* ----------------------------------------------------------- deleted users */
 
 /*
- * Acts above its caller: who deletes users need not be able to touch
+ * Acts above its caller: the role that deletes users need not be able to touch
  * sync_state.  It is a trigger of the application's table, whose owner may
  * change the column's type under it, or attach it by hand: only a plain uuid of
  * a real transition table is compared, so that no operator, cast or view of
@@ -764,7 +764,7 @@ BEGIN
 	EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER syncstate_forget_users AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users(%L)', users, id_column);
 END
 $$;
-COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Makes the rows of deleted users go with them: puts forget_users() on the application''s table of users';
+COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Deletes the rows of users when they are deleted: puts the trigger forget_users() on the application''s table of users';
 REVOKE ALL ON FUNCTION syncstate.watch_users(regclass, name) FROM PUBLIC;
 
 /* ----------------------------------------------------------- row security */
@@ -886,8 +886,8 @@ COMMENT ON VIEW syncstate.sync_overview IS 'Per source: how many rows are in whi
 /* ----------------------------------------------------------------- grants */
 
 /*
- * role is regrole, so that a name that is none is refused, and one that needs
- * quotes has them.
+ * role is regrole, so that an unknown name is refused, and one that needs quotes
+ * is quoted.
  */
 CREATE FUNCTION syncstate.grant_worker(role regrole) RETURNS void
 	LANGUAGE plpgsql VOLATILE
@@ -965,7 +965,7 @@ REVOKE ALL ON FUNCTION syncstate.grant_user(regrole) FROM PUBLIC;
  * it and to pass it on; the objects stay the bootstrap superuser's.
  *
  * Never TRIGGER: a trigger of theirs on our tables would run with the rights of
- * whoever fires it, forget_users() included.  Nor may they attach our internal
+ * the role that fires it, forget_users() included.  Nor may they attach our internal
  * trigger functions elsewhere; a trigger fires without that.
  */
 GRANT USAGE ON SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;

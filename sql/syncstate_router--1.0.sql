@@ -700,7 +700,7 @@ BEGIN
 		('mark_sync_started',
 		 $$user_id uuid, source syncstate.sync_source, lease_time interval DEFAULT NULL, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Takes one row, due or not, unless somebody else holds it'),
+		 'Starts the sync of one row, due or not, unless another worker holds it'),
 		('mark_sync_completed',
 		 $$user_id uuid, source syncstate.sync_source, items_synced bigint DEFAULT 0, sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL, lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
@@ -708,12 +708,12 @@ BEGIN
 		('mark_sync_failed',
 		 $$user_id uuid, source syncstate.sync_source, error_message text, kind text DEFAULT 'transient', lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Reports that a sync failed, and waits, or parks the row where waiting is no use'),
+		 'Reports that a sync failed: the row waits, or is parked if waiting is of no use'),
 		('mark_rate_limited',
 		 $$user_id uuid, source syncstate.sync_source, retry_after interval DEFAULT NULL, scope text DEFAULT 'user', lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$IF scope OPERATOR(pg_catalog.=) 'source' THEN PERFORM syncstate_shard.spread_pause(source); END IF;$$,
-		 'Reports that the provider''s rate limit was hit, and waits it out'),
+		 'Reports that the provider''s rate limit was hit: the row waits until it ends'),
 		('clear_sync_token',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
@@ -729,7 +729,7 @@ BEGIN
 		('release_sync',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Gives a claimed row back undone; nothing is counted'),
+		 'Returns a claimed row unsynced; nothing is counted'),
 		('update_sync_state',
 		 $$user_id uuid, source syncstate.sync_source, changes jsonb, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
@@ -738,11 +738,11 @@ BEGIN
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
-		 'Starts or takes up again the syncing of an account: makes the row if it is missing, un-parks it, forgets failures, and requests a sync'),
+		 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it, forgets failures, and requests a sync'),
 		('disconnect_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
 		 'boolean', 'VOLATILE', '', '',
-		 'Ends the syncing of an account: deletes the row; false if there was none'),
+		 'Deletes the row; returns false if there was none'),
 		('pause_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
@@ -757,7 +757,7 @@ BEGIN
 		 'boolean', 'VOLATILE',
 		 'PERFORM syncstate_shard.check_user(user_id);',
 		 $$IF result THEN PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text); END IF;$$,
-		 'Asks for a sync now; tells whether one will come, which it will not for a parked row'),
+		 'Requests a sync now; returns whether one will come, which is false for a parked row'),
 		('get_sync_state',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'STABLE', '',
@@ -947,7 +947,7 @@ EXCEPTION WHEN query_canceled OR OTHERS THEN
 	RAISE;
 END
 $$;
-COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Takes due rows, each with a lease; requested ones first, then the oldest due';
+COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
 
 /*
  * Each shard gets the reports about its users in one call.  What is no report
@@ -1053,7 +1053,7 @@ BEGIN
 		LIMIT CASE WHEN max_rows OPERATOR(pg_catalog.>) 0 THEN max_rows END;
 END
 $$;
-COMMENT ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) IS 'Tells which users have a row that a claim would take now, and takes nothing';
+COMMENT ON FUNCTION syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer) IS 'Returns the users who have a row that a claim would take now, without claiming it';
 
 CREATE FUNCTION syncstate.next_sync_due(source syncstate.sync_source DEFAULT NULL)
 	RETURNS timestamptz
@@ -1065,7 +1065,7 @@ BEGIN
 		FROM syncstate_shard.ask_all(pg_catalog.format('SELECT syncstate.next_sync_due(%L)::text', source), false) AS a);
 END
 $$;
-COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Tells when a claim will next find a row: how long a worker may sleep';
+COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Returns when a claim will next find a row, so that a worker knows how long to sleep';
 
 /* --------------------------------------------------------------- policies */
 
@@ -1151,7 +1151,7 @@ BEGIN
 	RETURN syncstate_shard.policy(answers);
 END
 $$;
-COMMENT ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) IS 'Overrides settings of a source: keys present change, null goes back to the built-in default, keys absent stay; tells the effective settings';
+COMMENT ON FUNCTION syncstate.set_sync_policy(syncstate.sync_source, jsonb) IS 'Overrides settings of a source and returns the effective ones: keys present change, null restores the built-in default, keys absent stay';
 
 CREATE FUNCTION syncstate.pause_sync_source(source syncstate.sync_source,
 											until timestamptz DEFAULT 'infinity')
@@ -1332,7 +1332,7 @@ BEGIN
 	EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER syncstate_forget_users AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users(%L)', users, id_column);
 END
 $$;
-COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Makes the rows of deleted users go with them: puts forget_users() on the application''s table of users';
+COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Deletes the rows of users when they are deleted: puts the trigger forget_users() on the application''s table of users';
 
 /* ------------------------------------------------------------------ views */
 

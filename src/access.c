@@ -576,7 +576,7 @@ written_tuple(RowAccess *rows)
  * since: one visit to the row instead of two, and one record of WAL.
  *
  * Returns true, and the row as it is now in the caller's outer context.  Returns
- * false without having waited if somebody has been at the row, or if rows are
+ * false without having waited if somebody has changed the row, or if rows are
  * written by statements: then lock it, look at it again, and write that.
  */
 bool

@@ -1,7 +1,7 @@
 /*
  * catalog.c: OIDs of our objects, looked up by name
  *
- * The OIDs are kept until the relation cache tells that sync_state, one of its
+ * The OIDs are kept until the relation cache says that sync_state, one of its
  * indexes or its triggers may have changed.
  */
 #include "postgres.h"

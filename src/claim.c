@@ -62,8 +62,8 @@
 #define SWEEP_REST		9
 
 /*
- * How far the mark of the priority lane stays behind the time: a request that
- * commits this late is found at once, and not by the next sweep.
+ * The mark of the priority lane stays this far in the past: a request that commits
+ * this late is found at once, and not by the next sweep.
  */
 #define PRIORITY_LAG	(2 * USECS_PER_SEC)
 
@@ -178,7 +178,7 @@ try_take(Claim *claim)
 	if (take(claim, false))
 		return;
 
-	/* somebody else, or this very transaction, has been at it; or no plain way */
+	/* somebody else or this transaction has changed it, or statements are needed */
 	save = MemoryContextSwitchTo(claim->walk.visit);
 	is_locked = syncstate_rows_lock_version(&claim->rows, tid,
 											claim->walk.snapshot,

@@ -43,7 +43,7 @@ typedef enum IndexesToUpdate
 	INDEXES_ALL,
 } IndexesToUpdate;
 
-/* 16 tells which indexes need the new version, 19 takes options. */
+/* 16 says which indexes need the new version, 19 takes options. */
 static inline TM_Result
 syncstate_table_tuple_update(Relation rel, ItemPointer tid,
 							 TupleTableSlot *slot, CommandId cid,
@@ -148,7 +148,7 @@ syncstate_init_range_table(EState *estate, List *range_table, List *perminfos)
 #endif
 }
 
-/* 16 tells more about what is wrong with a time. */
+/* 16 says more about what is wrong with a time. */
 static inline int
 syncstate_decode_date_time(char **field, int *ftype, int nf, int *dtype,
 						   struct pg_tm *tm, fsec_t *fsec, int *tz)

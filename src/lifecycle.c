@@ -2,8 +2,8 @@
  * lifecycle.c: the SQL functions that change one row
  *
  * Each call reads its row, lets the transition change the copy in memory, and
- * writes the copy.  If somebody else has been at the row meanwhile, it locks the
- * row and does the same again.
+ * writes the copy.  If somebody else has changed the row meanwhile, it locks
+ * the row and does the same again.
  */
 #include "postgres.h"
 

@@ -11,7 +11,7 @@
  * A session reads and writes the cell under a lock that it holds for that long
  * only.  The sequences belong to the owner of the extension and nobody has a
  * privilege on them: the cell is read and written as its owner, as a foreign
- * key's trigger reads the other table.  Who may start syncs may draw permits.
+ * key's trigger reads the other table.  A role that may start syncs may draw permits.
  */
 #include "postgres.h"
 

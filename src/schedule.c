@@ -149,7 +149,7 @@ ttl_anchor(const SyncPolicy *policy, const SyncState *row)
 	return row->token_issued_at;
 }
 
-/* The last moment of the life of the row's cursor; DT_NOEND: it lives for ever. */
+/* The last moment of the life of the row's cursor; DT_NOEND: it does not die. */
 static TimestampTz
 cursor_dies_at(const SyncPolicy *policy, const SyncState *row)
 {

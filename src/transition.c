@@ -244,7 +244,7 @@ rate_limit(SyncState *row, const Report *report, const SyncPolicy *policy,
 }
 
 /*
- * The provider has forgotten the cursor.  With a lease the run goes on, as a
+ * The provider has forgotten the cursor.  With a lease the run continues, as a
  * full sync; without one it is revoked.
  */
 static void

@@ -128,7 +128,7 @@ syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 	index_rescan(walk->current, keys, 3, NULL, 0);
 }
 
-/* Goes on to the next entry, whose row may be dead; false at the end. */
+/* Moves to the next entry, whose row may be dead; false at the end. */
 bool
 syncstate_walk_next(Walk *walk)
 {
