@@ -210,8 +210,8 @@ ORDER BY polrelid::regclass::text, array_position('{r,a,w,d,*}', polcmd);
 SELECT policyname
 FROM pg_policies
 WHERE schemaname = 'syncstate'
-	AND regexp_replace(concat(qual, ' ', with_check), '\s+', ' ', 'g')
-		~ '(?<!SELECT |SELECT CASE WHEN |ELSE )(syncstate\.current_user_id|has_function_privilege)\(|(?<!SELECT )CASE';
+	AND concat(qual, ' ', with_check)
+		~ '(?<!SELECT )(syncstate\.current_user_id|has_function_privilege)\(';
 
 SELECT relname, relrowsecurity AS row_security
 FROM pg_class

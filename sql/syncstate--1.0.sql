@@ -780,23 +780,23 @@ REVOKE ALL ON FUNCTION syncstate.watch_users(regclass, name) FROM PUBLIC;
 ALTER TABLE syncstate.sync_state ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY sync_state_select ON syncstate.sync_state FOR SELECT
-	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE syncstate.current_user_id() END)
-		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE syncstate.current_user_id() END));
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_select ON syncstate.sync_state IS 'Users see their own rows, workers all';
 
 CREATE POLICY sync_state_insert ON syncstate.sync_state FOR INSERT
-	WITH CHECK (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE syncstate.current_user_id() END)
-				AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE syncstate.current_user_id() END));
+	WITH CHECK (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+				AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_insert ON syncstate.sync_state IS 'Users make their own rows, workers any';
 
 CREATE POLICY sync_state_update ON syncstate.sync_state FOR UPDATE
-	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE syncstate.current_user_id() END)
-		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE syncstate.current_user_id() END));
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_update ON syncstate.sync_state IS 'Users change their own rows, workers all';
 
 CREATE POLICY sync_state_delete ON syncstate.sync_state FOR DELETE
-	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE syncstate.current_user_id() END)
-		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE') THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE syncstate.current_user_id() END));
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_delete ON syncstate.sync_state IS 'Users delete their own rows, workers all';
 
 ALTER TABLE syncstate.sync_policy ENABLE ROW LEVEL SECURITY;

@@ -152,15 +152,14 @@ sees_all(Relation rel)
 }
 
 /*
- * Whether the table may be read and written plainly by the current role: the
- * one place that says so.
+ * Whether the current role may read, or read and write, the table plainly: the
+ * one place that says so.  An auditor's hook hears of it only where this is the
+ * way.
  */
 bool
-syncstate_is_plain(Relation rel)
+syncstate_is_plain(Relation rel, AclMode mode)
 {
-	return is_bare(rel) &&
-		may(RelationGetRelid(rel), ACL_SELECT | ACL_UPDATE) &&
-		sees_all(rel);
+	return is_bare(rel) && sees_all(rel) && may(RelationGetRelid(rel), mode);
 }
 
 /* Raises the error of a statement that the current role may not run. */
@@ -187,7 +186,7 @@ syncstate_rows_open(RowAccess *rows)
 {
 	MemSet(rows, 0, sizeof(*rows));
 	rows->rel = syncstate_open_state(RowExclusiveLock);
-	rows->plain = syncstate_is_plain(rows->rel);
+	rows->plain = syncstate_is_plain(rows->rel, ACL_SELECT | ACL_UPDATE);
 	if (rows->plain)
 	{
 		PreventCommandIfReadOnly("UPDATE");

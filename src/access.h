@@ -26,7 +26,7 @@ typedef struct RowAccess
 	ResultRelInfo *target;
 } RowAccess;
 
-extern bool syncstate_is_plain(Relation rel);
+extern bool syncstate_is_plain(Relation rel, AclMode mode);
 extern void syncstate_require_privileges(AclMode mode);
 extern void syncstate_rows_open(RowAccess *rows);
 extern void syncstate_rows_close(RowAccess *rows);

@@ -42,7 +42,7 @@ peek_open(Peek *peek)
 	Relation	rel = syncstate_open_state(AccessShareLock);
 
 	peek->now = syncstate_now();
-	peek->sees_all = syncstate_is_plain(rel);
+	peek->sees_all = syncstate_is_plain(rel, ACL_SELECT);
 	table_close(rel, NoLock);
 	if (!peek->sees_all)
 	{
