@@ -159,6 +159,7 @@ SET LOCAL enable_indexscan = off;
 SET LOCAL enable_bitmapscan = off;
 SET LOCAL enable_tidscan = off;
 SET LOCAL enable_seqscan = on;
+SET LOCAL plan_cache_mode = force_custom_plan;
 SELECT work();
 RESET ROLE;
 SELECT work();

@@ -11,13 +11,13 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "jit/jit.h"
 #include "nodes/parsenodes.h"
 #include "optimizer/cost.h"
 #include "utils/plancache.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
@@ -114,6 +114,7 @@ typedef struct PlanText
 	bool		reads_all;		/* of a source, so by a sequential scan */
 } PlanText;
 
+/* All of them return rows, as what a portal is opened for must. */
 static const PlanText plan_texts[NUM_PLANS] = {
 	[PLAN_READ] = {
 		"SELECT " COLUMNS "s.ctid FROM syncstate.sync_state AS s "
@@ -139,7 +140,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	[PLAN_MAKE] = {
 		"INSERT INTO syncstate.sync_state (user_id, source, resource) "
 		"VALUES ($1, $2, $3) "
-		"ON CONFLICT (user_id, source, resource) DO NOTHING",
+		"ON CONFLICT (user_id, source, resource) DO NOTHING RETURNING true",
 		KEY_ARGS
 	},
 	[PLAN_WRITE] = {
@@ -148,7 +149,8 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		2, {TIDOID, ARG_STATE}
 	},
 	[PLAN_DELETE] = {
-		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES,
+		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES
+		" RETURNING true",
 		KEY_ARGS
 	},
 
@@ -163,7 +165,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 	[PLAN_REQUEST] = {
 		"UPDATE syncstate.sync_state AS s SET requested_at = $4 "
-		"WHERE " KEY_MATCHES,
+		"WHERE " KEY_MATCHES " RETURNING true",
 		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}
 	},
 
@@ -183,13 +185,13 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 	[PLAN_POLICY_MAKE] = {
 		"INSERT INTO syncstate.sync_policy (source) VALUES ($1) "
-		"ON CONFLICT (source) DO NOTHING",
+		"ON CONFLICT (source) DO NOTHING RETURNING true",
 		1, {ARG_SOURCE}
 	},
 	[PLAN_POLICY_WRITE] = {
 		"UPDATE syncstate.sync_policy AS p SET source = p.source"
 		SETTINGS_ASSIGNED
-		" WHERE p.source OPERATOR(pg_catalog.=) $1",
+		" WHERE p.source OPERATOR(pg_catalog.=) $1 RETURNING true",
 		2, {ARG_SOURCE, ARG_POLICY}
 	},
 	[PLAN_POLICY_PAUSE] = {
@@ -197,12 +199,14 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"VALUES ($1, $2) ON CONFLICT (source) DO UPDATE "
 		"SET paused_until = EXCLUDED.paused_until "
 		"WHERE NOT $3 OR p.paused_until IS NULL "
-		"OR p.paused_until OPERATOR(pg_catalog.<) EXCLUDED.paused_until",
+		"OR p.paused_until OPERATOR(pg_catalog.<) EXCLUDED.paused_until "
+		"RETURNING true",
 		3, {ARG_SOURCE, TIMESTAMPTZOID, BOOLOID}
 	},
 	[PLAN_POLICY_TIDY] = {
 		"DELETE FROM syncstate.sync_policy AS p "
-		"WHERE p.source OPERATOR(pg_catalog.=) $1" SETTINGS_ARE_NULL,
+		"WHERE p.source OPERATOR(pg_catalog.=) $1" SETTINGS_ARE_NULL
+		" RETURNING true",
 		1, {ARG_SOURCE}
 	},
 
@@ -214,13 +218,14 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	[PLAN_BUDGET_WRITE] = {
 		"INSERT INTO syncstate.sync_budget AS b (source" BUDGET_NAMES ") "
 		"VALUES ($1, $2, $3, $4, $5, $6, $7, $8) "
-		"ON CONFLICT (source) DO UPDATE SET source = b.source" BUDGET_ASSIGNED,
+		"ON CONFLICT (source) DO UPDATE SET source = b.source" BUDGET_ASSIGNED
+		" RETURNING true",
 		8, {ARG_SOURCE, FLOAT8OID, FLOAT8OID, FLOAT8OID, FLOAT8OID,
 		TIMESTAMPTZOID, FLOAT8OID, INT8OID}
 	},
 	[PLAN_BUDGET_DROP] = {
 		"DELETE FROM syncstate.sync_budget AS b "
-		"WHERE b.source OPERATOR(pg_catalog.=) $1",
+		"WHERE b.source OPERATOR(pg_catalog.=) $1 RETURNING true",
 		1, {ARG_SOURCE}
 	},
 
@@ -339,8 +344,10 @@ fetch_plan(PlanId id)
 
 /* Gives the planner other settings, in exchange for those that it has. */
 static pg_noinline void
-swap_settings(bool *settings)
+swap_settings(bool *settings, int *cache_mode)
 {
+	int			mode_was = plan_cache_mode;
+
 	for (size_t i = 0; i < lengthof(planner_settings); i++)
 	{
 		bool		was = *planner_settings[i].setting;
@@ -348,56 +355,60 @@ swap_settings(bool *settings)
 		*planner_settings[i].setting = settings[i];
 		settings[i] = was;
 	}
+	plan_cache_mode = *cache_mode;
+	*cache_mode = mode_was;
 }
 
 /*
- * Plans a statement, unless it is planned, under our planner's settings.  They
- * are changed for no longer than that: what a statement runs of a site's shall
- * not see them.
+ * Opens a portal for a statement, which plans it if it has no plan yet.  Our
+ * planner's settings are in force for no longer than that: what the statement
+ * runs of a site's must not see them.
  */
-static void
-plan_by_index(SPIPlanPtr plan, bool reads_all)
+static Portal
+open_statement(SPIPlanPtr plan, const PlanText *text, Datum *values,
+			   const char *nulls)
 {
 	bool		settings[lengthof(planner_settings)];
+	int			cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
+	Portal volatile portal = NULL;
 
 	for (size_t i = 0; i < lengthof(planner_settings); i++)
 		settings[i] = planner_settings[i].value ||
-			(reads_all && planner_settings[i].setting == &enable_seqscan);
-	swap_settings(settings);
+			(text->reads_all && planner_settings[i].setting == &enable_seqscan);
+	swap_settings(settings, &cache_mode);
 	PG_TRY();
 	{
-		ReleaseCachedPlan(SPI_plan_get_cached_plan(plan), CurrentResourceOwner);
+		portal = SPI_cursor_open(NULL, plan, values, nulls, text->read_only);
 	}
 	PG_FINALLY();
 	{
-		swap_settings(settings);
+		swap_settings(settings, &cache_mode);
 	}
 	PG_END_TRY();
+	return portal;
 }
 
-/* Runs a kept plan; returns the number of rows. */
+/* Runs a kept plan; returns the number of rows, which are in SPI_tuptable. */
 static uint64
 run(PlanId id, Datum *values, const char *nulls)
 {
 	SPIPlanPtr volatile plan = fetch_plan(id);
-	volatile int result = 0;
 
 	running++;
 	PG_TRY();
 	{
-		plan_by_index(plan, plan_texts[id].reads_all);
-		result = SPI_execute_plan(plan, values, nulls,
-								  plan_texts[id].read_only, 0);
+		Portal		portal = open_statement(plan, &plan_texts[id], values, nulls);
+
+		SPI_cursor_fetch(portal, true, FETCH_ALL);
+		SPI_cursor_close(portal);
+		if (!plan_texts[id].read_only)
+			CommandCounterIncrement();	/* what comes next sees it */
 	}
 	PG_FINALLY();
 	{
 		running--;
 	}
 	PG_END_TRY();
-
-	if (result < 0)
-		elog(ERROR, "could not run statement %d: %s", id,
-			 SPI_result_code_string(result));
 	return SPI_processed;
 }
 
