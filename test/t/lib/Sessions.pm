@@ -1,7 +1,7 @@
 # Make background_psql() answer alike on all servers.
 #
-# Minor releases before 2025 leave a newline at the end of what query() returns,
-# and their own mark where there is no answer.
+# Minor releases before 2025 leave a newline at the end of what query() returns
+# and of stderr, and their own mark where there is no answer.
 package Sessions;
 use strict;
 use warnings;
@@ -16,9 +16,12 @@ if (my $query = PostgreSQL::Test::BackgroundPsql->can('query'))
 		my ($self, $sql, @rest) = @_;
 		my ($answer, $failed) = $query->($self, $sql, @rest);
 
-		# since it counts its queries, it removes both
-		$answer =~ s/(^|\n)(background_psql: QUERY_SEPARATOR\n?)?\z//
-		  unless $self->{query_cnt};
+		# those that count their queries remove all of it
+		if (!$self->{query_cnt})
+		{
+			$answer =~ s/(^|\n)(background_psql: QUERY_SEPARATOR\n?)?\z//;
+			$self->{stderr} =~ s/\n\z//;
+		}
 		return wantarray ? ($answer, $failed) : $answer;
 	};
 }
