@@ -140,6 +140,7 @@ class Judge:
             self.calls_of[call["transaction"]].append(call)
         self.chains = collections.defaultdict(list)
         self.writes_of = collections.defaultdict(list)
+        self.states_of = {}
         for write in sorted(history.writes, key=lambda w: w["n"]):
             write["key"] = key_of(write["new"] or write["old"])
             self.chains[write["key"]].append(write)
@@ -442,7 +443,6 @@ class Judge:
     def states_during(self, key, call):
         """The rows that a call may have met; empty if that cannot be known."""
         begin, end = min(call["begin"], call["snapshot"]), call["end"]
-        chain = self.chains.get(key, [])
         mine = []
         for earlier in self.calls_of.get(call["transaction"], []):
             if earlier["id"] == call["id"]:
@@ -451,14 +451,17 @@ class Judge:
                                                                if isinstance(r, dict) and "lease" in r]:
                 return []       # what it wrote is in no log
             mine += [w["new"] for w in self.writes_of.get(earlier["id"], []) if w["key"] == key]
-        states = mine
-        for i in range(-1, len(chain)):
-            state = chain[i]["new"] if i >= 0 else (chain[0]["old"] if chain else None)
-            since = self.committed(chain[i])[0] if i >= 0 else 0
-            until = self.committed(chain[i + 1])[1] if i + 1 < len(chain) else float("inf")
-            if since <= end and until >= begin:
-                states.append(state)
-        return states
+        return mine + [state for state, since, until in self.states(key) if since <= end and until >= begin]
+
+    def states(self, key):
+        """All that a row was, each with the times between which it may have been that."""
+        if key not in self.states_of:
+            chain = self.chains.get(key, [])
+            times = [self.committed(write) for write in chain]
+            self.states_of[key] = list(zip(
+                [chain[0]["old"] if chain else None] + [write["new"] for write in chain],
+                [0] + [begin for begin, end in times], [end for begin, end in times] + [float("inf")]))
+        return self.states_of[key]
 
     def committed(self, write):
         """Between which times the write was committed."""
