@@ -684,8 +684,19 @@ class Model:
         if row['requested_at'] is None:
             self.rows[key] = dict(row, requested_at=self.now,
                                   updated_at=self.now)
-            self.announced |= {key[1]}
+            self.announce_request(row)
         return True
+
+    def announce_request(self, row):
+        """A request notifies if it makes its row due earlier."""
+        source = row['source']
+        if row['status'] == 'rate_limited' or \
+                self.policy(source)['paused_until'] == INFINITY:
+            return
+        if isinstance(row['due_at'], Within):
+            self.perhaps |= {source}
+        elif row['due_at'] > self.now:
+            self.announced |= {source}
 
     def revive(self, row):
         """What connect and resume have in common"""
@@ -968,83 +979,97 @@ class Model:
 
     # ----------------------------------------------------- direct writes
 
-    def upsert(self, key, changes):
-        """INSERT ... ON CONFLICT DO UPDATE SET of the same columns, and
-        update_sync_state().  Only what the contract tells of it: a status is
-        a start or an end, a cursor has an age, a cleared cursor takes the
-        page along, a parked row is not due."""
-        old = self.rows.get(key)
-        if old is None:
-            row = self.new_row(key)
-            row['updated_at'] = Within(-INFINITY, INFINITY)     # DEFAULT now()
-            row.update(changes)
-            if row['status'] == 'syncing':
-                row.update(lease=1, last_sync_at=self.now, lease_expires_at=
-                           self.now + self.policy(key[1])['lease_time'])
-            if has_cursor(row):
-                row['token_issued_at'] = self.now
-            if row['parked_reason'] is not None:
-                row['due_at'] = None
-            self.rows[key] = row
-            return row
-        row = dict(old, updated_at=self.now)
+    def insert(self, key, changes):
+        """INSERT of a row with some columns: what is missing is filled in."""
+        row = self.new_row(key)
+        row['updated_at'] = Within(-INFINITY, INFINITY)     # DEFAULT now()
         row.update(changes)
-        if has_cursor(old) and not has_cursor(row):
-            drop_cursor(row)
-        elif any(c in changes and changes[c] is not None
-                 and changes[c] != old[c]
-                 for c in ('sync_token', 'history_id', 'updated_min')):
+        if row['status'] == 'syncing':
+            row.update(lease=1, last_sync_at=self.now, lease_expires_at=
+                       self.now + self.policy(key[1])['lease_time'])
+        if has_cursor(row):
             row['token_issued_at'] = self.now
-        if 'parked_reason' in changes:
-            row['due_at'] = None if row['parked_reason'] is not None else \
-                self.now if old['due_at'] is None else old['due_at']
-        elif 'due_at' in changes:
-            row['parked_reason'] = 'paused' if row['due_at'] is None and \
-                old['parked_reason'] is None else \
-                old['parked_reason'] if row['due_at'] is None else None
-        status = changes.get('status')
-        if status == 'syncing':
-            expired = old['status'] == 'syncing' and \
-                old['lease_expires_at'] <= self.now
-            cleared = has_cursor(old) and not has_cursor(row)
-            if old['status'] != 'syncing' or expired or cleared:
-                # what the client says wins over what would follow from it
-                said = dict(row, status=old['status'])
-                if not expired:
-                    said['status'] = 'idle'     # nothing has failed
-                row = self.start(said, None)
-                row['error_message'] = said['error_message']
-                if 'due_at' in changes:
-                    row['due_at'] = said['due_at']
-                self.begin_unseen(old, row)
-        elif status is not None and old['status'] == 'syncing':
-            self.end(row, status)
-            if status == 'idle':
-                if 'due_at' not in changes:
-                    self.wait_until(row, self.next_due(row))
-            elif status == 'error':
-                self.count_failure(row)
-                self.begin_unseen(old, row)
-                if 'due_at' not in changes:
-                    self.wait_until(row, self.backoff(key[1], row['failures']))
-            elif status == 'rate_limited' and 'due_at' not in changes:
-                wait = self.policy(key[1])['rate_limit_wait']
-                self.wait_until(row, Within(self.now + wait - SLOP,
-                                            self.now + wait * 1.1 + SLOP))
-        elif old['status'] == 'syncing' and has_cursor(old) \
-                and not has_cursor(row):
-            # the run in flight would bring it back
-            self.end(row, 'idle')
-            self.wait_until(row, self.now)
+        if row['parked_reason'] is not None:
+            row['due_at'] = None
         self.rows[key] = row
         return row
 
-    @staticmethod
-    def begin_unseen(old, row):
-        """A client's own failures may have begun before it wrote them."""
-        if old['failures'] == 0 and row['failures'] > 0:
-            row['failing_since'] = Within(-INFINITY, max(row['failing_since'],
-                                                         row['created_at']))
+    def write(self, key, changes, got):
+        """A direct write: UPDATE, the other half of an upsert, and
+        update_sync_state(), which makes a missing row first.
+
+        It is the call that it amounts to.  A column that it changes keeps
+        what the client said, every other one becomes what the call makes of
+        it."""
+        old = self.rows.get(key) or self.new_row(key)
+        said = dict(old, **changes)
+        given = {c for c in changes if changes[c] != old[c]}
+        row = self.amounts_to(old, said, changes, given, got)
+
+        parks = 'parked_reason' in given or \
+            'due_at' in given and said['due_at'] is None
+        if old['parked_reason'] is None:
+            if parks:
+                self.park(row, 'paused')
+        elif 'due_at' in given and 'parked_reason' not in given or \
+                'parked_reason' in given and said['parked_reason'] is None:
+            self.revive(row)
+
+        row.update({c: said[c] for c in given}, updated_at=self.now)
+        if 'items_synced' in changes:
+            row['items_synced'] = said['items_synced']
+        if row['due_at'] is None and row['parked_reason'] is None:
+            row['due_at'] = self.now
+        elif row['due_at'] is not None and row['parked_reason'] is not None:
+            row['due_at' if 'parked_reason' in given else 'parked_reason'] = None
+        if not has_cursor(row):
+            if has_cursor(old):
+                drop_cursor(row)
+            row['token_issued_at'] = None
+        elif any(c in given and said[c] is not None for c in CURSOR):
+            row['token_issued_at'] = self.now
+        if row['status'] != 'syncing':
+            row['lease_expires_at'] = None
+        self.rows[key] = row
+        return row
+
+    def amounts_to(self, old, said, changes, given, got):
+        """The row after the call that a direct write amounts to"""
+        row = dict(old, sync_interval=said['sync_interval'])
+        running = old['status'] == 'syncing'
+        expired = running and old['lease_expires_at'] <= self.now
+        lost = has_cursor(old) and not has_cursor(said)
+        status = said['status']
+        if status == 'syncing' and (not running or 'status' in changes
+                                    and (expired or lost)):
+            if not expired:
+                row['status'] = 'idle'          # nothing has failed
+            dead, alive = self.cursor_death(old)
+            if not dead and not alive:
+                rest = [c for c in CURSOR + ('page_token', 'progress_done')
+                        if c not in given and old[c] is not None]
+                dead = bool(rest) and all(got[c] is None for c in rest)
+                if not given & set(CURSOR):
+                    self.learn_death(old, dead)
+            row = self.start(row, None)
+            if dead:
+                drop_cursor(row)
+        elif status == 'idle' and running:
+            self.complete(row, dict(
+                {c: said[c] for c in CURSOR if c in given},
+                items_synced=said['items_synced']
+                if 'items_synced' in changes else 0))
+        elif status == 'idle' and old['status'] == 'error' \
+                and old['parked_reason'] is None:
+            self.revive(row)
+        elif status == 'error' and old['status'] != 'error':
+            self.fail(row, {'error_message': said['error_message'] or ''})
+            row['error_message'] = said['error_message']
+        elif status == 'rate_limited' and 'status' in changes:
+            self.limit(row, {})
+        elif lost:
+            self.lose_cursor(row, False)
+        return row
 
     def forget_user(self, user):
         for key in [k for k in self.rows if k[0] == user]:
@@ -1065,6 +1090,9 @@ def change_rate(row, mean):
 def has_cursor(row):
     return row['sync_token'] is not None or row['history_id'] is not None \
         or row['updated_min'] is not None
+
+
+CURSOR = 'sync_token', 'history_id', 'updated_min'
 
 
 def drop_cursor(row):
@@ -1632,11 +1660,14 @@ class Runner:
             f(g)
         self.model.rows[key] = got
 
-    def compare_table(self, session, key):
+    def table_row(self, session, key):
         if session.role == 'regress_model_user':
             session = self.sessions['admin']
         out = session.must("EXECUTE row_of('%s', '%s', '%s')" % key)
-        self.compare_row(key, parse_row(out[0]) if out else None, 'table')
+        return parse_row(out[0]) if out else None
+
+    def compare_table(self, session, key):
+        self.compare_row(key, self.table_row(session, key), 'table')
 
     def compare_all(self):
         """Every row and every policy, as another session sees them."""
@@ -1783,8 +1814,9 @@ class Runner:
                         'syncstate.update_sync_state(%s, %s, %s, %s) AS r' % (
                             literal(key[0]), literal(key[1]),
                             literal(json.dumps(sent)), literal(key[2])))
-        if self.settle(session, lambda: self.model.upsert(key, changes)):
-            self.compare_row(key, parse_row(out[0]), 'returned row')
+        got = parse_row(out[0]) if out else None
+        if self.settle(session, lambda: self.model.write(key, changes, got)):
+            self.compare_row(key, got, 'returned row')
         if self.owner is None or self.code is None:
             self.compare_table(session, key)
 
@@ -1801,7 +1833,11 @@ class Runner:
                       ', '.join(columns), literal(key[0]), literal(key[1]),
                       literal(key[2]), ', '.join(values),
                       ', '.join('%s = EXCLUDED.%s' % (c, c) for c in columns)))
-        self.settle(session, lambda: self.model.upsert(key, changes))
+        if key in self.model.rows:
+            got = self.table_row(session, key) if self.code is None else None
+            self.settle(session, lambda: self.model.write(key, changes, got))
+        else:
+            self.settle(session, lambda: self.model.insert(key, changes))
         if self.owner is None or self.code is None:
             self.compare_table(session, key)
 
