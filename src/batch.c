@@ -386,10 +386,9 @@ held_report(const SyncState *row, const BatchReport **reports, int nreports)
  */
 static bool
 apply_one_of(RowAccess *rows, const BatchReport **reports, int nreports,
-			 TimestampTz *now, Applied *applied)
+			 const SyncPolicy *policy, TimestampTz *now, Applied *applied)
 {
 	const SyncKey *key = &reports[0]->report.key;
-	SyncPolicy	policy = syncstate_policy(key->source);
 	SyncState	row;
 	const BatchReport *report;
 
@@ -402,7 +401,7 @@ apply_one_of(RowAccess *rows, const BatchReport **reports, int nreports,
 		if (report != NULL)
 		{
 			syncstate_apply(transition_of[report->outcome], &row,
-							&report->report, &policy, *now);
+							&report->report, policy, *now);
 			applied->report = report;
 			if (syncstate_rows_try(rows, &row, &applied->result))
 				return true;
@@ -416,7 +415,7 @@ apply_one_of(RowAccess *rows, const BatchReport **reports, int nreports,
 		return false;
 	*now = syncstate_now();
 	syncstate_apply(transition_of[report->outcome], &row, &report->report,
-					&policy, *now);
+					policy, *now);
 	applied->report = report;
 	applied->result = syncstate_rows_write(rows, &row);
 	return applied->result != NULL;
@@ -468,6 +467,7 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	const BatchReport **sorted;
 	int			nreports;
 	RowAccess	rows;
+	SyncPolicy	policy = {.source = InvalidOid};
 	Applied    *applied;
 	int			napplied = 0;
 	TimestampTz now;
@@ -500,7 +500,9 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 									&sorted[first]->report.key))
 				break;
 		}
-		if (apply_one_of(&rows, &sorted[first], end - first, &now,
+		if (policy.source != sorted[first]->report.key.source)
+			policy = syncstate_policy(sorted[first]->report.key.source);
+		if (apply_one_of(&rows, &sorted[first], end - first, &policy, &now,
 						 &applied[napplied]))
 			napplied++;
 	}
