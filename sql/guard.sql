@@ -453,6 +453,63 @@ FROM unnest('{9999-12-31 23:59+00,2026-01-11 12:00+00,2000-01-01 00:00+00,0001-0
 ORDER BY last, how;
 
 ------------------------------------------------------------------------
+-- One state machine
+------------------------------------------------------------------------
+-- Successes by hand end a run of failures: a failure in January and one in
+-- February, with successes between them, do not park a row whose lease runs out
+-- in March.
+SELECT max_failures FROM syncstate.set_sync_policy('google_calendar', '{"max_failures": 3}');
+SELECT regress_guard.set_up('idle');
+CREATE FUNCTION regress_guard.month(error_at timestamptz) RETURNS integer
+	LANGUAGE plpgsql
+	AS $$
+DECLARE
+	failed integer;
+BEGIN
+	PERFORM set_config('syncstate.clock', error_at::text, false);
+	UPDATE syncstate.sync_state SET status = 'syncing';
+	UPDATE syncstate.sync_state SET status = 'error', error_message = 'broken' RETURNING failures INTO failed;
+	FOR i IN 1..8 LOOP
+		PERFORM set_config('syncstate.clock', (error_at + i * interval '1 day')::text, false);
+		UPDATE syncstate.sync_state SET status = 'syncing';
+		UPDATE syncstate.sync_state SET status = 'idle', sync_token = 'token ' || i;
+	END LOOP;
+	RETURN failed;
+END
+$$;
+SELECT regress_guard.month('2026-01-11 00:00+00') AS january, regress_guard.month('2026-02-01 00:00+00') AS february;
+SELECT failures, failing_since, last_successful_sync_at FROM syncstate.sync_state;
+SET syncstate.clock = '2026-03-01 00:00+00';
+UPDATE syncstate.sync_state SET status = 'syncing';
+SET syncstate.clock = '2026-03-01 01:00+00';
+SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar');
+SELECT status, failures, parked_reason FROM syncstate.sync_state;
+
+-- Errors by hand park a row when the call would: both limits are reached.
+SELECT regress_guard.effect('idle', $$UPDATE syncstate.sync_state SET status = 'error'$$, '{"failures": 2, "failing_since": "2026-01-03 12:00:00+00"}');
+SELECT regress_guard.effect('idle', $$SELECT syncstate.mark_sync_failed(regress_guard.u(), 'google_calendar', 'broken')$$, '{"failures": 2, "failing_since": "2026-01-03 12:00:00+00"}');
+SELECT parked_reason FROM syncstate.set_sync_policy('google_calendar', '{"max_failures": null}') AS p, syncstate.sync_state;
+-- A limit that is in force is not cut short.
+SELECT regress_guard.effect('limited', $$UPDATE syncstate.sync_state SET status = 'rate_limited'$$, '{"due_at": "2026-01-10 15:00:00+00"}');
+-- A write that ends a run and brings the row back waits as the end does.
+SELECT regress_guard.effect('paused', 'UPDATE syncstate.sync_state SET ' || changes)
+FROM unnest(ARRAY[$$status = 'idle', sync_token = 't', parked_reason = NULL$$, $$status = 'rate_limited', parked_reason = NULL$$,
+	$$status = 'error', error_message = 'e', parked_reason = NULL$$, $$status = 'error', error_message = 'e', due_at = '2026-01-10 18:00+00'$$]) AS changes;
+-- A cursor that is given again is as good as new.
+SELECT regress_guard.effect('running', $$UPDATE syncstate.sync_state SET status = 'idle', sync_token = sync_token$$);
+-- A null where none may be tells nothing of the row.
+DO $$
+DECLARE
+	detail text;
+BEGIN
+	UPDATE syncstate.sync_state SET lease = NULL;
+EXCEPTION WHEN not_null_violation THEN
+	GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+	RAISE NOTICE '% %', SQLERRM, quote_literal(detail);
+END
+$$;
+
+------------------------------------------------------------------------
 -- Columns and triggers of others
 ------------------------------------------------------------------------
 BEGIN;

@@ -244,6 +244,23 @@ SELECT checkpoint_sync(u(2), 'google_calendar', 5, 'page'); -- ERROR
 TABLE calendars;
 \set VERBOSITY terse
 
+-- A trigger that updates the row and has our update skipped: its own is guarded.
+CREATE FUNCTION replace_write() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF pg_trigger_depth() = 1 THEN
+		UPDATE syncstate.sync_state SET lease = 0, requested_at = '0001-01-02Z' WHERE user_id = NEW.user_id AND source = NEW.source;
+		RETURN NULL;
+	END IF;
+	RETURN NEW;
+END
+$$;
+SELECT prepare('idle', '');
+UPDATE sync_state SET due_at = sync_clock() - interval '1 hour';
+CREATE TRIGGER a_replace BEFORE UPDATE ON sync_state FOR EACH ROW EXECUTE FUNCTION replace_write();
+SELECT count(*) FROM claim_due_syncs('google_calendar');
+DROP TRIGGER a_replace ON sync_state;
+SELECT bool_and(lease > 0) AS fenced, bool_and(requested_at = sync_clock()) AS requested_now FROM sync_state WHERE source = 'google_calendar';
+
 -- ---------------------------------------------------------------------
 -- Errors in between leave nothing behind
 -- ---------------------------------------------------------------------

@@ -270,6 +270,13 @@ SELECT remember();
 TRUNCATE sync_state;
 SELECT mark_sync_completed(u(1), 'google_calendar', lease => 1, resource => '100'); -- ERROR
 
+-- an index of the right name with other columns
+BEGIN;
+DROP INDEX sync_state_due;
+CREATE INDEX sync_state_due ON sync_state (source, due_at);
+SELECT claim_due_syncs('google_calendar'); -- ERROR
+ROLLBACK;
+
 -- something else by the name of the table, which only a superuser can bring about
 BEGIN;
 ALTER EXTENSION syncstate DROP TABLE sync_state;

@@ -86,44 +86,19 @@ is_bare(Relation rel)
 		strcmp(constraints->check[0].ccname, "sync_state_is_legal") == 0;
 }
 
-/*
- * The columns of ours, or those of them that we write, as the executor wants
- * them.  Made once: they are asked for in each call.
- */
+/* The columns that we write, as the executor wants them. */
 static Bitmapset *
-columns(bool written)
+written_columns(void)
 {
-	static Bitmapset *sets[2] = {NULL, NULL};
+	Bitmapset  *columns = NULL;
 
-	if (sets[written] == NULL)
+	for (int i = Anum_sync_state_status; i <= Natts_sync_state; i++)
 	{
-		MemoryContext save = MemoryContextSwitchTo(TopMemoryContext);
-		Bitmapset  *set = NULL;
-
-		for (int i = written ? Anum_sync_state_status : 1;
-			 i <= Natts_sync_state; i++)
-		{
-			if (!written || i != Anum_sync_state_created_at)
-				set = bms_add_member(set,
+		if (i != Anum_sync_state_created_at)
+			columns = bms_add_member(columns,
 									 i - FirstLowInvalidHeapAttributeNumber);
-		}
-		sets[written] = set;
-		MemoryContextSwitchTo(save);
 	}
-	return sets[written];
-}
-
-/* Whether the executor would let the current role read or write the table. */
-static bool
-may(Oid relid, AclMode mode)
-{
-	List	   *perminfos;
-	List	   *range_table =
-		syncstate_range_table(relid, mode, columns(false),
-							  (mode & ACL_UPDATE) ? columns(true) : NULL,
-							  &perminfos);
-
-	return syncstate_check_permissions(range_table, perminfos);
+	return columns;
 }
 
 /*
@@ -153,21 +128,17 @@ sees_all(Relation rel)
 
 /*
  * Whether the current role may read, or read and write, the table plainly: the
- * one place that says so.  An auditor's hook hears of it only where this is the
- * way.
+ * one place that says so.  An auditor's hook wants a statement to look at, so
+ * with one there is no plain way; nor is there for a role that lacks a
+ * privilege, which the statement tells it.
  */
 bool
 syncstate_is_plain(Relation rel, AclMode mode)
 {
-	return is_bare(rel) && sees_all(rel) && may(RelationGetRelid(rel), mode);
-}
-
-/* Raises the error of a statement that the current role may not run. */
-void
-syncstate_require_privileges(AclMode mode)
-{
-	if (!may(syncstate_ids()->state_rel, mode))
-		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, "sync_state");
+	return is_bare(rel) && ExecutorCheckPerms_hook == NULL &&
+		pg_class_aclmask(RelationGetRelid(rel), GetUserId(), mode,
+						 ACLMASK_ALL) == mode &&
+		sees_all(rel);
 }
 
 /* Whether the table has triggers after an update of a row: the site's. */
@@ -484,13 +455,10 @@ begin_executing(RowAccess *rows)
 	{
 		EState	   *estate = CreateExecutorState();
 		ResultRelInfo *target = makeNode(ResultRelInfo);
-		List	   *perminfos;
-		List	   *range_table;
 
 		/* triggers may be for certain columns: we may have changed any of ours */
-		range_table = syncstate_range_table(RelationGetRelid(rows->rel), 0, NULL,
-											columns(true), &perminfos);
-		syncstate_init_range_table(estate, range_table, perminfos);
+		syncstate_init_range_table(estate, RelationGetRelid(rows->rel),
+								   written_columns());
 		InitResultRelInfo(target, rows->rel, 1, NULL, 0);
 		estate->es_opened_result_relations =
 			lappend(estate->es_opened_result_relations, target);

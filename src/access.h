@@ -27,7 +27,6 @@ typedef struct RowAccess
 } RowAccess;
 
 extern bool syncstate_is_plain(Relation rel, AclMode mode);
-extern void syncstate_require_privileges(AclMode mode);
 extern void syncstate_rows_open(RowAccess *rows);
 extern void syncstate_rows_close(RowAccess *rows);
 extern void syncstate_rows_look(RowAccess *rows);

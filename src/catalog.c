@@ -6,10 +6,12 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_enum.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
@@ -48,6 +50,54 @@ rel_changed(Datum arg, Oid relid)
 		ids_valid = false;
 		invalidations++;
 	}
+}
+
+/* Checks that an index is what walks and searches take it for. */
+static void
+check_index(Oid index, const char *name, Oid table, const int *columns,
+			int ncolumns)
+{
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	bool		matches = HeapTupleIsValid(tuple);
+
+	if (matches)
+	{
+		Form_pg_index form = (Form_pg_index) GETSTRUCT(tuple);
+
+		/* not whether it is valid: REINDEX CONCURRENTLY may just be swapping it */
+		matches = form->indrelid == table && form->indnkeyatts == ncolumns;
+		for (int i = 0; matches && i < ncolumns; i++)
+			matches = form->indkey.values[i] == columns[i];
+		ReleaseSysCache(tuple);
+	}
+	if (!matches)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("index \"syncstate.%s\" is not as installed", name),
+				 errhint("Drop it, and make it again as the extension's install script does.")));
+}
+
+static void
+check_indexes(const CatalogIds *found)
+{
+	static const int key[] = {
+		Anum_sync_state_user_id, Anum_sync_state_source, Anum_sync_state_resource,
+	};
+	static const int due[] = {
+		Anum_sync_state_source, Anum_sync_state_due_at,
+		Anum_sync_state_user_id, Anum_sync_state_resource,
+	};
+	static const int requested[] = {
+		Anum_sync_state_source, Anum_sync_state_requested_at,
+		Anum_sync_state_user_id, Anum_sync_state_resource,
+	};
+
+	check_index(found->pkey_index, "sync_state_pkey", found->state_rel,
+				key, lengthof(key));
+	check_index(found->due_index, "sync_state_due", found->state_rel,
+				due, lengthof(due));
+	check_index(found->requested_index, "sync_state_requested",
+				found->state_rel, requested, lengthof(requested));
 }
 
 /* Raises an error where a name was not found. */
@@ -97,10 +147,7 @@ check_table(Oid relid)
 	bool		matches;
 
 	if (rel == NULL)
-	{
-		invalidations++;		/* it was dropped meanwhile: look again */
-		return;
-	}
+		return;					/* dropped meanwhile: looked up again */
 	if (rel->rd_rel->relkind != RELKIND_RELATION)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -118,7 +165,7 @@ check_table(Oid relid)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"syncstate.sync_state\" is not of this library's version"),
 				 errhint("Run ALTER EXTENSION syncstate UPDATE.")));
-	table_close(rel, AccessShareLock);
+	table_close(rel, NoLock);	/* keeps its indexes, too */
 }
 
 static void
@@ -138,6 +185,7 @@ load_ids(void)
 
 	namespace = get_namespace_oid("syncstate", false);
 	found.state_rel = relation_oid("sync_state", namespace);
+	check_table(found.state_rel);	/* first: this may wait for its lock */
 	found.policy_rel = relation_oid("sync_policy", namespace);
 	found.budget_rel = relation_oid("sync_budget", namespace);
 	found.due_index = relation_oid("sync_state_due", namespace);
@@ -162,7 +210,7 @@ load_ids(void)
 		if (!OidIsValid(found.status_labels[i]))
 			elog(ERROR, "sync status \"%s\" is missing", status_names[i]);
 	}
-	check_table(found.state_rel);
+	check_indexes(&found);
 
 	ids = found;
 	ids_valid = before == invalidations;
@@ -175,7 +223,7 @@ load_ids(void)
 const CatalogIds *
 syncstate_ids(void)
 {
-	while (!ids_valid)
+	if (!ids_valid)
 		load_ids();
 	return &ids;
 }

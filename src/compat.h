@@ -93,58 +93,34 @@ syncstate_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
 }
 
 /*
- * A range table of one table, and the privileges that a statement wants of it.
- * 16 moved these out of the table's entry; before, *perminfos stays empty.
+ * Gives the executor a range table of one table, some columns of which are
+ * updated.  16 took these out of the table's entry, 18 wants to know which tables
+ * were not pruned.
  */
-static inline List *
-syncstate_range_table(Oid relid, AclMode mode, Bitmapset *selected,
-					  Bitmapset *updated, List **perminfos)
+static inline void
+syncstate_init_range_table(EState *estate, Oid relid, Bitmapset *updated)
 {
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
 #if PG_VERSION_NUM >= 160000
-	RTEPermissionInfo *wanted;
-#else
-	RangeTblEntry *wanted = rte;
+	List	   *perminfos = NIL;
 #endif
 
 	rte->rtekind = RTE_RELATION;
 	rte->relid = relid;
 	rte->relkind = RELKIND_RELATION;
 	rte->rellockmode = RowExclusiveLock;
-	*perminfos = NIL;
 #if PG_VERSION_NUM >= 160000
-	wanted = addRTEPermissionInfo(perminfos, rte);
-#endif
-	wanted->requiredPerms = mode;
-	wanted->selectedCols = selected;
-	wanted->updatedCols = updated;
-	return list_make1(rte);
-}
-
-/*
- * Asks what the executor would ask before a statement, an auditor's hook
- * included.
- */
-static inline bool
-syncstate_check_permissions(List *range_table, List *perminfos)
-{
-#if PG_VERSION_NUM >= 160000
-	return ExecCheckPermissions(range_table, perminfos, false);
+	addRTEPermissionInfo(&perminfos, rte)->updatedCols = updated;
 #else
-	return ExecCheckRTPerms(range_table, false);
+	rte->updatedCols = updated;
 #endif
-}
-
-/* 16 takes privileges apart, 18 which tables were not pruned. */
-static inline void
-syncstate_init_range_table(EState *estate, List *range_table, List *perminfos)
-{
 #if PG_VERSION_NUM >= 180000
-	ExecInitRangeTable(estate, range_table, perminfos, bms_make_singleton(1));
+	ExecInitRangeTable(estate, list_make1(rte), perminfos,
+					   bms_make_singleton(1));
 #elif PG_VERSION_NUM >= 160000
-	ExecInitRangeTable(estate, range_table, perminfos);
+	ExecInitRangeTable(estate, list_make1(rte), perminfos);
 #else
-	ExecInitRangeTable(estate, range_table);
+	ExecInitRangeTable(estate, list_make1(rte));
 #endif
 }
 

@@ -80,8 +80,7 @@ syncstate_guard(PG_FUNCTION_ARGS)
 		SyncPolicy	policy;
 
 		tuple = trigdata->tg_trigtuple;
-		if (!syncstate_state_from_tuple(tuple, tupdesc, &row))
-			return PointerGetDatum(tuple);
+		syncstate_state_from_tuple(tuple, tupdesc, &row);
 		check_lease_number(row.lease, MAX_INSERTED_LEASE);
 		policy = syncstate_policy(row.key.source);
 		syncstate_fill_in(&row, &policy, syncstate_now());
@@ -91,15 +90,17 @@ syncstate_guard(PG_FUNCTION_ARGS)
 		Written		written = {
 			.status = names_column(trigdata, Anum_sync_state_status),
 			.items_synced = names_column(trigdata, Anum_sync_state_items_synced),
+			.sync_token = names_column(trigdata, Anum_sync_state_sync_token),
+			.history_id = names_column(trigdata, Anum_sync_state_history_id),
+			.updated_min = names_column(trigdata, Anum_sync_state_updated_min),
 		};
 		SyncState	old;
 
 		tuple = trigdata->tg_newtuple;
 		if (syncstate_store_is_writing(&trigdata->tg_trigtuple->t_self))
 			return PointerGetDatum(tuple);
-		if (!syncstate_state_from_tuple(trigdata->tg_trigtuple, tupdesc, &old) ||
-			!syncstate_state_from_tuple(tuple, tupdesc, &row))
-			return PointerGetDatum(tuple);
+		syncstate_state_from_tuple(trigdata->tg_trigtuple, tupdesc, &old);
+		syncstate_state_from_tuple(tuple, tupdesc, &row);
 		syncstate_guard_write(&old, &row, &written);
 	}
 	return PointerGetDatum(syncstate_state_into_tuple(&row, tuple, tupdesc));

@@ -374,6 +374,9 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 	Written		written = {
 		.status = has_key(changes, "status"),
 		.items_synced = has_key(changes, "items_synced"),
+		.sync_token = has_key(changes, "sync_token"),
+		.history_id = has_key(changes, "history_id"),
+		.updated_min = has_key(changes, "updated_min"),
 	};
 	RowAccess	rows;
 	SyncState	old;

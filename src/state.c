@@ -184,11 +184,8 @@ syncstate_state_from_slot(TupleTableSlot *slot, SyncState *row)
 	row->tuple = ExecFetchSlotHeapTuple(slot, false, NULL);
 }
 
-/*
- * Reads a row that somebody wants to write; columns after ours are ignored.
- * Returns false if a column is null that cannot be: the server refuses the row.
- */
-bool
+/* Reads a row that somebody wants to write; columns after ours are ignored. */
+void
 syncstate_state_from_tuple(HeapTuple tuple, TupleDesc tupdesc, SyncState *row)
 {
 	Datum	   *values = palloc(tupdesc->natts * sizeof(Datum));
@@ -196,14 +193,21 @@ syncstate_state_from_tuple(HeapTuple tuple, TupleDesc tupdesc, SyncState *row)
 
 	heap_deform_tuple(tuple, tupdesc, values, nulls);
 
+	/*
+	 * NOT NULL is checked after the triggers.  Say the same here, but without
+	 * the whole row, which has secrets.
+	 */
 	for (int i = 0; i < Natts_sync_state; i++)
 	{
-		if (nulls[i] && !nullable[kinds[i]])
-			return false;
+		if (nulls[i] && TupleDescAttr(tupdesc, i)->attnotnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("null value in column \"%s\" of relation \"%s\" violates not-null constraint",
+							NameStr(TupleDescAttr(tupdesc, i)->attname),
+							"sync_state")));
 	}
 	syncstate_state_from_datums(values, nulls, row);
 	row->ctid = tuple->t_self;
-	return true;
 }
 
 /* A tuple with our columns replaced; columns of others stay. */

@@ -68,7 +68,7 @@ extern void syncstate_state_from_datums(const Datum *values, const bool *nulls,
 extern void syncstate_state_to_datums(const SyncState *row,
 									  Datum *values, bool *nulls);
 extern void syncstate_state_from_slot(TupleTableSlot *slot, SyncState *row);
-extern bool syncstate_state_from_tuple(HeapTuple tuple, TupleDesc tupdesc,
+extern void syncstate_state_from_tuple(HeapTuple tuple, TupleDesc tupdesc,
 									   SyncState *row);
 extern HeapTuple syncstate_state_into_tuple(const SyncState *row,
 											HeapTuple tuple, TupleDesc tupdesc);

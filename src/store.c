@@ -17,6 +17,7 @@
 #include "jit/jit.h"
 #include "nodes/parsenodes.h"
 #include "optimizer/cost.h"
+#include "utils/fmgrprotos.h"
 #include "utils/plancache.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
@@ -110,8 +111,12 @@ typedef struct PlanText
 	const char *sql;
 	int			nargs;
 	Oid			args[MAX_PLAN_ARGS];
-	bool		read_only;		/* sees what the caller's snapshot sees */
-	bool		reads_all;		/* of a source, so by a sequential scan */
+	enum
+	{
+		BY_KEY,
+		READ_ONLY,				/* sees what the caller's snapshot sees */
+		READS_ALL,				/* of a source, so by a sequential scan */
+	}			kind;
 } PlanText;
 
 /* All of them return rows, as what a portal is opened for must. */
@@ -119,39 +124,39 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	[PLAN_READ] = {
 		"SELECT " COLUMNS "s.ctid FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES,
-		KEY_ARGS
+		KEY_ARGS, BY_KEY
 	},
 	[PLAN_LOCK] = {
 		"SELECT " COLUMNS "s.ctid FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
-		KEY_ARGS
+		KEY_ARGS, BY_KEY
 	},
 	[PLAN_LOCK_VERSION] = {
 		"SELECT " COLUMNS "s.ctid FROM syncstate.sync_state AS s "
 		"WHERE s.ctid OPERATOR(pg_catalog.=) $1 "
 		"FOR NO KEY UPDATE SKIP LOCKED",
-		1, {TIDOID}
+		1, {TIDOID}, BY_KEY
 	},
 	[PLAN_SEES] = {
 		"SELECT FROM syncstate.sync_state AS s "
 		"WHERE s.ctid OPERATOR(pg_catalog.=) $1",
-		1, {TIDOID}, .read_only = true
+		1, {TIDOID}, READ_ONLY
 	},
 	[PLAN_MAKE] = {
 		"INSERT INTO syncstate.sync_state (user_id, source, resource) "
 		"VALUES ($1, $2, $3) "
 		"ON CONFLICT (user_id, source, resource) DO NOTHING RETURNING true",
-		KEY_ARGS
+		KEY_ARGS, BY_KEY
 	},
 	[PLAN_WRITE] = {
 		"UPDATE syncstate.sync_state AS s SET status = ($2).status" ASSIGNMENTS
 		" WHERE s.ctid OPERATOR(pg_catalog.=) $1 RETURNING s",
-		2, {TIDOID, ARG_STATE}
+		2, {TIDOID, ARG_STATE}, BY_KEY
 	},
 	[PLAN_DELETE] = {
 		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES
 		" RETURNING true",
-		KEY_ARGS
+		KEY_ARGS, BY_KEY
 	},
 
 	/* these two touch no column that a user role may not */
@@ -161,19 +166,19 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"AND s.status OPERATOR(pg_catalog.<>) 'rate_limited'::syncstate.sync_status "
 		"FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
-		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}
+		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}, BY_KEY
 	},
 	[PLAN_REQUEST] = {
 		"UPDATE syncstate.sync_state AS s SET requested_at = $4 "
 		"WHERE " KEY_MATCHES " RETURNING true",
-		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}
+		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}, BY_KEY
 	},
 
 	[PLAN_CHANGE] = {
 		"SELECT " CHANGED_COLUMNS "s.ctid FROM syncstate.sync_state AS s, "
 		"LATERAL pg_catalog.jsonb_populate_record(s, $2) AS r "
 		"WHERE s.ctid OPERATOR(pg_catalog.=) $1",
-		2, {TIDOID, JSONBOID}
+		2, {TIDOID, JSONBOID}, BY_KEY
 	},
 
 	/* the row as it would be; locks what is there */
@@ -181,18 +186,18 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"SELECT r FROM (SELECT p FROM syncstate.sync_policy AS p "
 		"WHERE p.source OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE) AS l, "
 		"LATERAL pg_catalog.jsonb_populate_record(l.p, $2) AS r",
-		2, {ARG_SOURCE, JSONBOID}
+		2, {ARG_SOURCE, JSONBOID}, BY_KEY
 	},
 	[PLAN_POLICY_MAKE] = {
 		"INSERT INTO syncstate.sync_policy (source) VALUES ($1) "
 		"ON CONFLICT (source) DO NOTHING RETURNING true",
-		1, {ARG_SOURCE}
+		1, {ARG_SOURCE}, BY_KEY
 	},
 	[PLAN_POLICY_WRITE] = {
 		"UPDATE syncstate.sync_policy AS p SET source = p.source"
 		SETTINGS_ASSIGNED
 		" WHERE p.source OPERATOR(pg_catalog.=) $1 RETURNING true",
-		2, {ARG_SOURCE, ARG_POLICY}
+		2, {ARG_SOURCE, ARG_POLICY}, BY_KEY
 	},
 	[PLAN_POLICY_PAUSE] = {
 		"INSERT INTO syncstate.sync_policy AS p (source, paused_until) "
@@ -201,19 +206,19 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"WHERE NOT $3 OR p.paused_until IS NULL "
 		"OR p.paused_until OPERATOR(pg_catalog.<) EXCLUDED.paused_until "
 		"RETURNING true",
-		3, {ARG_SOURCE, TIMESTAMPTZOID, BOOLOID}
+		3, {ARG_SOURCE, TIMESTAMPTZOID, BOOLOID}, BY_KEY
 	},
 	[PLAN_POLICY_TIDY] = {
 		"DELETE FROM syncstate.sync_policy AS p "
 		"WHERE p.source OPERATOR(pg_catalog.=) $1" SETTINGS_ARE_NULL
 		" RETURNING true",
-		1, {ARG_SOURCE}
+		1, {ARG_SOURCE}, BY_KEY
 	},
 
 	[PLAN_BUDGET] = {
 		"SELECT b.source" BUDGET_COLUMNS " FROM syncstate.sync_budget AS b "
 		"WHERE b.source OPERATOR(pg_catalog.=) $1",
-		1, {ARG_SOURCE}
+		1, {ARG_SOURCE}, BY_KEY
 	},
 	[PLAN_BUDGET_WRITE] = {
 		"INSERT INTO syncstate.sync_budget AS b (source" BUDGET_NAMES ") "
@@ -221,12 +226,12 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"ON CONFLICT (source) DO UPDATE SET source = b.source" BUDGET_ASSIGNED
 		" RETURNING true",
 		8, {ARG_SOURCE, FLOAT8OID, FLOAT8OID, FLOAT8OID, FLOAT8OID,
-		TIMESTAMPTZOID, FLOAT8OID, INT8OID}
+		TIMESTAMPTZOID, FLOAT8OID, INT8OID}, BY_KEY
 	},
 	[PLAN_BUDGET_DROP] = {
 		"DELETE FROM syncstate.sync_budget AS b "
 		"WHERE b.source OPERATOR(pg_catalog.=) $1 RETURNING true",
-		1, {ARG_SOURCE}
+		1, {ARG_SOURCE}, BY_KEY
 	},
 
 	/*
@@ -266,8 +271,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"GROUP BY g.kind, CASE WHEN g.kind OPERATOR(pg_catalog.=) 0 "
 		"THEN pg_catalog.floor(pg_catalog.ln(g.root) "
 		"OPERATOR(pg_catalog.*) 46.166::pg_catalog.float8) END",
-		4, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID},
-		.reads_all = true
+		4, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}, READS_ALL
 	},
 };
 
@@ -303,8 +307,14 @@ static KeptPlan plans[NUM_PLANS];
 /* How many of our statements are running, one within the other. */
 static int	running = 0;
 
-/* The version that our own UPDATE is writing; invalid: none. */
-static ItemPointerData writing;
+/* What our own UPDATE is writing, and at which depth of triggers. */
+typedef struct Writing
+{
+	ItemPointerData tid;		/* invalid: nothing */
+	int			depth;
+} Writing;
+
+static Writing writing;
 
 /*
  * Fetches or prepares a kept plan.
@@ -374,11 +384,12 @@ open_statement(SPIPlanPtr plan, const PlanText *text, Datum *values,
 
 	for (size_t i = 0; i < lengthof(planner_settings); i++)
 		settings[i] = planner_settings[i].value ||
-			(text->reads_all && planner_settings[i].setting == &enable_seqscan);
+			(text->kind == READS_ALL && planner_settings[i].setting == &enable_seqscan);
 	swap_settings(settings, &cache_mode);
 	PG_TRY();
 	{
-		portal = SPI_cursor_open(NULL, plan, values, nulls, text->read_only);
+		portal = SPI_cursor_open(NULL, plan, values, nulls,
+								 text->kind == READ_ONLY);
 	}
 	PG_FINALLY();
 	{
@@ -401,7 +412,7 @@ run(PlanId id, Datum *values, const char *nulls)
 
 		SPI_cursor_fetch(portal, true, FETCH_ALL);
 		SPI_cursor_close(portal);
-		if (!plan_texts[id].read_only)
+		if (plan_texts[id].kind != READ_ONLY)
 			CommandCounterIncrement();	/* what comes next sees it */
 	}
 	PG_FINALLY();
@@ -519,6 +530,16 @@ syncstate_store_make(const SyncKey *key)
 	run(PLAN_MAKE, values, NULL);
 }
 
+/* How many triggers are running, one within the other. */
+static int
+trigger_depth(void)
+{
+	LOCAL_FCINFO(fcinfo, 0);
+
+	InitFunctionCallInfoData(*fcinfo, NULL, 0, InvalidOid, NULL, NULL);
+	return DatumGetInt32(pg_trigger_depth(fcinfo));
+}
+
 /*
  * Writes a row that was locked in this transaction.  Returns the row as it is
  * now, in the caller's outer context; NULL if row security or a trigger kept it
@@ -528,7 +549,7 @@ HeapTuple
 syncstate_store_write(const SyncState *row)
 {
 	Datum		values[2] = {PointerGetDatum(&row->ctid), state_datum(row)};
-	ItemPointerData save_writing = writing;
+	Writing		save_writing = writing;
 	volatile uint64 written = 0;
 	HeapTupleData tuple = {.t_tableOid = InvalidOid};
 	HeapTuple	result;
@@ -536,7 +557,8 @@ syncstate_store_write(const SyncState *row)
 
 	PG_TRY();
 	{
-		writing = row->ctid;
+		writing.tid = row->ctid;
+		writing.depth = trigger_depth();
 		written = run(PLAN_WRITE, values, NULL);
 	}
 	PG_FINALLY();
@@ -558,13 +580,16 @@ syncstate_store_write(const SyncState *row)
 }
 
 /*
- * Whether our own UPDATE is writing this version.  Only that write is legal as
- * it is: a trigger of the site's may write other rows at the same time.
+ * Whether the trigger that asks was fired by our own UPDATE of this version.
+ * Only that write is legal as it is: a trigger of the site's may write other
+ * rows, or this one, at the same time.
  */
 bool
 syncstate_store_is_writing(ItemPointer tid)
 {
-	return ItemPointerIsValid(&writing) && ItemPointerEquals(&writing, tid);
+	return ItemPointerIsValid(&writing.tid) &&
+		ItemPointerEquals(&writing.tid, tid) &&
+		trigger_depth() == writing.depth + 1;
 }
 
 /* Deletes the row of a key; false if there is none to be seen. */

@@ -424,17 +424,19 @@ report_of_write(const SyncState *old, const SyncState *row,
 {
 	Report		report = {
 		.key = row->key,
-		.updated_min = row->updated_min != old->updated_min ?
-			row->updated_min : NO_TIME,
+		.updated_min = NO_TIME,
 		.error_message = row->error_message,
 		.progress_done = NO_COUNT,
 		.progress_total = NO_COUNT,
 	};
 
-	if (!syncstate_same_text(row->sync_token, old->sync_token))
+	/* a cursor that is named is given again: the provider has confirmed it */
+	if (written->sync_token || !syncstate_same_text(row->sync_token, old->sync_token))
 		report.sync_token = row->sync_token;
-	if (!syncstate_same_text(row->history_id, old->history_id))
+	if (written->history_id || !syncstate_same_text(row->history_id, old->history_id))
 		report.history_id = row->history_id;
+	if (written->updated_min || row->updated_min != old->updated_min)
+		report.updated_min = row->updated_min;
 	if (written->items_synced || row->items_synced != old->items_synced)
 		report.items_synced = row->items_synced;
 	return report;
@@ -573,6 +575,7 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 {
 	SyncState	as_written;
 	SyncState	derived = *old;
+	Transition	parking = recognize_parking(old, row);
 	Report		report;
 
 	tidy_cursor(row);
@@ -586,9 +589,13 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 	if (row->failures != old->failures)
 		derived.failures = Max(row->failures - 1, 0);	/* without this one */
 
+	/* what ends with the run waits, also where the same write brings the row back */
+	if (parking == TRANSITION_RESUME)
+		syncstate_apply(parking, &derived, &report, policy, now);
 	syncstate_apply(syncstate_recognize(old, row, written, now), &derived,
 					&report, policy, now);
-	syncstate_apply(recognize_parking(old, row), &derived, &report, policy, now);
+	if (parking == TRANSITION_PAUSE)
+		syncstate_apply(parking, &derived, &report, policy, now);
 	syncstate_state_keep(old, &derived, row);
 
 	/* a count that is named is given, also where it is the same as before */

@@ -63,6 +63,9 @@ typedef struct Written
 {
 	bool		status;
 	bool		items_synced;
+	bool		sync_token;
+	bool		history_id;
+	bool		updated_min;
 } Written;
 
 extern const char *const syncstate_failure_kinds[NUM_FAILURE_KINDS];

@@ -1004,16 +1004,16 @@ class Model:
         old = self.rows.get(key) or self.new_row(key)
         said = dict(old, **changes)
         given = {c for c in changes if changes[c] != old[c]}
-        row = self.amounts_to(old, said, changes, given, got)
-
-        parks = 'parked_reason' in given or \
-            'due_at' in given and said['due_at'] is None
-        if old['parked_reason'] is None:
-            if parks:
-                self.park(row, 'paused')
-        elif 'due_at' in given and 'parked_reason' not in given or \
-                'parked_reason' in given and said['parked_reason'] is None:
+        row = dict(old, sync_interval=said['sync_interval'])
+        if old['parked_reason'] is not None and (
+                'due_at' in given and 'parked_reason' not in given or
+                'parked_reason' in given and said['parked_reason'] is None):
             self.revive(row)
+        row = self.amounts_to(row, old, said, changes, given, got)
+        if old['parked_reason'] is None and (
+                'parked_reason' in given or
+                'due_at' in given and said['due_at'] is None):
+            self.park(row, 'paused')
 
         row.update({c: said[c] for c in given}, updated_at=self.now)
         if 'items_synced' in changes:
@@ -1033,9 +1033,8 @@ class Model:
         self.rows[key] = row
         return row
 
-    def amounts_to(self, old, said, changes, given, got):
+    def amounts_to(self, row, old, said, changes, given, got):
         """The row after the call that a direct write amounts to"""
-        row = dict(old, sync_interval=said['sync_interval'])
         running = old['status'] == 'syncing'
         expired = running and old['lease_expires_at'] <= self.now
         lost = has_cursor(old) and not has_cursor(said)
@@ -1056,7 +1055,7 @@ class Model:
                 drop_cursor(row)
         elif status == 'idle' and running:
             self.complete(row, dict(
-                {c: said[c] for c in CURSOR if c in given},
+                {c: said[c] for c in CURSOR if c in changes},
                 items_synced=said['items_synced']
                 if 'items_synced' in changes else 0))
         elif status == 'idle' and old['status'] == 'error' \
