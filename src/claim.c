@@ -24,6 +24,7 @@
 
 #include "access.h"
 #include "args.h"
+#include "compat.h"
 #include "due.h"
 #include "rate.h"
 #include "store.h"
@@ -176,6 +177,7 @@ try_take(Claim *claim)
 	MemoryContext save;
 	bool		is_locked;
 
+	syncstate_injection_point("syncstate-claim-write");
 	if (take(claim, false))
 		return;
 

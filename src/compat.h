@@ -16,6 +16,9 @@
 #if PG_VERSION_NUM >= 160000
 #include "parser/parse_relation.h"
 #endif
+#if PG_VERSION_NUM >= 180000
+#include "utils/injection_point.h"
+#endif
 
 #ifndef pg_noreturn				/* before 18 */
 #define pg_noreturn pg_attribute_noreturn()
@@ -135,6 +138,18 @@ syncstate_decode_date_time(char **field, int *ftype, int nf, int *dtype,
 	return DecodeDateTime(field, ftype, nf, dtype, tm, fsec, tz, &extra);
 #else
 	return DecodeDateTime(field, ftype, nf, dtype, tm, fsec, tz);
+#endif
+}
+
+/*
+ * A place where a test may stop a session, if the server is built for that; 17
+ * has such places too, with one argument less.
+ */
+static inline void
+syncstate_injection_point(const char *name)
+{
+#if PG_VERSION_NUM >= 180000
+	INJECTION_POINT(name, NULL);
 #endif
 }
 
