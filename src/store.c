@@ -431,15 +431,21 @@ key_args(const SyncKey *key, Datum *values)
 	values[2] = PointerGetDatum(key->resource);
 }
 
-/* Reads a row of all columns, followed by its ctid. */
+/*
+ * Reads the row that a statement returned, all columns and then its ctid.  Keeps
+ * a copy of the tuple alone: the result has a block of memory of its own, and a
+ * batch reads many.
+ */
 static void
-read_row(HeapTuple tuple, TupleDesc tupdesc, SyncState *row)
+read_row(SyncState *row)
 {
 	Datum		values[Natts_sync_state + 1];
 	bool		nulls[Natts_sync_state + 1];
+	HeapTuple	tuple = heap_copytuple(SPI_tuptable->vals[0]);
 
-	Assert(tupdesc->natts == Natts_sync_state + 1);
-	heap_deform_tuple(tuple, tupdesc, values, nulls);
+	Assert(SPI_tuptable->tupdesc->natts == Natts_sync_state + 1);
+	heap_deform_tuple(tuple, SPI_tuptable->tupdesc, values, nulls);
+	SPI_freetuptable(SPI_tuptable);
 	syncstate_state_from_datums(values, nulls, row);
 	row->ctid = *(ItemPointer) DatumGetPointer(values[Natts_sync_state]);
 }
@@ -469,8 +475,11 @@ read_by_key(PlanId id, const SyncKey *key, SyncState *row)
 
 	key_args(key, values);
 	if (run(id, values, NULL) == 0)
+	{
+		SPI_freetuptable(SPI_tuptable);
 		return false;
-	read_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, row);
+	}
+	read_row(row);
 	return true;
 }
 
@@ -505,7 +514,7 @@ syncstate_store_lock_version(ItemPointer tid, SyncState *row)
 		SPI_freetuptable(SPI_tuptable);
 		return false;
 	}
-	read_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, row);
+	read_row(row);
 	return true;
 }
 
@@ -657,7 +666,7 @@ syncstate_store_change(const SyncState *row, Datum changes, SyncState *changed)
 	values[1] = changes;
 	if (run(PLAN_CHANGE, values, NULL) != 1)
 		elog(ERROR, "locked sync state is gone");
-	read_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, changed);
+	read_row(changed);
 	changed->tuple = row->tuple;
 }
 
