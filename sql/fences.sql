@@ -131,7 +131,7 @@ DROP POLICY fence ON sync_state;
 -- ---------------------------------------------------------------------
 
 -- Which rows a claim hands out, and how many others it has locked or written:
--- xmax is set by whoever locks a row.
+-- Locking a row sets its xmax.
 CREATE FUNCTION claim(max_rows integer DEFAULT 100, OUT claimed text, OUT others_locked bigint, OUT written bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -177,7 +177,7 @@ SELECT * FROM claim();
 DROP POLICY fence ON sync_state;
 
 -- ---------------------------------------------------------------------
--- A worker is whoever may execute claim_due_syncs() as we made it, whatever
+-- A worker is a role that may execute claim_due_syncs() as we made it, whatever
 -- else has that name.
 -- ---------------------------------------------------------------------
 GRANT USAGE ON SCHEMA syncstate TO regress_syncstate_reporter;
@@ -300,7 +300,7 @@ COMMIT;
 DROP VIEW pg_temp.read;
 RESET ROLE;
 
--- A worker sees all rows, those at both ends of the range too, whoever the
+-- A worker sees all rows, those at both ends of the range too, whatever user the
 -- claims name, by the plans that were made for a user.
 SET ROLE regress_syncstate_free;
 SELECT count(*), count(*) FILTER (WHERE user_id IN ('00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff')) AS at_ends FROM sync_state;

@@ -265,7 +265,7 @@ SELECT bool_and(lease > 0) AS fenced, bool_and(requested_at = sync_clock()) AS r
 -- Errors in between leave nothing behind
 -- ---------------------------------------------------------------------
 
--- one that the trigger handles: the write goes on as it began
+-- one that the trigger handles: the write continues as it began
 SELECT prepare('syncing', $$
 	DO 'BEGIN
 		PERFORM syncstate.mark_sync_completed(''00000000-0000-4000-8000-000000000003'', ''google_calendar'', lease => 4);
