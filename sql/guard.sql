@@ -455,6 +455,66 @@ ORDER BY last, how;
 ------------------------------------------------------------------------
 -- One state machine
 ------------------------------------------------------------------------
+-- A write is the call that it amounts to: the same row becomes the same.
+CREATE FUNCTION regress_guard.amounts_to(changes text, call text, VARIADIC states text[]) RETURNS SETOF text
+	LANGUAGE plpgsql
+	AS $$
+DECLARE
+	s text;
+	direct text;
+	called text;
+BEGIN
+	FOREACH s IN ARRAY states LOOP
+		direct := regress_guard.effect(s, 'UPDATE syncstate.sync_state SET ' || changes);
+		called := regress_guard.effect(s, format('SELECT syncstate.' || call, format('%L, %L', regress_guard.u(), 'google_calendar')));
+		RETURN NEXT s || CASE WHEN direct = called THEN ': the same' ELSE E':\n    ' || direct || E'\n    ' || called END;
+	END LOOP;
+END
+$$;
+SELECT w.changes, string_agg(a.told, ', ' ORDER BY a.n)
+FROM (VALUES
+	(1, $$status = 'syncing'$$, 'mark_sync_started(%s)', '{new,idle,requested,expired,failing,limited,parked}'::text[]),
+	(2, $$status = 'idle'$$, 'mark_sync_completed(%s)', '{running,expired,paused}'),
+	(3, $$status = 'idle', items_synced = 7, sync_token = 'tok2', history_id = '2000'$$, $$mark_sync_completed(%s, 7, 'tok2', '2000')$$,
+		'{running,expired,paused}'),
+	(4, $$status = 'error', error_message = 'broken'$$, $$mark_sync_failed(%s, 'broken')$$,
+		'{new,idle,requested,running,expired,limited,paused}'),
+	(5, $$status = 'rate_limited'$$, 'mark_rate_limited(%s)',
+		'{new,idle,requested,running,expired,failing,limited,parked,paused}'),
+	(6, $$sync_token = NULL, history_id = NULL, updated_min = NULL$$, 'clear_sync_token(%s)',
+		'{idle,requested,running,expired,failing,limited,parked,paused}'),
+	(7, $$due_at = NULL$$, 'pause_sync(%s)', '{new,idle,requested,running,expired,failing,limited}'),
+	(8, $$parked_reason = 'paused'$$, 'pause_sync(%s)', '{new,idle,requested,running,expired,failing,limited}'),
+	(9, $$parked_reason = NULL$$, 'resume_sync(%s)', '{parked,paused}'),
+	(10, $$due_at = '2026-01-10 12:00+00'$$, 'resume_sync(%s)', '{parked,paused}'),
+	(11, $$status = 'idle'$$, 'resume_sync(%s)', '{failing}')) AS w(n, changes, call, states),
+	LATERAL regress_guard.amounts_to(w.changes, w.call, VARIADIC w.states) WITH ORDINALITY AS a(told, n)
+GROUP BY w.n, w.changes
+ORDER BY w.n;
+-- A run of errors parks the row at the same error as by the call: neither limit alone is enough.
+SELECT max_failures, park_after FROM syncstate.set_sync_policy('google_calendar', '{"max_failures": 3}');
+CREATE FUNCTION regress_guard.failed(statement text, VARIADIC times interval[]) RETURNS SETOF text
+	LANGUAGE plpgsql
+	AS $$
+BEGIN
+	PERFORM regress_guard.set_up('new');
+	FOR i IN 1 .. array_length(times, 1) LOOP
+		PERFORM regress_guard.at(times[i]);
+		PERFORM syncstate.mark_sync_started(regress_guard.u(), 'google_calendar');
+		EXECUTE statement;
+		RETURN QUERY SELECT format('T + %s: %s %s', times[i], s.failures, coalesce(s.parked_reason, 'due')) FROM syncstate.sync_state AS s;
+	END LOOP;
+END
+$$;
+SELECT call.told, direct.told
+FROM (VALUES (1, '{0,1 day,2 days,6 days 23:59:59,7 days}'::interval[]), (2, '{0,8 days,9 days}')) AS t(n, times),
+	LATERAL (SELECT string_agg(f, ', ') FROM regress_guard.failed(
+		$$SELECT syncstate.mark_sync_failed(regress_guard.u(), 'google_calendar', 'broken')$$, VARIADIC times) AS f) AS call(told),
+	LATERAL (SELECT string_agg(f, ', ') FROM regress_guard.failed(
+		$$UPDATE syncstate.sync_state SET status = 'error', error_message = 'broken'$$, VARIADIC times) AS f) AS direct(told)
+ORDER BY t.n;
+SELECT max_failures FROM syncstate.set_sync_policy('google_calendar', '{"max_failures": null}');
+
 -- Successes by hand end a run of failures: a failure in January and one in
 -- February, with successes between them, do not park a row whose lease runs out
 -- in March.
