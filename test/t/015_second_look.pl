@@ -154,6 +154,7 @@ my @cases = (
 		got => '1:3', next => 'nothing', passed_over => { got => 'nothing', next => '1:3' }, became => 'syncing 3' },
 	{ name => 'requested before, and changed', state => 'requested', change => [$touched], %due },
 	{ name => 'expired before, and requested', state => 'expired', change => [ call('request_sync') ], %due },
+	{ name => 'hopeless before, and resumed', state => 'hopeless', change => [ call('resume_sync') ], %due },
 
 	# not due any more
 	{ name => 'paused', change => [ call('pause_sync') ], %not_due, became => 'idle 1 paused' },
@@ -172,6 +173,9 @@ my @cases = (
 	{ name => 'hopeless before, and completed', state => 'hopeless', change => [ call('mark_sync_completed', 'lease => 1') ], %not_due, became => 'idle 1' },
 	{ name => 'hopeless before, and parked by another claim', state => 'hopeless', change => [$claimed], got => 'nothing', next => 'nothing',
 		became => 'error 1 failures' },
+	{ name => 'expired before, and hopeless', state => 'expired',
+		change => ["UPDATE syncstate.sync_state SET failures = 1000, failing_since = '2029-01-01Z' WHERE user_id = u(1)"],
+		%not_due, became => 'error 1 failures' },
 	{ name => 'hopeless before, and left alone', state => 'hopeless', %not_due, became => 'error 1 failures' },
 
 	# gone
@@ -197,7 +201,7 @@ my @cases = (
 		change => [ 'BEGIN', call('mark_sync_completed', 'lease => 1') ], end => 'ROLLBACK', %later },
 
 	# row security
-	{ name => 'hidden', change => [ "UPDATE syncstate.sync_state SET sync_interval = '13 min' WHERE user_id = u(1)" ], %due, hidden => 1 },
+	{ name => 'hidden', change => [ "UPDATE syncstate.sync_state SET sync_interval = '13 min' WHERE user_id = u(1)" ], %due },
 );
 
 sub matches
