@@ -232,8 +232,9 @@ tell_case(void)
 	if (is_write)
 	{
 		print_row("written", &written, difference(&old, &written));
-		printf("# names: status=%d; items_synced=%d\n",
-			   names.status, names.items_synced);
+		printf("# names: status=%d; items_synced=%d; sync_token=%d; history_id=%d; updated_min=%d\n",
+			   names.status, names.items_synced,
+			   names.sync_token, names.history_id, names.updated_min);
 	}
 	else
 	{

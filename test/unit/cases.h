@@ -61,6 +61,7 @@
 	PROPERTY(WRITE_CLEAR, "no cursor is clear_sync_token without a lease") \
 	PROPERTY(WRITE_PAUSE, "due_at = null is pause_sync") \
 	PROPERTY(WRITE_RESUME, "parked_reason = null, due_at of a parked row, and status = 'idle' of a failed one are resume_sync") \
+	PROPERTY(WRITE_BOTH, "an end of a run that takes its row back, or parks it, is two calls") \
 	PROPERTY(WRITE_REQUEST, "requested_at is the time of the write, whatever was written") \
 	/* of inserts */ \
 	PROPERTY(INSERT_LEGAL, "an insert of legal values leaves a legal row") \

@@ -143,6 +143,9 @@ try_write(int number)
 			written.lease = pick(2) == 0 ? pick(8) : old.lease + 1;
 		names.status |= column == Anum_sync_state_status;
 		names.items_synced |= column == Anum_sync_state_items_synced;
+		names.sync_token |= column == Anum_sync_state_sync_token;
+		names.history_id |= column == Anum_sync_state_history_id;
+		names.updated_min |= column == Anum_sync_state_updated_min;
 	}
 
 	if (pick(6) == 0)
@@ -273,12 +276,23 @@ try_completion(void)
 		written.items_synced = pick_number();
 		report.items_synced = written.items_synced;
 	}
+
+	/* a cursor that is named is given, also where it is the same as before */
+	names.sync_token = pick(2) == 0;
+	names.history_id = pick(2) == 0;
+	names.updated_min = pick(2) == 0;
 	if (pick(2) == 0)
-		report.sync_token = written.sync_token = cstring_to_text("another");
-	if (pick(2) == 0 && !is_text(old.history_id, last_history_id))
-		report.history_id = written.history_id = cstring_to_text(last_history_id);
-	if (pick(2) == 0 && old.updated_min != MAX_TIME - 1)
-		report.updated_min = written.updated_min = MAX_TIME - 1;
+		written.sync_token = cstring_to_text("another");
+	if (pick(2) == 0)
+		written.history_id = cstring_to_text(last_history_id);
+	if (pick(2) == 0)
+		written.updated_min = MAX_TIME - 1;
+	if (names.sync_token || (difference(&old, &written) & COLUMN(sync_token)))
+		report.sync_token = written.sync_token;
+	if (names.history_id || (difference(&old, &written) & COLUMN(history_id)))
+		report.history_id = written.history_id;
+	if (names.updated_min || (difference(&old, &written) & COLUMN(updated_min)))
+		report.updated_min = written.updated_min;
 	if (pick(4) == 0)
 		written.last_sync_at = pick_time();
 	if (pick(4) == 0)
@@ -287,7 +301,45 @@ try_completion(void)
 				(COLUMN(last_sync_at) | COLUMN(sync_interval)));
 	report.sync_token = report.history_id = NULL;
 	report.updated_min = NO_TIME;
-	names.items_synced = false;
+	report.items_synced = 0;
+	memset(&names, 0, sizeof(names));
+}
+
+/* The write that ends a run takes its row back, which waits; or parks it. */
+static void
+try_two_calls(void)
+{
+	static const struct
+	{
+		SyncStatus	status;
+		Transition	end;
+	}			ends[] = {
+		{SYNC_IDLE, TRANSITION_COMPLETE},
+		{SYNC_ERROR, TRANSITION_FAIL},
+		{SYNC_RATE_LIMITED, TRANSITION_RATE_LIMIT},
+	};
+
+	if (old.status != SYNC_SYNCING)
+		return;
+	for (int i = 0; i < lengthof(ends); i++)
+	{
+		SyncState	expected = old;
+
+		written.status = ends[i].status;
+		written.parked_reason = NULL;
+		if (is_parked(&old))
+			syncstate_apply(TRANSITION_RESUME, &expected, &report, &policy, now);
+		else
+			written.due_at = NO_TIME;
+		syncstate_apply(ends[i].end, &expected, &report, &policy, now);
+		if (!is_parked(&old))
+			syncstate_apply(TRANSITION_PAUSE, &expected, &report, &policy, now);
+		write_row();
+		holds(WRITE_BOTH, difference(&expected, &new) == 0);
+		holds(WRITE_BOTH, is_parked(&old) ? new.due_at > now :
+			  is_text(new.parked_reason, "paused"));
+		written = old;
+	}
 }
 
 /* Writes of other columns. */
@@ -339,7 +391,7 @@ try_nothing(void)
 	holds(WRITE_NOTHING, TRANSITION_NONE ==
 		  syncstate_recognize(&old, &written, &names, now));
 	expect_call(WRITE_NOTHING, TRANSITION_NONE, 0);
-	names.items_synced = true;
+	names.items_synced = names.sync_token = names.history_id = names.updated_min = true;
 	names.status = old.status == SYNC_IDLE || old.status == SYNC_ERROR ||
 		(old.status == SYNC_SYNCING && old.lease_expires_at > now);
 	holds(WRITE_NOTHING, TRANSITION_NONE ==
@@ -361,6 +413,7 @@ try_calls(int number)
 	written = old;
 	try_status();
 	try_completion();
+	try_two_calls();
 	try_others();
 	try_nothing();
 }
@@ -504,7 +557,6 @@ try_life(int number)
 			written = old;
 			set_column(&written, column);
 			names.status = column == Anum_sync_state_status;
-			names.items_synced = false;
 			write_row();
 		}
 		else
