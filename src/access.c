@@ -403,6 +403,22 @@ syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key, bool make,
 }
 
 /*
+ * Whether a version has a successor, and the transaction keeps its snapshot: a
+ * statement would fail at it.
+ */
+static bool
+is_outdated(RowAccess *rows, ItemPointerData tid, TupleTableSlot *slot)
+{
+	bool		is_newest;
+
+	if (!IsolationUsesXactSnapshot())
+		return false;
+	is_newest = table_tuple_fetch_row_version(rows->rel, &tid, SnapshotSelf, slot);
+	ExecClearTuple(slot);
+	return !is_newest;
+}
+
+/*
  * Locks and reads the row whose version a snapshot sees at tid, unless somebody
  * else has locked it, or row security hides it.  The slot is for the row.
  */
@@ -412,7 +428,8 @@ syncstate_rows_lock_version(RowAccess *rows, ItemPointerData tid,
 							SyncState *row)
 {
 	if (!rows->plain)
-		return syncstate_store_lock_version(&tid, row);
+		return !is_outdated(rows, tid, slot) &&
+			syncstate_store_lock_version(&tid, row);
 	if (lock_tuple(rows, &tid, snapshot, slot, LockWaitSkip) != TM_Ok)
 		return false;
 	syncstate_state_from_slot(slot, row);

@@ -242,12 +242,16 @@ $claimer->quit;
 
 $claimer = session($alone, 'SET ROLE fenced');
 try_case($claimer, $_, 1, 'within a policy') foreach @cases;
+$claimer->query_safe(q{SET default_transaction_isolation = 'repeatable read'});
+try_case($claimer, $_, 1, 'within a policy in REPEATABLE READ') foreach @cases;
 $claimer->quit;
 
 my $trigger = 'CREATE TRIGGER pass BEFORE UPDATE ON syncstate.sync_state FOR EACH ROW EXECUTE FUNCTION pass()';
 $waker->query_safe($trigger);
 $claimer = session($alone);
 try_case($claimer, $_, 1, 'with a trigger') foreach @cases;
+$claimer->query_safe(q{SET default_transaction_isolation = 'repeatable read'});
+try_case($claimer, $_, 1, 'with a trigger in REPEATABLE READ') foreach @cases;
 $claimer->quit;
 $waker->query_safe('DROP TRIGGER pass ON syncstate.sync_state');
 
