@@ -505,7 +505,7 @@ recognize_parking(const SyncState *old, const SyncState *row)
 
 	if (old->parked_reason == NULL)
 	{
-		if ((due_changed && row->due_at == NO_TIME) || reason_changed)
+		if (due_changed && row->due_at == NO_TIME)
 			return TRANSITION_PAUSE;
 	}
 	else if ((reason_changed && row->parked_reason == NULL) ||
@@ -516,22 +516,13 @@ recognize_parking(const SyncState *old, const SyncState *row)
 
 /* One of due_at and parked_reason is set: that which the client changed. */
 static void
-settle_parking(const SyncState *old, SyncState *row, const SyncState *written,
-			   TimestampTz now)
+settle_parking(const SyncState *old, SyncState *row, const SyncState *written)
 {
-	bool		reason_changed = !syncstate_same_text(written->parked_reason,
-													  old->parked_reason);
-
 	if (row->due_at == NO_TIME && row->parked_reason == NULL)
-	{
-		if (reason_changed)
-			row->due_at = now;
-		else
-			park(row, PARKED_PAUSED);
-	}
+		park(row, PARKED_PAUSED);
 	else if (row->due_at != NO_TIME && row->parked_reason != NULL)
 	{
-		if (reason_changed)
+		if (!syncstate_same_text(written->parked_reason, old->parked_reason))
 			row->due_at = NO_TIME;
 		else
 			row->parked_reason = NULL;
@@ -586,27 +577,23 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 	/* what the client says that a transition reads of the row */
 	derived.last_sync_at = row->last_sync_at;
 	derived.sync_interval = row->sync_interval;
-	if (row->failures != old->failures)
-		derived.failures = Max(row->failures - 1, 0);	/* without this one */
 
 	/* what ends with the run waits, also where the same write brings the row back */
 	if (parking == TRANSITION_RESUME)
 		syncstate_apply(parking, &derived, &report, policy, now);
+	if (row->failures != old->failures)
+		derived.failures = Max(row->failures - 1, 0);	/* without this one */
 	syncstate_apply(syncstate_recognize(old, row, written, now), &derived,
 					&report, policy, now);
 	if (parking == TRANSITION_PAUSE)
 		syncstate_apply(parking, &derived, &report, policy, now);
 	syncstate_state_keep(old, &derived, row);
 
-	/* a count that is named is given, also where it is the same as before */
-	if (written->items_synced)
-		row->items_synced = as_written.items_synced;
-
 	/* users may write this column: nobody gets ahead by an early time */
 	if (row->requested_at != NO_TIME && row->requested_at != old->requested_at)
 		row->requested_at = now;
 
-	settle_parking(old, row, &as_written, now);
+	settle_parking(old, row, &as_written);
 	settle_cursor(old, row, now);
 	if (row->status != SYNC_SYNCING)
 		row->lease_expires_at = NO_TIME;

@@ -331,6 +331,15 @@ try_two_calls(void)
 			syncstate_apply(TRANSITION_RESUME, &expected, &report, &policy, now);
 		else
 			written.due_at = NO_TIME;
+
+		/* how many failures there are with this one */
+		if (ends[i].end == TRANSITION_FAIL && pick(2) == 0)
+		{
+			written.failures = 1 + pick(40);
+			if (written.failures == old.failures)
+				written.failures++;
+			expected.failures = written.failures - 1;
+		}
 		syncstate_apply(ends[i].end, &expected, &report, &policy, now);
 		if (!is_parked(&old))
 			syncstate_apply(TRANSITION_PAUSE, &expected, &report, &policy, now);
