@@ -974,6 +974,10 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTI
 REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
 	syncstate.add_source_label(), syncstate.skip_known_label() FROM @extowner@;
 
+/* their own owner keeps them: without any privilege, pg_dump tells of a change */
+GRANT EXECUTE ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
+	syncstate.add_source_label(), syncstate.skip_known_label() TO CURRENT_USER;
+
 DO $$
 BEGIN
 	IF EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname OPERATOR(pg_catalog.=) 'service_role') THEN
