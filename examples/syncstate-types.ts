@@ -81,6 +81,10 @@ export type SyncPolicy = {
   max_interval: string | null;
   /** Syncs of the source that may start in any minute, by all sessions together; null = off. */
   rate_per_minute: number | null;
+  /** From the start of a row's last sync until a request may start another; 0 seconds to 1 day. */
+  request_gap: string | null;
+  /** Failures in a row from which on one of kind auth parks the row. */
+  auth_failures: number | null;
 };
 
 /** One row per user, source and resource: where its incremental sync stands, and when it is due. */
@@ -143,6 +147,10 @@ export type SyncState = {
   changes_seen: number | null;
   /** The time in which they were found; halved every 3 days likewise. */
   seconds_watched: number | null;
+  /** The lease under which the full sync began that is not completed yet; null = none. */
+  full_sync_id: number | null;
+  /** Whether a claim handed out the sync in flight, so that its report takes the lease. */
+  lease_required: boolean;
 };
 
 /** What a user may see of their own rows: no cursor, no page token, no lease. */
@@ -209,6 +217,7 @@ export type SyncOverview = {
   parked_token_loop: number | null;
   without_cursor: number | null;
   paused_until: string | null;
+  ahead: number | null;
 };
 
 /** Arguments of checkpoint_sync(). */
@@ -349,6 +358,7 @@ export type ReleaseSyncArgs = {
   source: SyncSource;
   lease: number | string;
   resource?: string;
+  delay?: string;
 };
 
 /** Arguments of renew_sync_lease(). */
@@ -455,6 +465,8 @@ export type Database = {
           min_interval?: string | null;
           max_interval?: string | null;
           rate_per_minute?: number | null;
+          request_gap?: string | null;
+          auth_failures?: number | null;
         };
         Update: {
           source?: SyncSource;
@@ -473,6 +485,8 @@ export type Database = {
           min_interval?: string | null;
           max_interval?: string | null;
           rate_per_minute?: number | null;
+          request_gap?: string | null;
+          auth_failures?: number | null;
         };
         Relationships: [];
       };
@@ -508,6 +522,8 @@ export type Database = {
           failing_since?: string | null;
           changes_seen?: number | null;
           seconds_watched?: number | null;
+          full_sync_id?: number | string | null;
+          lease_required?: boolean;
         };
         Update: {
           user_id?: string;
@@ -539,6 +555,8 @@ export type Database = {
           failing_since?: string | null;
           changes_seen?: number | null;
           seconds_watched?: number | null;
+          full_sync_id?: number | string | null;
+          lease_required?: boolean;
         };
         Relationships: [];
       };
@@ -587,7 +605,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Starts or resumes the syncing of a row: makes it if it is missing, un-parks it, forgets failures, and requests a sync. */
+      /** Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync. */
       connect_sync: {
         Args: ConnectSyncArgs;
         Returns: SyncState;
@@ -737,7 +755,7 @@ export type Database = {
         Args: RegisterSyncSourceArgs;
         Returns: undefined;
       };
-      /** Returns a claimed row unsynced; nothing is counted. */
+      /** Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted. */
       release_sync: {
         Args: ReleaseSyncArgs;
         Returns: SyncState;

@@ -80,6 +80,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.current_user_id()$$),
 	('disconnect_sync',
 		$$SELECT * FROM syncstate.disconnect_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_calendar')$$),
+	('due_from',
+		$$SELECT syncstate.due_from(NULL)$$),
 	('forget_users',
 		$$CREATE TRIGGER t AFTER DELETE ON pg_temp.users REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users('id')$$),
 	('get_sync_policy',
@@ -96,6 +98,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.grant_worker('regress_syncstate_anon')$$),
 	('guard',
 		$$CREATE TRIGGER t BEFORE INSERT ON pg_temp.users FOR EACH ROW EXECUTE FUNCTION syncstate.guard()$$),
+	('is_ahead',
+		$$SELECT syncstate.is_ahead(NULL)$$),
 	('is_legal',
 		$$SELECT syncstate.is_legal(NULL)$$),
 	('mark_rate_limited',
@@ -161,9 +165,11 @@ SELECT user_id, source, resource, status, lease, page_token, failures
 FROM syncstate.sync_state ORDER BY user_id, source, resource;
 
 -- what is called with a row made up by hand refuses it, and nothing worse
-SELECT pg_temp.try('regress_syncstate_user', $$SELECT syncstate.is_legal(jsonb_populate_record(NULL::syncstate.sync_state, $$ || quote_literal(r) || $$))$$) ~ '^(yes|2)' AS refused
-FROM unnest(ARRAY['{}', '{"user_id": "aaaaaaaa-0000-4000-8000-00000000000a"}', '{"source": "google_tasks", "status": "syncing"}',
-	'{"resource": "x", "lease": 1}', '{"due_at": "infinity", "updated_min": "-infinity"}']) AS r;
+SELECT f AS function, bool_and(pg_temp.try(role, format('SELECT syncstate.%s(jsonb_populate_record(NULL::syncstate.sync_state, %L))', f, r)) ~ '^(yes|2)') AS refused
+FROM (VALUES ('is_legal', 'regress_syncstate_user'), ('due_from', 'regress_syncstate_worker'), ('is_ahead', 'regress_syncstate_worker')) AS f (f, role),
+	unnest(ARRAY['{}', '{"user_id": "aaaaaaaa-0000-4000-8000-00000000000a"}', '{"source": "google_tasks", "status": "syncing"}',
+	'{"resource": "x", "lease": 1}', '{"due_at": "infinity", "updated_min": "-infinity"}']) AS r
+GROUP BY f ORDER BY f;
 
 -- a worker's membership counts where it is inherited
 CREATE ROLE regress_syncstate_outsider NOINHERIT;

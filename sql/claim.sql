@@ -209,12 +209,16 @@ DROP TABLE kinds, claimed;
 DELETE FROM sync_state;
 
 -- the same by the calls of a life: a rate limit is waited out whatever is
--- requested, a backoff is not
+-- requested, and a backoff as long as retry_base
 SELECT status FROM mark_sync_started(u(1), 'google_calendar');
 SELECT status FROM mark_rate_limited(u(1), 'google_calendar', '5 min', lease => 1);
 SELECT status FROM mark_sync_started(u(2), 'google_calendar');
 SELECT status FROM mark_sync_failed(u(2), 'google_calendar', 'oops', lease => 1);
 SELECT n, request_sync(u(n), 'google_calendar') FROM generate_series(1, 2) AS n;
+SELECT claim('google_calendar');
+CALL clock('29.999999 s');
+SELECT claim('google_calendar');
+CALL clock('30 s');
 SELECT claim('google_calendar');
 CALL clock('4 min 59 s');
 SELECT claim('google_calendar');
@@ -234,7 +238,10 @@ CALL clock('10 min');
 SELECT distance(due_at) AS due_at, lease, distance(lease_expires_at) AS lease_expires_at,
 	distance(last_sync_at) AS last_sync_at, failures, distance(failing_since) AS failing_since
 FROM claim_due_syncs('google_calendar', lease_time => '10 min');
-CALL clock('20 min');
+-- at once the first time, and then by backoff
+CALL clock('20 min 29.999999 s');
+SELECT claim('google_calendar');
+CALL clock('21 min');
 SELECT distance(due_at) AS due_at, lease, distance(lease_expires_at) AS lease_expires_at,
 	distance(last_sync_at) AS last_sync_at, failures, distance(failing_since) AS failing_since
 FROM claim_due_syncs('google_calendar', lease_time => '10 min');
@@ -243,7 +250,7 @@ CALL clock('29 min');
 SELECT distance(lease_expires_at) FROM renew_sync_lease(u(1), 'google_calendar', 3, '1 h');
 CALL clock('1 h 28 min 59.999999 s');
 SELECT claim('google_calendar');
-CALL clock('1 h 29 min');
+CALL clock('1 h 31 min');
 SELECT lease, failures FROM claim_due_syncs('google_calendar');
 -- a lease that ran out and was reported all the same is no failure
 CALL clock('3 h');
@@ -263,8 +270,8 @@ SELECT max_failures, park_after
 FROM set_sync_policy('google_calendar', '{"max_failures": 3, "park_after": "1 h"}');
 INSERT INTO sync_state (user_id, source, status, lease, due_at, lease_expires_at, failures, failing_since, requested_at) VALUES
 	(u(1), 'google_calendar', 'syncing', 7, t('-2 h'), t('0 s'), 2, t('-1 h'), NULL),	-- both
-	(u(2), 'google_calendar', 'syncing', 7, t('-2 h'), t('0 s'), 2, t('-59 min 59.999999 s'), NULL),
-	(u(3), 'google_calendar', 'syncing', 7, t('-2 h'), t('0 s'), 1, t('-1 h'), NULL),
+	(u(2), 'google_calendar', 'syncing', 7, t('-2 h'), t('-2 min'), 2, t('-59 min 59.999999 s'), NULL),
+	(u(3), 'google_calendar', 'syncing', 7, t('-2 h'), t('-1 min'), 1, t('-1 h'), NULL),
 	(u(4), 'google_calendar', 'syncing', 7, t('-2 h'), t('1 us'), 2, t('-1 h'), NULL),	-- still held
 	(u(5), 'google_calendar', 'error', 7, t('-2 h'), NULL, 9, t('-9 h'), NULL),			-- its last chance
 	(u(6), 'google_calendar', 'syncing', 7, t('-2 h'), t('0 s'), 9, t('-9 h'), t('-1 s')),	-- both, requested
@@ -587,6 +594,31 @@ BEGIN
 END
 $$;
 
+-- When a row opens, between these two: the wait after a lease that ran out is
+-- the run's own.
+CREATE FUNCTION opens(s sync_state, OUT earliest timestamptz, OUT latest timestamptz) LANGUAGE plpgsql AS $$
+DECLARE
+	p sync_policy := get_sync_policy(s.source);
+	asked timestamptz;
+	wait interval := '0';
+BEGIN
+	IF s.failures > 0 AND s.status = 'syncing'
+		AND (s.failures + 1 < p.max_failures OR s.lease_expires_at - s.failing_since < p.park_after) THEN
+		wait := p.retry_base * 2 ^ s.failures;
+	END IF;
+	IF s.requested_at IS NOT NULL AND s.status <> 'rate_limited' THEN
+		asked := CASE WHEN s.status = 'syncing' AND s.failures > 0 THEN s.lease_expires_at ELSE s.last_sync_at END;
+		asked := greatest(s.requested_at, least(asked, s.requested_at)
+			+ CASE WHEN s.failures > 0 THEN greatest(p.request_gap, p.retry_base) ELSE p.request_gap END);
+		IF s.status <> 'syncing' AND s.last_sync_at IS NULL THEN
+			asked := s.requested_at;
+		END IF;
+	END IF;
+	earliest := greatest(s.lease_expires_at, least(greatest(s.due_at, s.lease_expires_at + wait / 2), asked));
+	latest := greatest(s.lease_expires_at, least(greatest(s.due_at, s.lease_expires_at + wait), asked));
+END
+$$;
+
 CREATE TABLE rounds (round integer, source sync_source, taken bigint, parked bigint,
 					 as_contract boolean, as_promised boolean, in_part boolean);
 DO $$
@@ -600,7 +632,7 @@ DECLARE
 	policy sync_policy;
 BEGIN
 	PERFORM setseed(0.4711);
-	FOR round IN 1 .. 100 LOOP
+	FOR round IN 1 .. 200 LOOP
 		CALL clock('0 s');
 		CALL scramble(20, false);
 		FOREACH chosen IN ARRAY ARRAY['google_calendar', 'google_tasks'] LOOP
@@ -610,9 +642,7 @@ BEGIN
 			SELECT coalesce(array_agg(name(s)), '{}')
 			INTO expected
 			FROM sync_state AS s
-			WHERE s.source = chosen AND s.parked_reason IS NULL
-				AND (s.due_at <= t('0 s') OR (s.requested_at <= t('0 s') AND s.status <> 'rate_limited'))
-				AND (s.status <> 'syncing' OR s.lease_expires_at <= t('0 s'));
+			WHERE s.source = chosen AND s.parked_reason IS NULL AND due_from(s) <= t('0 s');
 			SELECT count(*) INTO hopeless
 			FROM sync_state AS s
 			WHERE name(s) = ANY (expected) AND s.source = chosen AND s.status = 'syncing'
@@ -622,7 +652,9 @@ BEGIN
 			part := ARRAY(SELECT get_users_needing_sync(chosen, max_rows => 2));
 			INSERT INTO rounds VALUES (round, chosen, cardinality(found.taken), found.parked,
 				found.taken <@ expected AND found.parked = hopeless
-				AND cardinality(found.taken) + hopeless = cardinality(expected),
+				AND cardinality(found.taken) + hopeless = cardinality(expected)
+				AND NOT EXISTS (SELECT FROM sync_state AS s, opens(s) AS o
+								WHERE s.parked_reason IS NULL AND due_from(s) NOT BETWEEN o.earliest AND o.latest),
 				promised = ARRAY(SELECT u FROM unnest(found.users) WITH ORDINALITY AS x (u, n) GROUP BY u ORDER BY min(n)),
 				part = promised[1 : 2]);
 		END LOOP;
@@ -672,7 +704,7 @@ SELECT * FROM moments WHERE NOT ok ORDER BY round, source LIMIT 5;
 CALL clock('0 s');
 DROP TABLE rounds, moments;
 DROP PROCEDURE scramble;
-DROP FUNCTION trial, some_time;
+DROP FUNCTION trial, some_time, opens;
 DELETE FROM sync_policy;
 DELETE FROM sync_state;
 
@@ -710,6 +742,8 @@ SELECT request_sync(u(3), 'google_calendar');
 SELECT claim('google_calendar');
 SELECT count(*) FROM mark_sync_completed(u(3), 'google_calendar', lease => 1);
 SELECT request_sync(u(3), 'google_calendar');
+SELECT claim('google_calendar');
+CALL clock('10 s');
 SELECT claim('google_calendar');
 ROLLBACK;
 SELECT count(*) AS unchanged FROM sync_state AS s JOIN before AS b ON b = s;
@@ -751,6 +785,7 @@ DELETE FROM sync_state;
 -- remembers places of another time.
 -- ---------------------------------------------------------------------
 RESET syncstate.clock;
+SELECT request_gap FROM set_sync_policy('google_calendar', '{"request_gap": 0}');
 
 -- Claims until "wanted" rows came, or for two minutes: no claim but for what it
 -- finds tells how far the session is.
@@ -860,5 +895,6 @@ SELECT count(*), count(*) FILTER (WHERE user_id > u(300)) AS after_all FROM hand
 DROP TABLE handed_out;
 
 DELETE FROM sync_state;
+DELETE FROM sync_policy;
 SET client_min_messages = warning;
 DROP SCHEMA regress_syncstate_claim CASCADE;

@@ -68,7 +68,11 @@ FROM (VALUES
 	-- parked
 	('parked', '{"last_sync_at": "-1 hour"}', '{"status": "error", "error_message": "boom", "parked_reason": "auth"}'),
 	-- parked during a run
-	('paused', '{"last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes"}', '{"status": "syncing", "parked_reason": "paused"}')
+	('paused', '{"last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes"}', '{"status": "syncing", "parked_reason": "paused"}'),
+	-- running, and handed out by a claim
+	('claimed', '{"due_at": "-6 minutes", "last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes"}', '{"status": "syncing", "lease_required": true}'),
+	-- the same, going on with a full sync that began under lease 5
+	('listing', '{"due_at": "-6 minutes", "last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes", "updated_min": null, "token_issued_at": null}', '{"status": "syncing", "lease_required": true, "sync_token": null, "history_id": null, "full_sync_id": 5}')
 ) AS v(state, times, others);
 
 -- All but new rows have a history: a cursor, a success, lease 7.
@@ -81,7 +85,7 @@ WHERE state NOT IN ('missing', 'new');
 UPDATE regress_guard.states SET
 	times = '{"failing_since": "-2 hours"}' || times,
 	others = '{"page_token": "p3", "progress_done": 30, "progress_total": 100, "failures": 2, "token_losses": 1}' || others
-WHERE state IN ('running', 'expired', 'failing', 'limited', 'parked', 'paused');
+WHERE state IN ('running', 'expired', 'failing', 'limited', 'parked', 'paused', 'claimed', 'listing');
 
 -- Puts the one row into a state; "more" changes what the state has.
 CREATE FUNCTION regress_guard.set_up(state text, more jsonb DEFAULT '{}')
@@ -96,7 +100,7 @@ BEGIN
 	IF set_up.state = 'missing' THEN
 		RETURN;
 	END IF;
-	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0}'
+	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "lease_required": false}'
 		|| s.others
 		|| (SELECT jsonb_object_agg(key, regress_guard.t() + value::interval) FROM jsonb_each_text(s.times))
 		|| jsonb_build_object('user_id', regress_guard.u(), 'source', 'google_calendar')
@@ -195,7 +199,8 @@ BEGIN
 	IF before IS NULL THEN
 		before := jsonb_build_object('user_id', regress_guard.u(), 'source', 'google_calendar',
 									 'resource', '', 'status', 'idle', 'lease', 0,
-									 'items_synced', 0, 'failures', 0, 'token_losses', 0);
+									 'items_synced', 0, 'failures', 0, 'token_losses', 0,
+									 'lease_required', false);
 	END IF;
 	RETURN coalesce(regress_guard.diff(before, after), 'only updated_at');
 END

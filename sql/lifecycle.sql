@@ -67,7 +67,11 @@ FROM (VALUES
 	-- parked
 	('parked', '{"last_sync_at": "-1 hour"}', '{"status": "error", "error_message": "boom", "parked_reason": "auth"}'),
 	-- parked during a run
-	('paused', '{"last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes"}', '{"status": "syncing", "parked_reason": "paused"}')
+	('paused', '{"last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes"}', '{"status": "syncing", "parked_reason": "paused"}'),
+	-- running, and handed out by a claim
+	('claimed', '{"due_at": "-6 minutes", "last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes"}', '{"status": "syncing", "lease_required": true}'),
+	-- the same, going on with a full sync that began under lease 5
+	('listing', '{"due_at": "-6 minutes", "last_sync_at": "-6 minutes", "lease_expires_at": "4 minutes", "updated_min": null, "token_issued_at": null}', '{"status": "syncing", "lease_required": true, "sync_token": null, "history_id": null, "full_sync_id": 5}')
 ) AS v(state, times, others);
 
 -- All but new rows have a history: a cursor, a success, lease 7.
@@ -80,7 +84,7 @@ WHERE state NOT IN ('missing', 'new');
 UPDATE regress_lifecycle.states SET
 	times = '{"failing_since": "-2 hours"}' || times,
 	others = '{"page_token": "p3", "progress_done": 30, "progress_total": 100, "failures": 2, "token_losses": 1}' || others
-WHERE state IN ('running', 'expired', 'failing', 'limited', 'parked', 'paused');
+WHERE state IN ('running', 'expired', 'failing', 'limited', 'parked', 'paused', 'claimed', 'listing');
 
 -- Puts the one row into a state; "more" changes what the state has.
 CREATE FUNCTION regress_lifecycle.set_up(state text, more jsonb DEFAULT '{}',
@@ -96,7 +100,7 @@ BEGIN
 	IF set_up.state = 'missing' THEN
 		RETURN;
 	END IF;
-	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0}'
+	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "lease_required": false}'
 		|| s.others
 		|| (SELECT jsonb_object_agg(key, regress_lifecycle.t() + value::interval) FROM jsonb_each_text(s.times))
 		|| jsonb_build_object('user_id', regress_lifecycle.u(), 'source', set_up.source)
@@ -214,7 +218,8 @@ BEGIN
 	IF before IS NULL THEN
 		before := jsonb_build_object('user_id', regress_lifecycle.u(), 'source', source,
 									 'resource', '', 'status', 'idle', 'lease', 0,
-									 'items_synced', 0, 'failures', 0, 'token_losses', 0);
+									 'items_synced', 0, 'failures', 0, 'token_losses', 0,
+									 'lease_required', false);
 	END IF;
 	RETURN told || coalesce(regress_lifecycle.diff(before, after), 'only updated_at');
 END
@@ -241,6 +246,18 @@ CREATE FUNCTION regress_lifecycle.grid(call text, leases text[] DEFAULT '{none}'
 CREATE FUNCTION regress_lifecycle.at(since_t interval) RETURNS void
 	LANGUAGE sql
 	AS $$ SELECT set_config('syncstate.clock', (regress_lifecycle.t() + since_t)::text, false) $$;
+
+-- What a call says, where only that matters.
+CREATE FUNCTION regress_lifecycle.lost(call text) RETURNS text
+	LANGUAGE plpgsql
+	AS $$
+BEGIN
+	EXECUTE format('SELECT syncstate.%s', regexp_replace(call, '\mU\M', quote_literal(regress_lifecycle.u())));
+	RETURN 'done';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE || ' ' || SQLERRM;
+END
+$$;
 
 -- The states, so that the effects can be read.
 SELECT state || E':\n    ' || coalesce((
@@ -280,6 +297,25 @@ FROM regress_lifecycle.states AS s WHERE s.state IN ('idle', 'failing', 'limited
 SELECT s.state || ': ' || regress_lifecycle.effect(s.state, $$claim_due_syncs('google_calendar')$$, NULL,
 	jsonb_build_object('requested_at', regress_lifecycle.t()))
 FROM regress_lifecycle.states AS s WHERE s.state IN ('running', 'failing', 'limited', 'parked') ORDER BY s.n;
+-- a lease that ran out: at once the first time, and later by backoff from its end
+SELECT n || ' failures, ' || since || ' after the lease: ' || regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL,
+	jsonb_build_object('failures', n, 'failing_since', CASE WHEN n > 0 THEN regress_lifecycle.t() - interval '2 hours' END,
+		'lease_expires_at', regress_lifecycle.t() - since))
+FROM (VALUES (0, interval '0'), (1, '29.999999 s'), (1, '1 minute'), (2, '59.999999 s'), (2, '2 minutes'), (30, '29 minutes 59.999999 s'), (30, '1 hour')) AS v(n, since);
+-- the wait is not the same for all rows of a batch, nor for all runs of a row
+SELECT count(DISTINCT syncstate.due_from(r)) > 45, count(DISTINCT syncstate.due_from(s)) > 45,
+	bool_and(syncstate.due_from(r) >= regress_lifecycle.t() + interval '30 s' AND syncstate.due_from(r) < regress_lifecycle.t() + interval '1 minute')
+FROM generate_series(1, 50) AS n,
+	jsonb_populate_record(NULL::syncstate.sync_state, jsonb_build_object('user_id', md5(n::text)::uuid, 'source', 'google_calendar', 'resource', '',
+		'status', 'syncing', 'due_at', regress_lifecycle.t(), 'lease', 7, 'lease_expires_at', regress_lifecycle.t(), 'items_synced', 0, 'failures', 1,
+		'failing_since', regress_lifecycle.t(), 'token_losses', 0, 'created_at', regress_lifecycle.t(), 'updated_at', regress_lifecycle.t(), 'lease_required', true)) AS r,
+	jsonb_populate_record(r, jsonb_build_object('user_id', md5('1')::uuid, 'lease', n)) AS s;
+-- a request waits for as long as a failing row's must, and a start by name does not
+SELECT since || ': ' || regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL,
+	jsonb_build_object('requested_at', regress_lifecycle.t() - interval '1 minute', 'lease_expires_at', regress_lifecycle.t() - since))
+FROM unnest('{29.999999 s,30 s}'::interval[]) AS since;
+SELECT regress_lifecycle.effect('expired', $$mark_sync_started(U, S, NULL)$$, NULL,
+	jsonb_build_object('lease_expires_at', regress_lifecycle.t()));
 -- a lease that ran out on a parked row
 SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL,
 	'{"due_at": null, "parked_reason": "paused"}');
@@ -293,8 +329,11 @@ SELECT regress_lifecycle.grid($$mark_sync_completed(U, S, 42, sync_token => 'tok
 -- without a new cursor, the old one stays, and its age
 SELECT regress_lifecycle.effect('running', $$mark_sync_completed(U, S, lease => $1)$$, 7);
 -- a full sync: one that began without a cursor
-SELECT regress_lifecycle.effect('running', $$mark_sync_completed(U, S, lease => $1)$$, 7,
-	'{"sync_token": null, "history_id": null, "updated_min": null, "token_issued_at": null}');
+SELECT regress_lifecycle.effect('listing', $$mark_sync_completed(U, S, lease => $1)$$, 7, '{"lease_required": false}');
+-- a run that a claim handed out is its worker's alone, until its lease ends
+SELECT regress_lifecycle.effect('claimed', call, NULL, jsonb_build_object('lease_expires_at', regress_lifecycle.t() + '1 microsecond')),
+	regress_lifecycle.effect('claimed', call, NULL, jsonb_build_object('lease_expires_at', regress_lifecycle.t())) <> 'PT409'
+FROM unnest(ARRAY[$$mark_sync_completed(U, S)$$, $$mark_sync_failed(U, S, 'x')$$, $$mark_rate_limited(U, S)$$]) AS call;
 
 ------------------------------------------------------------------------
 -- mark_sync_failed
@@ -302,6 +341,12 @@ SELECT regress_lifecycle.effect('running', $$mark_sync_completed(U, S, lease => 
 SELECT regress_lifecycle.grid($$mark_sync_failed(U, S, 'broken', lease => $1)$$, '{none,held,stale}');
 SELECT regress_lifecycle.grid($$mark_sync_failed(U, S, 'broken', 'permanent', lease => $1)$$, '{none,held,stale}');
 SELECT regress_lifecycle.grid($$mark_sync_failed(U, S, 'broken', 'auth', lease => $1)$$, '{none,held,stale}');
+-- how many failures in a row it takes until kind auth parks; before, the row waits retry_cap
+SELECT auth_failures FROM syncstate.set_sync_policy('google_calendar', '{"auth_failures": 3, "retry_cap": "20 minutes"}');
+SELECT n || ': ' || regress_lifecycle.effect('running', $$mark_sync_failed(U, S, 'broken', 'auth', lease => $1)$$, 7, jsonb_build_object('failures', n - 1,
+	'failing_since', CASE WHEN n > 1 THEN regress_lifecycle.t() - interval '2 hours' END))
+FROM unnest('{1,2,3,4}'::int[]) AS n;
+DELETE FROM syncstate.sync_policy;
 -- a message is kept to 8 kB, cut with a mark, and never within a character
 SELECT regress_lifecycle.set_up('running');
 SELECT octet_length(error_message), right(error_message, 10)
@@ -372,17 +417,29 @@ SELECT regress_lifecycle.effect('running', $$checkpoint_sync(U, S, $1, progress_
 -- release_sync
 ------------------------------------------------------------------------
 SELECT regress_lifecycle.grid($$release_sync(U, S, $1)$$, '{held,stale}');
--- still due: also a row that was claimed before its time, upon a request
+-- due at once, also a row that was claimed before its time, upon a request; but
+-- behind those that are due already
 SELECT regress_lifecycle.set_up('requested');
 SELECT lease FROM syncstate.claim_due_syncs('google_calendar');
+INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES (regress_lifecycle.u(), 'google_tasks', regress_lifecycle.t());
+INSERT INTO syncstate.sync_state (user_id, source, resource, due_at) VALUES (regress_lifecycle.u(), 'google_calendar', 'other', regress_lifecycle.t() - interval '1 us');
 SELECT status FROM syncstate.release_sync(regress_lifecycle.u(), 'google_calendar', 8);
-SELECT lease, failures FROM syncstate.claim_due_syncs('google_calendar');
+SELECT resource, lease, failures FROM syncstate.claim_due_syncs('google_calendar', 1);
+SELECT resource, lease, failures FROM syncstate.claim_due_syncs('google_calendar', 1);
+-- after a delay, from 0 to a day
+SELECT delay || ': ' || regress_lifecycle.effect('claimed', format('release_sync(U, S, $1, delay => %L)', delay), 7)
+FROM unnest('{0,1 us,5 minutes,24:00:00,1 day}'::text[]) AS delay;
+SELECT regress_lifecycle.effect('claimed', $$release_sync(U, S, $1, delay => NULL)$$, 7);
+SELECT delay || ': ' || regress_lifecycle.lost(format('release_sync(U, ''google_calendar'', 7, delay => %L)', delay))
+FROM unnest('{-00:00:00.000001,24:00:00.000001,1 month}'::text[]) AS delay;
 
 ------------------------------------------------------------------------
 -- request_sync
 ------------------------------------------------------------------------
 SELECT regress_lifecycle.grid($$request_sync(U, S)$$);
--- where nobody asked before
+-- where nobody asked before, or somebody by a clock that was wrong
+SELECT regress_lifecycle.effect('idle', $$request_sync(U, S)$$, NULL, jsonb_build_object('requested_at', regress_lifecycle.t() + '1 microsecond'));
+SELECT regress_lifecycle.effect('idle', $$request_sync(U, S)$$, NULL, '{"requested_at": "2027-01-10 12:00+00", "due_at": "2027-01-10 12:00+00"}');
 SELECT s.state || ': ' || regress_lifecycle.effect(s.state, $$request_sync(U, S)$$, NULL, '{"requested_at": null}')
 FROM regress_lifecycle.states AS s WHERE s.state IN ('running', 'limited') ORDER BY s.n;
 -- during a run: the row runs once more afterwards, and only once
@@ -393,6 +450,42 @@ SELECT status FROM syncstate.mark_sync_completed(regress_lifecycle.u(), 'google_
 SELECT lease FROM syncstate.claim_due_syncs('google_calendar');
 SELECT status FROM syncstate.mark_sync_completed(regress_lifecycle.u(), 'google_calendar', lease => 8);
 SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar');
+-- not before the gap since the last start has passed, which is retry_base where that is longer and the row fails
+CREATE FUNCTION regress_lifecycle.opens_after(state text, since interval, more jsonb DEFAULT '{}') RETURNS interval
+	LANGUAGE plpgsql
+	AS $$
+DECLARE
+	row syncstate.sync_state;
+BEGIN
+	PERFORM regress_lifecycle.set_up(state, jsonb_build_object('due_at', regress_lifecycle.t() + interval '1 hour',
+		'last_sync_at', regress_lifecycle.t() - since, 'requested_at', NULL) || more);
+	PERFORM syncstate.request_sync(regress_lifecycle.u(), 'google_calendar');
+	SELECT * INTO row FROM syncstate.sync_state;
+	-- to the microsecond
+	PERFORM set_config('syncstate.clock', (syncstate.due_from(row) - interval '1 us')::text, false);
+	IF EXISTS (SELECT FROM syncstate.claim_due_syncs('google_calendar')) THEN
+		RAISE 'came too early';
+	ELSIF EXISTS (SELECT FROM syncstate.get_users_needing_sync('google_calendar')) THEN
+		RAISE 'needed too early';
+	ELSIF syncstate.next_sync_due('google_calendar') <> syncstate.due_from(row) THEN
+		RAISE 'next is %', syncstate.next_sync_due('google_calendar');
+	END IF;
+	PERFORM set_config('syncstate.clock', syncstate.due_from(row)::text, false);
+	IF NOT EXISTS (SELECT FROM syncstate.get_users_needing_sync('google_calendar')) THEN
+		RAISE 'not needed';
+	ELSIF NOT EXISTS (SELECT FROM syncstate.claim_due_syncs('google_calendar')) THEN
+		RAISE 'did not come';
+	END IF;
+	RETURN syncstate.due_from(row) - regress_lifecycle.t();
+END
+$$;
+SELECT state, since, regress_lifecycle.opens_after(state, since)
+FROM unnest('{idle,failing,limited}'::text[]) AS state, unnest('{0,1 second,9 seconds,10 seconds,29 seconds,30 seconds,1 hour}'::interval[]) AS since;
+SELECT regress_lifecycle.opens_after('new', NULL), regress_lifecycle.opens_after('idle', '-1 year');
+-- the gap is the policy's, and may be none
+SELECT gap, regress_lifecycle.opens_after('idle', '0'), regress_lifecycle.opens_after('failing', '0')
+FROM unnest('{0,1 minute,1 day}'::interval[]) AS gap, LATERAL syncstate.set_sync_policy('google_calendar', jsonb_build_object('request_gap', gap));
+DELETE FROM syncstate.sync_policy;
 
 ------------------------------------------------------------------------
 -- connect_sync, disconnect_sync, pause_sync, resume_sync
@@ -401,12 +494,21 @@ SELECT regress_lifecycle.grid($$connect_sync(U, S)$$);
 SELECT regress_lifecycle.grid($$disconnect_sync(U, S)$$);
 SELECT regress_lifecycle.grid($$pause_sync(U, S)$$);
 SELECT regress_lifecycle.grid($$resume_sync(U, S)$$);
--- each reason to be parked ends
-SELECT regress_lifecycle.effect('parked', $$resume_sync(U, S)$$, NULL, jsonb_build_object('parked_reason', r))
-	= regress_lifecycle.effect('parked', $$resume_sync(U, S)$$)
-	AND regress_lifecycle.effect('parked', $$connect_sync(U, S)$$, NULL, jsonb_build_object('parked_reason', r))
-	= regress_lifecycle.effect('parked', $$connect_sync(U, S)$$)
+-- each reason to be parked ends by resume_sync, and all but a pause by connect_sync
+SELECT r, regress_lifecycle.effect('parked', $$resume_sync(U, S)$$, NULL, jsonb_build_object('parked_reason', r)) AS resumed,
+	regress_lifecycle.effect('parked', $$connect_sync(U, S)$$, NULL, jsonb_build_object('parked_reason', r)) AS connected
 FROM unnest('{paused,auth,failures,token_loop}'::text[]) AS r;
+-- times that only a wrong clock can have given are over, and others stay
+SELECT call, times, regress_lifecycle.effect(state, call, NULL, times)
+FROM unnest(ARRAY[$$connect_sync(U, S)$$, $$resume_sync(U, S)$$]) AS call,
+	(VALUES ('idle', '{"due_at": "2026-01-11 12:00+00", "requested_at": "2026-01-10 11:00+00"}'::jsonb),
+		('idle', '{"due_at": "2026-01-11 12:00:00.000001+00", "requested_at": "2026-01-10 12:00:00.000001+00"}'),
+		('idle', '{"due_at": "2026-02-09 12:00+00", "sync_interval": "30 days"}'),
+		('idle', '{"due_at": "2026-02-09 12:00:00.000001+00", "sync_interval": "30 days"}'),
+		('limited', '{"due_at": "2026-02-12 12:00+00", "requested_at": null}'),
+		('limited', '{"due_at": "2026-02-12 12:00:00.000001+00", "requested_at": null}'),
+		('running', '{"lease_expires_at": "2026-01-11 12:00+00", "requested_at": null}'),
+		('running', '{"lease_expires_at": "2027-01-11 12:00+00", "requested_at": null}')) AS v(state, times);
 
 ------------------------------------------------------------------------
 -- update_sync_state
@@ -442,19 +544,9 @@ FROM (VALUES ('sync_token', '"tok2"'::jsonb), ('history_id', '"999"'), ('history
 -- Leases
 ------------------------------------------------------------------------
 -- Whoever lost the lease changes nothing, by whatever call.
-SELECT regress_lifecycle.set_up('expired');
+SELECT regress_lifecycle.set_up('expired', '{"lease_expires_at": "2026-01-10 11:50+00"}');
 SELECT lease FROM syncstate.claim_due_syncs('google_calendar');
 CREATE TABLE regress_lifecycle.seen AS SELECT s.*, s.ctid AS tid FROM syncstate.sync_state AS s;
-CREATE FUNCTION regress_lifecycle.lost(call text) RETURNS text
-	LANGUAGE plpgsql
-	AS $$
-BEGIN
-	EXECUTE format('SELECT syncstate.%s', regexp_replace(call, '\mU\M', quote_literal(regress_lifecycle.u())));
-	RETURN 'done';
-EXCEPTION WHEN OTHERS THEN
-	RETURN SQLSTATE || ' ' || SQLERRM;
-END
-$$;
 SELECT call || ': ' || regress_lifecycle.lost(call)
 FROM unnest(ARRAY[
 	$$mark_sync_completed(U, 'google_calendar', sync_token => 'zombie', lease => 7)$$,
@@ -522,7 +614,7 @@ SELECT regress_lifecycle.cursor_after(args, '{"history_id": "999"}')
 FROM unnest(ARRAY[$$history_id => '1000'$$, $$history_id => '998'$$]) AS args;
 SELECT regress_lifecycle.cursor_after(args, '{"history_id": "18446744073709551615"}')
 FROM unnest(ARRAY[$$history_id => '18446744073709551615'$$, $$history_id => '9223372036854775808'$$, $$history_id => '9'$$]) AS args;
-SELECT regress_lifecycle.cursor_after(args, '{"history_id": null, "sync_token": null, "updated_min": null, "token_issued_at": null}')
+SELECT regress_lifecycle.cursor_after(args, '{"history_id": null, "sync_token": null, "updated_min": null, "token_issued_at": null, "full_sync_id": 7}')
 FROM unnest(ARRAY[$$items_synced => 0$$, $$history_id => '0'$$, $$history_id => '000'$$, $$sync_token => ''$$]) AS args;
 -- the largest token
 SELECT regress_lifecycle.set_up('running');
@@ -557,7 +649,7 @@ CREATE FUNCTION regress_lifecycle.many(source syncstate.sync_source, n integer, 
 	INSERT INTO syncstate.sync_state
 	SELECT r.* FROM generate_series(1, n) AS i,
 		jsonb_populate_record(NULL::syncstate.sync_state,
-			'{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0}'
+			'{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "lease_required": false}'
 			|| jsonb_build_object('user_id', md5(i::text)::uuid, 'source', source, 'created_at', regress_lifecycle.t(), 'updated_at', regress_lifecycle.t())
 			|| more) AS r
 	$$;
@@ -660,7 +752,7 @@ FROM syncstate.sync_state AS r, syncstate.mark_sync_failed(r.user_id, r.source, 
 SELECT regress_lifecycle.effect('failing', $$mark_sync_failed(U, S, 'x')$$, NULL, '{"failures": 2147483647}')
 	~ '^due_at: T \+ [0-9:.]+, error_message: x$';
 SELECT regress_lifecycle.effect('expired', $$mark_sync_started(U, S, NULL)$$, NULL, '{"failures": 2147483647}');
-SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, '{"failures": 2147483647}');
+SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, '{"failures": 2147483647, "lease_expires_at": "2026-01-10 11:00+00"}');
 SELECT regress_lifecycle.effect('idle', $$clear_sync_token(U, S)$$, NULL, '{"token_losses": 2147483647}');
 -- the longest settings do not overflow either
 SELECT retry_cap FROM syncstate.set_sync_policy('google_calendar',
@@ -686,9 +778,9 @@ SELECT regress_lifecycle.effect('failing', $$mark_sync_failed(U, S, 'x')$$, NULL
 -- neither do rate limits, however many
 SELECT regress_lifecycle.effect('failing', $$mark_rate_limited(U, S)$$, NULL, regress_lifecycle.after(29, '365 days'));
 -- a lease that ran out counts as a failure: the claim parks instead of handing out
-SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, regress_lifecycle.after(28, '365 days'));
-SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, regress_lifecycle.after(29, interval '7 days' - interval '1 microsecond'));
-SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, regress_lifecycle.after(29, '7 days'));
+SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, '{"lease_expires_at": "2026-01-10 11:00+00"}' || regress_lifecycle.after(28, '365 days'));
+SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, '{"lease_expires_at": "2026-01-10 11:00+00"}' || regress_lifecycle.after(29, interval '7 days' - interval '1 microsecond'));
+SELECT regress_lifecycle.effect('expired', $$claim_due_syncs('google_calendar')$$, NULL, '{"lease_expires_at": "2026-01-10 11:00+00"}' || regress_lifecycle.after(29, '7 days'));
 SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar');
 -- the worker whose lease it was changes nothing after that
 SELECT regress_lifecycle.lost($$mark_sync_completed(U, 'google_calendar', lease => 7)$$);

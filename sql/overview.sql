@@ -95,6 +95,13 @@ FROM (VALUES
 		SELECT clock('1 h'); SELECT start.lease FROM claim_due_syncs() AS start;
 		SELECT mark_sync_completed(u(1), 'google_calendar', lease => 1)$$),
 	(31, 'source paused', ins('due_at', $$t('-1 h')$$) || $$; SELECT pause_sync_source('google_calendar', 'infinity')$$),
+	(33, 'due a day ahead', ins('due_at', $$t('1 day')$$)),
+	(34, 'due further ahead', ins('due_at', $$t('1 day 1 us')$$)),
+	(35, 'due at its own interval', ins('due_at, sync_interval', $$t('30 days'), '30 days'$$)),
+	(36, 'limited for long', ins('due_at, status', $$t('33 days'), 'rate_limited'$$)),
+	(37, 'limited for longer', ins('due_at, status', $$t('33 days 1 us'), 'rate_limited'$$)),
+	(38, 'requested ahead', ins('due_at, requested_at', $$t('1 h'), t('1 us')$$)),
+	(39, 'held for too long', ins('due_at, status, lease_expires_at', $$t('-1 min'), 'syncing', t('1 day 1 us')$$)),
 	(32, 'others'' rows', $$INSERT INTO sync_state (user_id, source, due_at) VALUES (u(1), 'google_tasks', t('-1 h'))$$)
 ) AS v (i, what, sql)
 ORDER BY i;
@@ -161,7 +168,7 @@ DECLARE
 	since timestamptz;
 	now timestamptz := sync_clock();
 BEGIN
-	o := (s, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, (get_sync_policy(s)).paused_until);
+	o := (s, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, (get_sync_policy(s)).paused_until, 0);
 	FOR r IN SELECT * FROM sync_state WHERE source = s LOOP
 		o.rows := o.rows + 1;
 		CASE r.status
@@ -179,12 +186,8 @@ BEGIN
 			WHEN 'failures' THEN o.parked_failures := o.parked_failures + 1;
 			WHEN 'token_loop' THEN o.parked_token_loop := o.parked_token_loop + 1;
 			ELSE
-				-- wanted since it was due, or requested, whichever came first
-				since := CASE WHEN r.due_at <= now THEN r.due_at END;
-				IF r.requested_at <= now AND r.status <> 'rate_limited' THEN
-					since := least(since, r.requested_at);
-				END IF;
-				IF since IS NOT NULL AND (r.status <> 'syncing' OR r.lease_expires_at <= now) THEN
+				since := due_from(r);
+				IF since <= now THEN
 					o.due := o.due + 1;
 					o.oldest_due_age := greatest(o.oldest_due_age, now - since);
 				END IF;
@@ -195,6 +198,7 @@ BEGIN
 			AND coalesce(r.sync_token, r.history_id, r.updated_min::text) IS NULL THEN
 			o.without_cursor := o.without_cursor + 1;
 		END IF;
+		IF is_ahead(r) THEN o.ahead := o.ahead + 1; END IF;
 	END LOOP;
 	RETURN o;
 END

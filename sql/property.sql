@@ -103,6 +103,7 @@ DECLARE
 	target regress_property.handle;	-- the row of a call for one row
 	op text;
 	l bigint;						-- the lease that a call gives
+	alone boolean;					-- whether a call gives none for a run that takes one
 	leased boolean;					-- whether it gives one
 	good boolean;					-- whether the row is held under it
 	failed text;
@@ -171,6 +172,11 @@ BEGIN
 		good := EXISTS (SELECT FROM unnest(old) AS o
 						WHERE (o.user_id, o.source, o.resource) = (target.user_id, target.source, target.resource)
 							AND o.status = 'syncing' AND o.lease = l);
+
+		alone := NOT leased AND op IN ('mark_sync_completed', 'mark_sync_failed', 'mark_rate_limited')
+			AND EXISTS (SELECT FROM unnest(old) AS o
+						WHERE (o.user_id, o.source, o.resource) = (target.user_id, target.source, target.resource)
+							AND o.lease_required AND o.lease_expires_at > t);
 
 		failed := NULL;
 		returned := '{}';
@@ -313,7 +319,9 @@ BEGIN
 			RAISE 'seed %, step %: % failed, and changed something', seed, step, op;
 		ELSIF leased AND good <> (failed IS NULL) THEN
 			RAISE 'seed %, step %: % with a % lease: %', seed, step, op, CASE WHEN good THEN 'good' ELSE 'stale' END, coalesce(failed, 'done');
-		ELSIF failed IS NOT NULL AND NOT leased
+		ELSIF alone AND failed IS DISTINCT FROM 'PT409' THEN
+			RAISE 'seed %, step %: % ended a run that was claimed', seed, step, op;
+		ELSIF failed IS NOT NULL AND NOT leased AND NOT alone
 			AND NOT (failed = 'PT404' AND op IN ('request_sync', 'pause_sync', 'resume_sync')
 					 AND NOT EXISTS (SELECT FROM unnest(old) AS o WHERE (o.user_id, o.source, o.resource) = (target.user_id, target.source, target.resource))
 					 OR failed = 'PT409' AND op = 'mark_sync_started'

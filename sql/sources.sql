@@ -151,7 +151,7 @@ FROM (SELECT source, count(*) OVER (PARTITION BY source) AS n FROM claim_due_syn
 
 -- schedules of a user's sources differ in phase, that of each row is its own
 SELECT count(DISTINCT due_at) > 90 AS spread
-FROM (SELECT (mark_sync_completed(user_id, source)).due_at FROM sync_state WHERE source = 'outlook_mail') AS c;
+FROM (SELECT (mark_sync_completed(user_id, source, lease => nullif(lease, 0))).due_at FROM sync_state WHERE source = 'outlook_mail') AS c;
 
 -- ---------------------------------------------------------------------
 -- With the extension its labels go

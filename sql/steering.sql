@@ -135,7 +135,7 @@ $$;
 TRUNCATE sync_state;
 SELECT clock('0 s');
 INSERT INTO sync_state (user_id, source) VALUES (u(4), 'google_calendar');
-SELECT vanish_every(4, '11 min', 40);
+SELECT vanish_every(4, '71 min', 40);	-- a lease, and the longest wait
 SELECT vanish_every(4, '6 hours', 1000);
 SELECT sqlstate_of($$SELECT mark_sync_completed(u(4), 'google_calendar', lease => 1)$$) AS the_first_worker,
 	sqlstate_of($$SELECT mark_sync_completed(u(4), 'google_calendar', lease => lease)
@@ -282,10 +282,10 @@ SELECT status FROM mark_rate_limited(u(4), 'google_calendar', '10 min', 'source'
 SELECT paused_until - sync_clock() AS pause FROM sync_policy;
 
 -- a limit of a row is none of the source; without a time, the policy's wait
-SELECT status FROM mark_rate_limited(u(11), 'google_tasks', '1 hour', 'user');
+SELECT status FROM mark_rate_limited(u(11), 'google_tasks', '1 hour', 'user', 1);
 SELECT count(*) AS paused_sources FROM sync_policy;
 SELECT status, due_at >= t('60 s') AND due_at < t('66 s') AS row_waits
-FROM mark_rate_limited(u(12), 'google_tasks', scope => 'source');
+FROM mark_rate_limited(u(12), 'google_tasks', scope => 'source', lease => 1);
 SELECT source, paused_until - sync_clock() AS pause FROM sync_policy ORDER BY source;
 
 -- the row's own limit is not cut short by a shorter one of the source

@@ -65,6 +65,8 @@ CREATE TABLE syncstate.sync_state (
 	failing_since timestamptz,
 	changes_seen double precision,
 	seconds_watched double precision,
+	full_sync_id bigint,
+	lease_required boolean NOT NULL DEFAULT false,
 	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, source, resource)
 ) WITH (fillfactor = 50);
 
@@ -125,6 +127,8 @@ COMMENT ON COLUMN syncstate.sync_state.updated_at IS 'When the row was last writ
 COMMENT ON COLUMN syncstate.sync_state.failing_since IS 'When the present run of failures began; null = none';
 COMMENT ON COLUMN syncstate.sync_state.changes_seen IS 'Changes that syncs found, at most 3 each; halved every 3 days; null = nothing learned yet';
 COMMENT ON COLUMN syncstate.sync_state.seconds_watched IS 'The time in which they were found; halved every 3 days likewise';
+COMMENT ON COLUMN syncstate.sync_state.full_sync_id IS 'The lease under which the full sync began that is not completed yet; null = none';
+COMMENT ON COLUMN syncstate.sync_state.lease_required IS 'Whether a claim handed out the sync in flight, so that its report takes the lease';
 
 /* ----------------------------------------------------------------- policy */
 
@@ -146,6 +150,8 @@ CREATE TABLE syncstate.sync_policy (
 	min_interval interval,
 	max_interval interval,
 	rate_per_minute integer,
+	request_gap interval,
+	auth_failures integer,
 	CONSTRAINT sync_policy_pkey PRIMARY KEY (source),
 	CONSTRAINT sync_policy_intervals_range
 		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
@@ -165,7 +171,9 @@ CREATE TABLE syncstate.sync_policy (
 			   AND min_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
 			   AND min_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
 			   AND max_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
-			   AND max_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
+			   AND max_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND request_gap OPERATOR(pg_catalog.>=) '0 seconds'::pg_catalog.interval
+			   AND request_gap OPERATOR(pg_catalog.<=) '1 day'::pg_catalog.interval),
 	CONSTRAINT sync_policy_intervals_without_months
 		CHECK (pg_catalog.date_part('year', sync_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', sync_interval) OPERATOR(pg_catalog.=) 0
@@ -200,7 +208,9 @@ CREATE TABLE syncstate.sync_policy (
 		CHECK (min_interval OPERATOR(pg_catalog.<=) max_interval),
 	CONSTRAINT sync_policy_rate_per_minute_range
 		CHECK (rate_per_minute OPERATOR(pg_catalog.>=) 1
-			   AND rate_per_minute OPERATOR(pg_catalog.<=) 1000000)
+			   AND rate_per_minute OPERATOR(pg_catalog.<=) 1000000),
+	CONSTRAINT sync_policy_auth_failures_range
+		CHECK (auth_failures OPERATOR(pg_catalog.>=) 1)
 );
 REVOKE ALL ON TABLE syncstate.sync_policy FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
@@ -222,6 +232,8 @@ COMMENT ON COLUMN syncstate.sync_policy.daily_budget IS 'Syncs per day of the wh
 COMMENT ON COLUMN syncstate.sync_policy.min_interval IS 'Shortest interval that a budget gives a row';
 COMMENT ON COLUMN syncstate.sync_policy.max_interval IS 'Longest interval that a budget gives a row';
 COMMENT ON COLUMN syncstate.sync_policy.rate_per_minute IS 'Syncs of the source that may start in any minute, by all sessions together; null = off';
+COMMENT ON COLUMN syncstate.sync_policy.request_gap IS 'From the start of a row''s last sync until a request may start another; 0 seconds to 1 day';
+COMMENT ON COLUMN syncstate.sync_policy.auth_failures IS 'Failures in a row from which on one of kind auth parks the row';
 
 /*
  * What rebalance_syncs() has learned about sources with a budget; nothing else
@@ -450,12 +462,13 @@ REVOKE ALL ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bi
 CREATE FUNCTION syncstate.release_sync(user_id uuid,
 									   source syncstate.sync_source,
 									   lease bigint,
-									   resource text DEFAULT '')
+									   resource text DEFAULT '',
+									   delay interval DEFAULT '0 seconds')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_release_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) IS 'Returns a claimed row unsynced; nothing is counted';
-REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval) IS 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted';
+REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.report_syncs(results jsonb)
 	RETURNS SETOF syncstate.sync_state
@@ -480,7 +493,7 @@ CREATE FUNCTION syncstate.connect_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_connect_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) IS 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it, forgets failures, and requests a sync';
+COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) IS 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync';
 REVOKE ALL ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.disconnect_sync(user_id uuid,
@@ -825,17 +838,25 @@ CREATE VIEW syncstate.my_syncs
 REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
 COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
 
-/*
- * Reads the whole table once.  "due" is what syncstate_claimable_at() in due.c says,
- * but for the pause of a source, which has a column of its own: keep in sync.
- */
+CREATE FUNCTION syncstate.due_from(sync_state syncstate.sync_state) RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'syncstate_due_from'
+	LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.due_from(syncstate.sync_state) IS 'From when on a claim takes the row, apart from a pause of its source; null = parked';
+REVOKE ALL ON FUNCTION syncstate.due_from(syncstate.sync_state) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.is_ahead(sync_state syncstate.sync_state) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'syncstate_is_ahead'
+	LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.is_ahead(syncstate.sync_state) IS 'Whether the row has a time that lies further ahead than any rule allows';
+REVOKE ALL ON FUNCTION syncstate.is_ahead(syncstate.sync_state) FROM PUBLIC;
+
+/* Reads the whole table once. */
 CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 	WITH clock AS MATERIALIZED (SELECT syncstate.sync_clock() AS now),
 	state AS (
 		SELECT s.*,
-			CASE WHEN s.requested_at IS NOT NULL
-					AND s.status OPERATOR(pg_catalog.<>) 'rate_limited'::syncstate.sync_status
-				THEN LEAST(s.due_at, s.requested_at) ELSE s.due_at END AS wanted_at,
+			syncstate.due_from(s) AS due_from,
+			syncstate.is_ahead(s) AS is_ahead,
 			s.lease_expires_at OPERATOR(pg_catalog.>) c.now AS is_held,
 			c.now AS now
 		FROM syncstate.sync_state AS s, clock AS c
@@ -847,9 +868,9 @@ CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 			pg_catalog.count(*) FILTER (WHERE s.status OPERATOR(pg_catalog.=) 'syncing'::syncstate.sync_status) AS syncing,
 			pg_catalog.count(*) FILTER (WHERE s.status OPERATOR(pg_catalog.=) 'error'::syncstate.sync_status) AS error,
 			pg_catalog.count(*) FILTER (WHERE s.status OPERATOR(pg_catalog.=) 'rate_limited'::syncstate.sync_status) AS rate_limited,
-			pg_catalog.count(*) FILTER (WHERE s.due_at IS NOT NULL AND s.wanted_at OPERATOR(pg_catalog.<=) s.now AND s.is_held IS NOT TRUE) AS due,
-			pg_catalog.max(s.now OPERATOR(pg_catalog.-) s.wanted_at)
-				FILTER (WHERE s.due_at IS NOT NULL AND s.wanted_at OPERATOR(pg_catalog.<=) s.now AND s.is_held IS NOT TRUE) AS oldest_due_age,
+			pg_catalog.count(*) FILTER (WHERE s.due_from OPERATOR(pg_catalog.<=) s.now) AS due,
+			pg_catalog.max(s.now OPERATOR(pg_catalog.-) s.due_from)
+				FILTER (WHERE s.due_from OPERATOR(pg_catalog.<=) s.now) AS oldest_due_age,
 			pg_catalog.count(s.requested_at) AS requested,
 			pg_catalog.count(*) FILTER (WHERE s.is_held) AS live_leases,
 			pg_catalog.count(*) FILTER (WHERE NOT s.is_held) AS expired_leases,
@@ -860,7 +881,8 @@ CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 			pg_catalog.count(*) FILTER (WHERE s.parked_reason OPERATOR(pg_catalog.=) 'token_loop') AS parked_token_loop,
 			pg_catalog.count(*) FILTER (WHERE s.last_successful_sync_at OPERATOR(pg_catalog.=) s.last_full_sync_at
 				AND s.sync_token IS NULL AND s.history_id IS NULL AND s.updated_min IS NULL
-				AND s.token_losses OPERATOR(pg_catalog.=) 0) AS without_cursor
+				AND s.token_losses OPERATOR(pg_catalog.=) 0) AS without_cursor,
+			pg_catalog.count(*) FILTER (WHERE s.is_ahead) AS ahead
 		FROM state AS s
 		GROUP BY s.source
 	)
@@ -875,7 +897,8 @@ CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 		COALESCE(c.parked_auth, 0) AS parked_auth,
 		COALESCE(c.parked_failures, 0) AS parked_failures,
 		COALESCE(c.parked_token_loop, 0) AS parked_token_loop,
-		COALESCE(c.without_cursor, 0) AS without_cursor, p.paused_until
+		COALESCE(c.without_cursor, 0) AS without_cursor, p.paused_until,
+		COALESCE(c.ahead, 0) AS ahead
 	FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::syncstate.sync_source)) AS l (source)
 		LEFT JOIN counted AS c ON c.source OPERATOR(pg_catalog.=) l.source
 		LEFT JOIN syncstate.sync_policy AS p ON p.source OPERATOR(pg_catalog.=) l.source
@@ -912,7 +935,7 @@ BEGIN
 		'syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text)',
 		'syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text)',
 		'syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text)',
-		'syncstate.release_sync(uuid, syncstate.sync_source, bigint, text)',
+		'syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval)',
 		'syncstate.report_syncs(jsonb)',
 		'syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text)',
 		'syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer)',
@@ -931,7 +954,9 @@ BEGIN
 		'syncstate.request_sync(uuid, syncstate.sync_source, text)',
 		'syncstate.current_user_id()',
 		'syncstate.sync_clock()',
-		'syncstate.is_legal(syncstate.sync_state)']::pg_catalog.regprocedure[]
+		'syncstate.is_legal(syncstate.sync_state)',
+		'syncstate.due_from(syncstate.sync_state)',
+		'syncstate.is_ahead(syncstate.sync_state)']::pg_catalog.regprocedure[]
 	LOOP
 		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', fn, role);
 	END LOOP;

@@ -70,7 +70,9 @@ CREATE TYPE syncstate.sync_state AS (
 	updated_at timestamptz,
 	failing_since timestamptz,
 	changes_seen double precision,
-	seconds_watched double precision
+	seconds_watched double precision,
+	full_sync_id bigint,
+	lease_required boolean
 );
 COMMENT ON TYPE syncstate.sync_state IS 'A row of sync_state on a shard';
 
@@ -90,7 +92,9 @@ CREATE TYPE syncstate.sync_policy AS (
 	daily_budget integer,
 	min_interval interval,
 	max_interval interval,
-	rate_per_minute integer
+	rate_per_minute integer,
+	request_gap interval,
+	auth_failures integer
 );
 COMMENT ON TYPE syncstate.sync_policy IS 'The settings of a source on all shards together';
 
@@ -727,9 +731,9 @@ BEGIN
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Remembers where a long sync stands, and renews its lease'),
 		('release_sync',
-		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT '', delay interval DEFAULT '0 seconds'$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Returns a claimed row unsynced; nothing is counted'),
+		 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted'),
 		('update_sync_state',
 		 $$user_id uuid, source syncstate.sync_source, changes jsonb, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
@@ -738,7 +742,7 @@ BEGIN
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
-		 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it, forgets failures, and requests a sync'),
+		 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync'),
 		('disconnect_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
 		 'boolean', 'VOLATILE', '', '',
@@ -1413,7 +1417,7 @@ CREATE FUNCTION syncstate.get_sync_overview()
 		error bigint, rate_limited bigint, due bigint, oldest_due_age interval,
 		requested bigint, live_leases bigint, expired_leases bigint, failing bigint,
 		parked_paused bigint, parked_auth bigint, parked_failures bigint,
-		parked_token_loop bigint, without_cursor bigint, paused_until timestamptz)
+		parked_token_loop bigint, without_cursor bigint, paused_until timestamptz, ahead bigint)
 	LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 4
 	SET search_path = pg_catalog, pg_temp
 	AS $$
@@ -1427,7 +1431,7 @@ BEGIN
 			pg_catalog.sum(o.failing)::pg_catalog.int8, pg_catalog.sum(o.parked_paused)::pg_catalog.int8,
 			pg_catalog.sum(o.parked_auth)::pg_catalog.int8, pg_catalog.sum(o.parked_failures)::pg_catalog.int8,
 			pg_catalog.sum(o.parked_token_loop)::pg_catalog.int8, pg_catalog.sum(o.without_cursor)::pg_catalog.int8,
-			pg_catalog.max(o.paused_until)
+			pg_catalog.max(o.paused_until), pg_catalog.sum(o.ahead)::pg_catalog.int8
 		FROM syncstate_shard.ask_all('SELECT pg_catalog.to_jsonb(o)::text FROM syncstate.sync_overview AS o', true) AS a,
 			LATERAL pg_catalog.unnest(a.rows) AS r (line),
 			LATERAL pg_catalog.jsonb_to_record(r.line::pg_catalog.jsonb) AS o (source syncstate.sync_source,
@@ -1436,7 +1440,7 @@ BEGIN
 				requested pg_catalog.int8, live_leases pg_catalog.int8, expired_leases pg_catalog.int8,
 				failing pg_catalog.int8, parked_paused pg_catalog.int8, parked_auth pg_catalog.int8,
 				parked_failures pg_catalog.int8, parked_token_loop pg_catalog.int8,
-				without_cursor pg_catalog.int8, paused_until pg_catalog.timestamptz)
+				without_cursor pg_catalog.int8, paused_until pg_catalog.timestamptz, ahead pg_catalog.int8)
 		GROUP BY o.source ORDER BY o.source;
 END
 $$;

@@ -143,6 +143,18 @@ read_wait(const Key *key, const char *word, void *field)
 }
 
 static void
+read_delay(const Key *key, const char *word, void *field)
+{
+	Interval   *delay =
+		DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(word),
+											  ObjectIdGetDatum(InvalidOid),
+											  Int32GetDatum(-1)));
+
+	*(int64 *) field = syncstate_check_duration(key->name, delay, 0,
+												MAX_RELEASE_DELAY);
+}
+
+static void
 read_word(const Key *key, const char *word, void *field)
 {
 	*(int *) field = syncstate_check_word(key->name, word, key->words, key->limit);
@@ -165,6 +177,7 @@ static const Key keys[] = {
 	{"error_message", OF(FAILED), OF(FAILED), read_message, AT(report.error_message), 0, NULL},
 	{"kind", OF(FAILED), 0, read_word, AT(report.kind), NUM_FAILURE_KINDS, syncstate_failure_kinds},
 	{"retry_after", OF(RATE_LIMITED), 0, read_wait, AT(report.retry_after), 0, NULL},
+	{"delay", OF(RELEASED), 0, read_delay, AT(report.delay), 0, NULL},
 	{"scope", OF(RATE_LIMITED), 0, read_word, AT(report.scope), NUM_LIMIT_SCOPES, syncstate_limit_scopes},
 };
 

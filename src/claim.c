@@ -420,7 +420,7 @@ syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
 {
 	int			max_rows = syncstate_arg_max_rows(fcinfo, 1, false);
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Claim		claim = {.ntaken = 0};
+	Claim		claim = {.report.is_claim = true};
 	Oid		   *sources;
 	int			nsources = 0;
 

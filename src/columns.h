@@ -51,7 +51,9 @@
 	COLUMN(updated_at,				TIME,		OURS) \
 	COLUMN(failing_since,			TIME,		OURS) \
 	COLUMN(changes_seen,			AMOUNT,		OURS) \
-	COLUMN(seconds_watched,			AMOUNT,		OURS)
+	COLUMN(seconds_watched,			AMOUNT,		OURS) \
+	COLUMN(full_sync_id,			COUNT,		OURS) \
+	COLUMN(lease_required,			FLAG,		OURS)
 
 #define SYNC_STATE_COLUMNS(COLUMN) \
 	SYNC_KEY_COLUMNS(COLUMN) \
@@ -85,7 +87,9 @@
 	SETTING(daily_budget,	COUNT_OR_OFF, 1, PG_INT32_MAX,			0) \
 	SETTING(min_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	USECS_PER_MINUTE) \
 	SETTING(max_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	USECS_PER_DAY) \
-	SETTING(rate_per_minute, COUNT_OR_OFF, 1, MAX_RATE_PER_MINUTE,	0)
+	SETTING(rate_per_minute, COUNT_OR_OFF, 1, MAX_RATE_PER_MINUTE,	0) \
+	SETTING(request_gap,	DURATION,	0, USECS_PER_DAY,			10 * USECS_PER_SEC) \
+	SETTING(auth_failures,	COUNT,		1, PG_INT32_MAX,			1)
 
 /* sync_budget, but for its key: COLUMN(name, C type, SQL type). */
 #define SYNC_BUDGET_COLUMNS(COLUMN) \

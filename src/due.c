@@ -20,8 +20,10 @@ syncstate_claimable_at(const SyncState *row, const SyncPolicy *policy)
 
 	if (at == NO_TIME)
 		return DT_NOEND;		/* parked */
+	if (row->status == SYNC_SYNCING)
+		at = Max(at, syncstate_lease_over(policy, row));
 	if (row->requested_at != NO_TIME && row->status != SYNC_RATE_LIMITED)
-		at = Min(at, row->requested_at);
+		at = Min(at, syncstate_request_opens(policy, row));
 	if (row->status == SYNC_SYNCING)
 		at = Max(at, row->lease_expires_at);
 	if (policy->paused_until != NO_TIME)

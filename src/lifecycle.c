@@ -14,8 +14,10 @@
 
 #include "access.h"
 #include "args.h"
+#include "due.h"
 #include "guard.h"
 #include "rate.h"
+#include "schedule.h"
 #include "store.h"
 #include "syncstate.h"
 #include "transition.h"
@@ -116,6 +118,17 @@ lease_is_lost(const SyncState *row, int64 lease)
 			 errhint("Drop the work and claim again.")));
 }
 
+/* A run that a claim handed out is its worker's alone. */
+static void
+lease_is_missing(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_LEASE_LOST),
+			 errmsg("sync state is held under a lease that the call does not give"),
+			 errdetail("A claim handed the row out, and its lease has not ended."),
+			 errhint("Pass the lease of the row that claim_due_syncs() returned.")));
+}
+
 /*
  * Writes a row that is read but not locked, since the holder of a lease is
  * mostly alone with its row.  Returns false if the row has to be locked.
@@ -159,15 +172,17 @@ call_with_lock(Transition transition, RowAccess *rows, const Report *report,
 			   const SyncPolicy *policy)
 {
 	SyncState	row;
+	TimestampTz now;
 
 	syncstate_rows_lock_or_make(rows, &report->key,
 								makes_row(transition) && !report->has_lease,
 								&row);
+	now = syncstate_now();		/* after the wait for the lock, not before it */
 	if (report->has_lease && !syncstate_lease_is_held(&row, report->lease))
 		lease_is_lost(&row, report->lease);
-
-	/* the time after the wait for the lock, not before it */
-	syncstate_apply(transition, &row, report, policy, syncstate_now());
+	if (syncstate_lease_is_missing(transition, &row, report, now))
+		lease_is_missing();
+	syncstate_apply(transition, &row, report, policy, now);
 	return write_row(rows, &row);
 }
 
@@ -276,6 +291,8 @@ syncstate_release_sync(PG_FUNCTION_ARGS)
 
 	report.lease = syncstate_arg_lease(fcinfo, 2);
 	report.has_lease = true;
+	report.delay = syncstate_arg_duration(fcinfo, 4, "delay", 0,
+										  MAX_RELEASE_DELAY);
 	return call(TRANSITION_RELEASE, &report);
 }
 
@@ -321,9 +338,24 @@ syncstate_resume_sync(PG_FUNCTION_ARGS)
 	return result;
 }
 
+/* Whether a request makes a row due earlier; one of a run in flight does not. */
+static bool
+comes_earlier(const SyncState *row, const SyncPolicy *policy, TimestampTz now)
+{
+	SyncState	requested = *row;
+
+	if (row->status == SYNC_SYNCING)
+		return false;
+	requested.requested_at = now;
+	syncstate_settle_times(&requested, policy, now);
+	return syncstate_claimable_at(&requested, policy) <
+		syncstate_claimable_at(row, policy);
+}
+
 /*
  * The row is locked first: a request that is there may be gone as soon as the
- * transaction of a claim commits, and then this one is needed.
+ * transaction of a claim commits, and then this one is needed.  One from the
+ * future, by a clock that was wrong, is none.
  *
  * NOTIFY takes a lock that all databases share until the commit, so only a
  * request that makes its row due earlier notifies.  Workers that sleep until
@@ -334,19 +366,20 @@ syncstate_request_sync(PG_FUNCTION_ARGS)
 {
 	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 2);
 	SyncPolicy	policy = syncstate_policy(key.source);
-	TimestampTz now = syncstate_now();
-	bool		comes;
-	bool		is_new;
-	bool		is_earlier;
+	SyncState	row = {.key = key};
+	TimestampTz now;
 
 	SPI_connect();
-	if (!syncstate_store_lock_request(&key, now, &comes, &is_new, &is_earlier))
+	if (!syncstate_store_lock_request(&row))
 		syncstate_no_such_row();
-	if (comes && is_new && syncstate_store_request(&key, syncstate_now()) &&
-		is_earlier && !TIMESTAMP_IS_NOEND(policy.paused_until))
+	now = syncstate_now();
+	if (row.parked_reason == NULL &&
+		(row.requested_at == NO_TIME || row.requested_at > now ||
+		 row.due_at != syncstate_settled_due(&policy, &row, now)) &&
+		syncstate_store_request(&key, now) && comes_earlier(&row, &policy, now))
 		syncstate_wake_workers(&policy);
 	SPI_finish();
-	PG_RETURN_BOOL(comes);
+	PG_RETURN_BOOL(row.parked_reason == NULL);
 }
 
 static bool

@@ -20,6 +20,7 @@
 #include "args.h"
 #include "due.h"
 #include "rate.h"
+#include "schedule.h"
 #include "store.h"
 #include "syncstate.h"
 #include "walk.h"
@@ -35,6 +36,8 @@ typedef struct Peek
 
 PG_FUNCTION_INFO_V1(syncstate_get_users_needing_sync);
 PG_FUNCTION_INFO_V1(syncstate_next_sync_due);
+PG_FUNCTION_INFO_V1(syncstate_due_from);
+PG_FUNCTION_INFO_V1(syncstate_is_ahead);
 
 static void
 peek_open(Peek *peek)
@@ -234,4 +237,38 @@ syncstate_next_sync_due(PG_FUNCTION_ARGS)
 	if (next == DT_NOEND)
 		PG_RETURN_NULL();
 	PG_RETURN_TIMESTAMPTZ(next);
+}
+
+/* syncstate_due_from(sync_state) -> timestamptz: see doc/syncstate.md. */
+Datum
+syncstate_due_from(PG_FUNCTION_ARGS)
+{
+	SyncState	row;
+	SyncPolicy	policy;
+	TimestampTz at;
+
+	syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), &row);
+	policy = syncstate_policy(row.key.source);
+	policy.paused_until = NO_TIME;
+	at = syncstate_claimable_at(&row, &policy);
+	if (at == DT_NOEND)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(at);
+}
+
+/* syncstate_is_ahead(sync_state) -> boolean: see doc/syncstate.md. */
+Datum
+syncstate_is_ahead(PG_FUNCTION_ARGS)
+{
+	SyncState	row;
+	SyncState	settled;
+	SyncPolicy	policy;
+
+	syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), &row);
+	policy = syncstate_policy(row.key.source);
+	settled = row;
+	syncstate_settle_times(&settled, &policy, syncstate_now());
+	PG_RETURN_BOOL(settled.due_at != row.due_at ||
+				   settled.requested_at != row.requested_at ||
+				   settled.lease_expires_at != row.lease_expires_at);
 }

@@ -31,6 +31,23 @@
  */
 #define MAX_MEMORY			12.0
 
+static uint64
+row_hash(const SyncPolicy *policy, const SyncKey *key)
+{
+	uint64		hash;
+
+	hash = hash_bytes_extended(key->user_id.data, UUID_LEN, policy->label_hash);
+	return hash_bytes_extended((unsigned char *) VARDATA_ANY(key->resource),
+							   VARSIZE_ANY_EXHDR(key->resource), hash);
+}
+
+/* A hash as a number in [0, 1). */
+static double
+unit_of(uint64 hash)
+{
+	return ldexp((double) (hash >> 11), -53);
+}
+
 /*
  * A number in [0, 1) that is the row's own: the same in every database and
  * after each restore, so that schedules spread and stay.
@@ -38,12 +55,7 @@
 double
 syncstate_row_part(const SyncPolicy *policy, const SyncKey *key)
 {
-	uint64		hash;
-
-	hash = hash_bytes_extended(key->user_id.data, UUID_LEN, policy->label_hash);
-	hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(key->resource),
-							   VARSIZE_ANY_EXHDR(key->resource), hash);
-	return ldexp((double) (hash >> 11), -53);
+	return unit_of(row_hash(policy, key));
 }
 
 /*
@@ -208,6 +220,102 @@ syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
 }
 
 /*
+ * The latest time for which any rule makes a row due.  Only a clock that was
+ * wrong, a setting that was longer then, or a client gives a later one.
+ */
+static TimestampTz
+latest_due(const SyncPolicy *policy, const SyncState *row, TimestampTz now)
+{
+	int64		wait = Max(policy->retry_cap, MAX_RELEASE_DELAY);
+
+	if (row->sync_interval != NULL)
+		wait = Max(wait, syncstate_interval_usecs(row->sync_interval));
+	else
+		wait = Max(wait, policy->daily_budget != 0 ?
+				   policy->max_interval : policy->sync_interval);
+	if (row->status == SYNC_RATE_LIMITED)
+		wait = Max(wait, MAX_RETRY_AFTER + MAX_RETRY_AFTER / 10);
+	return now + wait;
+}
+
+/* The due time, or now where no rule gives it. */
+TimestampTz
+syncstate_settled_due(const SyncPolicy *policy, const SyncState *row,
+					  TimestampTz now)
+{
+	return row->due_at > latest_due(policy, row, now) ? now : row->due_at;
+}
+
+/* Brings back what lies further ahead than any rule allows. */
+void
+syncstate_settle_times(SyncState *row, const SyncPolicy *policy,
+					   TimestampTz now)
+{
+	row->due_at = syncstate_settled_due(policy, row, now);
+	if (row->requested_at > now)
+		row->requested_at = now;
+	if (row->lease_expires_at > now + MAX_LEASE_TIME)
+		row->lease_expires_at = now + policy->lease_time;
+}
+
+/* Whether a run of failures has reached both limits: parking is called for. */
+bool
+syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
+					  TimestampTz failing_since, TimestampTz now)
+{
+	return failures >= policy->max_failures &&
+		failing_since != NO_TIME &&
+		now - failing_since >= policy->park_after;
+}
+
+/*
+ * From when on a claim minds a row whose run ends without a report: at once in
+ * a row's first failure, or to park it, and else as after a failure that was
+ * told.
+ *
+ * The wait is the run's own: the same for whoever asks, and another one for
+ * each row of a batch, so that a row that kills its worker soon fails alone.
+ */
+TimestampTz
+syncstate_lease_over(const SyncPolicy *policy, const SyncState *row)
+{
+	uint64		hash;
+
+	if (row->failures == 0 ||
+		syncstate_is_hopeless(policy, (int64) row->failures + 1,
+							  row->failing_since, row->lease_expires_at))
+		return row->lease_expires_at;
+	hash = hash_bytes_extended((const unsigned char *) &row->lease,
+							   sizeof(row->lease), row_hash(policy, &row->key));
+	return row->lease_expires_at +
+		syncstate_backoff(policy, Min(row->failures, PG_INT32_MAX - 1) + 1,
+						  unit_of(hash));
+}
+
+/*
+ * From when on a request leads to a sync: not before a gap after the last start,
+ * and a failing row's not before retry_base.
+ */
+TimestampTz
+syncstate_request_opens(const SyncPolicy *policy, const SyncState *row)
+{
+	int64		gap = policy->request_gap;
+	TimestampTz since = row->last_sync_at;
+
+	if (row->failures > 0)
+	{
+		gap = Max(gap, policy->retry_base);
+		if (row->status == SYNC_SYNCING)
+			since = row->lease_expires_at;
+	}
+	if (since == NO_TIME)
+		return row->requested_at;
+
+	/* the clock may have been set back since */
+	return Max(row->requested_at, Min(since, row->requested_at) + gap);
+}
+
+/*
  * Learns from a completed sync how often the row changes.
  *
  * The time since the last completion was watched and showed so many changes.
@@ -289,14 +397,4 @@ syncstate_cursor_is_dead(const SyncPolicy *policy, const SyncState *row,
 						 TimestampTz now)
 {
 	return now > cursor_dies_at(policy, row);
-}
-
-/* Whether a run of failures has reached both limits: parking is called for. */
-bool
-syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
-					  TimestampTz failing_since, TimestampTz now)
-{
-	return failures >= policy->max_failures &&
-		failing_since != NO_TIME &&
-		now - failing_since >= policy->park_after;
 }

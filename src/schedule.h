@@ -23,6 +23,14 @@ extern TimestampTz syncstate_first_due(const SyncPolicy *policy,
 									   const SyncKey *key, TimestampTz now);
 extern TimestampTz syncstate_next_due(const SyncPolicy *policy,
 									  const SyncState *row, TimestampTz now);
+extern TimestampTz syncstate_settled_due(const SyncPolicy *policy,
+										 const SyncState *row, TimestampTz now);
+extern void syncstate_settle_times(SyncState *row, const SyncPolicy *policy,
+								   TimestampTz now);
+extern TimestampTz syncstate_lease_over(const SyncPolicy *policy,
+										const SyncState *row);
+extern TimestampTz syncstate_request_opens(const SyncPolicy *policy,
+										   const SyncState *row);
 extern TimestampTz syncstate_limit_end(const SyncPolicy *policy,
 									   const SyncKey *key, int64 wait,
 									   TimestampTz now);

@@ -38,6 +38,7 @@ typedef enum Kind
 	KIND_COUNT,
 	KIND_INTEGER,
 	KIND_AMOUNT,
+	KIND_FLAG,
 	NUM_KINDS,
 } Kind;
 
@@ -110,6 +111,7 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 #define READ_COUNT(name)	isnull ? NO_COUNT : count_of(value, #name)
 #define READ_INTEGER(name)	DatumGetInt32(value)
 #define READ_AMOUNT(name)	isnull ? NO_AMOUNT : amount_of(value, #name)
+#define READ_FLAG(name)		DatumGetBool(value)
 
 #define READ(row, name, kind) \
 	do { \
@@ -144,6 +146,7 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 #define NULL_COUNT(field)	((field) == NO_COUNT)
 #define NULL_INTEGER(field)	false
 #define NULL_AMOUNT(field)	((field) == NO_AMOUNT)
+#define NULL_FLAG(field)	false
 
 #define DATUM_UUID(field)		UUIDPGetDatum(&(field))
 #define DATUM_SOURCE(field)		ObjectIdGetDatum(field)
@@ -159,6 +162,7 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 #define DATUM_COUNT(field)		Int64GetDatum(field)
 #define DATUM_INTEGER(field)	Int32GetDatum(field)
 #define DATUM_AMOUNT(field)		Float8GetDatum(field)
+#define DATUM_FLAG(field)		BoolGetDatum(field)
 
 #define WRITE(row, name, kind) \
 	nulls[Anum_sync_state_##name - 1] = NULL_##kind((row)->name); \
@@ -281,6 +285,7 @@ syncstate_state_keep(const SyncState *old, const SyncState *derived,
 #define SAME_COUNT(a, b)	((a) == (b))
 #define SAME_INTEGER(a, b)	((a) == (b))
 #define SAME_AMOUNT(a, b)	((a) == (b))
+#define SAME_FLAG(a, b)		((a) == (b))
 
 #define KEEP(name, kind, writer) \
 	if (SAME_##kind(row->name, old->name)) \
@@ -324,14 +329,23 @@ check_datums(const Datum *values, const bool *nulls)
 	}
 }
 
+/* Whether a row is parked for this reason. */
+bool
+syncstate_is_parked_for(const SyncState *row, ParkedReason reason)
+{
+	const char *word = syncstate_parked_reasons[reason];
+
+	return row->parked_reason != NULL &&
+		VARSIZE_ANY_EXHDR(row->parked_reason) == strlen(word) &&
+		memcmp(VARDATA_ANY(row->parked_reason), word, strlen(word)) == 0;
+}
+
 static bool
-is_parked_reason(const text *reason)
+has_parked_reason(const SyncState *row)
 {
 	for (int i = 0; i < NUM_PARKED_REASONS; i++)
 	{
-		if (strlen(syncstate_parked_reasons[i]) == VARSIZE_ANY_EXHDR(reason) &&
-			memcmp(syncstate_parked_reasons[i], VARDATA_ANY(reason),
-				   VARSIZE_ANY_EXHDR(reason)) == 0)
+		if (syncstate_is_parked_for(row, i))
 			return true;
 	}
 	return false;
@@ -345,10 +359,12 @@ check_state(const SyncState *row)
 		breaks("changes_seen and seconds_watched are both null, or both from 0 to 1e+12.");
 	if ((row->due_at == NO_TIME) != (row->parked_reason != NULL))
 		breaks("Either due_at is set or parked_reason.");
-	if (row->parked_reason != NULL && !is_parked_reason(row->parked_reason))
+	if (row->parked_reason != NULL && !has_parked_reason(row))
 		breaks("parked_reason is \"paused\", \"auth\", \"failures\" or \"token_loop\".");
 	if ((row->status == SYNC_SYNCING) != (row->lease_expires_at != NO_TIME))
 		breaks("lease_expires_at is set exactly while status is \"syncing\".");
+	if (row->lease_required && row->status != SYNC_SYNCING)
+		breaks("lease_required is false unless status is \"syncing\".");
 	if ((row->failures > 0) != (row->failing_since != NO_TIME))
 		breaks("failing_since is set exactly while failures is not 0.");
 	if (VARSIZE_ANY_EXHDR(row->key.resource) > MAX_RESOURCE_BYTES)
@@ -369,6 +385,27 @@ check_state(const SyncState *row)
 		breaks("lease, items_synced, failures and token_losses are 0 or more.");
 }
 
+/* Reads a row that is an argument of a function. */
+void
+syncstate_state_from_header(HeapTupleHeader header, SyncState *row)
+{
+	TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
+												 HeapTupleHeaderGetTypMod(header));
+	HeapTupleData tuple = {
+		.t_len = HeapTupleHeaderGetDatumLength(header),
+		.t_data = header,
+	};
+
+	Datum	   *values = palloc(tupdesc->natts * sizeof(Datum));
+	bool	   *nulls = palloc(tupdesc->natts * sizeof(bool));
+
+	ItemPointerSetInvalid(&tuple.t_self);
+	heap_deform_tuple(&tuple, tupdesc, values, nulls);
+	ReleaseTupleDesc(tupdesc);
+	check_datums(values, nulls);
+	syncstate_state_from_datums(values, nulls, row);
+}
+
 /*
  * syncstate_is_legal(sync_state) -> boolean: see doc/syncstate.md.
  *
@@ -379,30 +416,13 @@ check_state(const SyncState *row)
 Datum
 syncstate_is_legal(PG_FUNCTION_ARGS)
 {
-	HeapTupleHeader header;
-	HeapTupleData tuple;
-	TupleDesc	tupdesc;
-	Datum	   *values;
-	bool	   *nulls;
 	SyncState	row;
 
-	if (PG_ARGISNULL(0))
-		PG_RETURN_BOOL(true);
-	header = PG_GETARG_HEAPTUPLEHEADER(0);
-	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
-	ItemPointerSetInvalid(&tuple.t_self);
-	tuple.t_tableOid = InvalidOid;
-	tuple.t_data = header;
-	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
-									 HeapTupleHeaderGetTypMod(header));
-	values = palloc(tupdesc->natts * sizeof(Datum));
-	nulls = palloc(tupdesc->natts * sizeof(bool));
-	heap_deform_tuple(&tuple, tupdesc, values, nulls);
-	ReleaseTupleDesc(tupdesc);
-
-	check_datums(values, nulls);
-	syncstate_state_from_datums(values, nulls, &row);
-	check_state(&row);
+	if (!PG_ARGISNULL(0))
+	{
+		syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), &row);
+		check_state(&row);
+	}
 	PG_RETURN_BOOL(true);
 }
 
@@ -439,6 +459,7 @@ syncstate_state_check(SyncState *row)
 #define CHECK_COUNT(name)	/* checked as it was read */
 #define CHECK_INTEGER(name) syncstate_check_count(#name, row->name)
 #define CHECK_AMOUNT(name)
+#define CHECK_FLAG(name)
 
 #define CHECK(name, kind, writer) CHECK_##kind(name);
 

@@ -26,6 +26,7 @@ typedef int64 SyncNUMBER;
 typedef int64 SyncCOUNT;
 typedef int32 SyncINTEGER;
 typedef double SyncAMOUNT;
+typedef bool SyncFLAG;
 
 #define FIELD(name, kind, writer) Sync##kind name;
 
@@ -70,12 +71,14 @@ extern void syncstate_state_to_datums(const SyncState *row,
 extern void syncstate_state_from_slot(TupleTableSlot *slot, SyncState *row);
 extern void syncstate_state_from_tuple(HeapTuple tuple, TupleDesc tupdesc,
 									   SyncState *row);
+extern void syncstate_state_from_header(HeapTupleHeader header, SyncState *row);
 extern HeapTuple syncstate_state_into_tuple(const SyncState *row,
 											HeapTuple tuple, TupleDesc tupdesc);
 extern void syncstate_state_check(SyncState *row);
 extern void syncstate_state_keep(const SyncState *old, const SyncState *derived,
 								 SyncState *row);
 
+extern bool syncstate_is_parked_for(const SyncState *row, ParkedReason reason);
 extern bool syncstate_same_text(const text *a, const text *b);
 extern bool syncstate_same_key(const SyncKey *a, const SyncKey *b);
 extern int	syncstate_compare_text(const text *a, const text *b);

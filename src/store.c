@@ -61,6 +61,7 @@
 #define REPLACED_COUNT(name)		"r." name ", "
 #define REPLACED_INTEGER(name)		"COALESCE(r." name ", 0), "
 #define REPLACED_AMOUNT(name)		"r." name ", "
+#define REPLACED_FLAG(name)			"COALESCE(r." name ", false), "
 #define CHANGED_COLUMNS				SYNC_STATE_COLUMNS(REPLACED)
 
 #define SET_SETTING(name, kind, least, most, builtin) ", " #name " = ($2)." #name
@@ -161,12 +162,11 @@ static const PlanText plan_texts[NUM_PLANS] = {
 
 	/* these two touch no column that a user role may not */
 	[PLAN_REQUEST_LOCK] = {
-		"SELECT s.parked_reason IS NULL, s.requested_at IS NULL, "
-		"s.due_at OPERATOR(pg_catalog.>) $4 "
-		"AND s.status OPERATOR(pg_catalog.<>) 'rate_limited'::syncstate.sync_status "
+		"SELECT s.status, s.due_at, s.requested_at, s.parked_reason, "
+		"s.sync_interval, s.last_sync_at, s.failures "
 		"FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
-		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}, BY_KEY
+		KEY_ARGS, BY_KEY
 	},
 	[PLAN_REQUEST] = {
 		"UPDATE syncstate.sync_state AS s SET requested_at = $4 "
@@ -612,31 +612,30 @@ syncstate_store_delete(const SyncKey *key)
 }
 
 /*
- * Locks the row of a key for a request; false if there is none to be seen.
- *
- *	comes		whether a request leads to a sync: the row is not parked
- *	is_new		whether there is no request yet
- *	is_earlier	whether a request makes the row due earlier than it was
+ * Locks the row of row->key for a request, and reads the columns that the
+ * statement names, in their order; false if there is none to be seen.
  */
 bool
-syncstate_store_lock_request(const SyncKey *key, TimestampTz now, bool *comes,
-							 bool *is_new, bool *is_earlier)
+syncstate_store_lock_request(SyncState *row)
 {
-	Datum		values[4];
-	bool	   *answers[3] = {comes, is_new, is_earlier};
+	static const int columns[] = {
+		Anum_sync_state_status, Anum_sync_state_due_at,
+		Anum_sync_state_requested_at, Anum_sync_state_parked_reason,
+		Anum_sync_state_sync_interval, Anum_sync_state_last_sync_at,
+		Anum_sync_state_failures,
+	};
+	Datum		values[Natts_sync_state];
+	bool		nulls[Natts_sync_state];
 
-	key_args(key, values);
-	values[3] = TimestampTzGetDatum(now);
+	key_args(&row->key, values);
 	if (run(PLAN_REQUEST_LOCK, values, NULL) == 0)
 		return false;
-	for (int i = 0; i < 3; i++)
-	{
-		bool		isnull;
-		Datum		answer = SPI_getbinval(SPI_tuptable->vals[0],
-										   SPI_tuptable->tupdesc, i + 1, &isnull);
-
-		*answers[i] = !isnull && DatumGetBool(answer);
-	}
+	syncstate_state_to_datums(row, values, nulls);
+	for (size_t i = 0; i < lengthof(columns); i++)
+		values[columns[i] - 1] = SPI_getbinval(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, i + 1,
+											   &nulls[columns[i] - 1]);
+	syncstate_state_from_datums(values, nulls, row);
 	return true;
 }
 

@@ -25,9 +25,7 @@ extern void syncstate_store_make(const SyncKey *key);
 extern HeapTuple syncstate_store_write(const SyncState *row);
 extern bool syncstate_store_is_writing(ItemPointer tid);
 extern bool syncstate_store_delete(const SyncKey *key);
-extern bool syncstate_store_lock_request(const SyncKey *key, TimestampTz now,
-										 bool *comes, bool *is_new,
-										 bool *is_earlier);
+extern bool syncstate_store_lock_request(SyncState *row);
 extern bool syncstate_store_request(const SyncKey *key, TimestampTz now);
 extern void syncstate_store_change(const SyncState *row, Datum changes,
 								   SyncState *changed);

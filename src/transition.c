@@ -52,6 +52,20 @@ syncstate_lease_is_stale(const SyncState *row, int64 lease)
 		(lease == row->lease && row->status != SYNC_SYNCING);
 }
 
+/*
+ * Whether a call ends a run that a claim has handed out, and that is not its
+ * caller's to end: it came without the lease, which is live.
+ */
+bool
+syncstate_lease_is_missing(Transition transition, const SyncState *row,
+						   const Report *report, TimestampTz now)
+{
+	return !report->has_lease && row->lease_required &&
+		row->status == SYNC_SYNCING && row->lease_expires_at > now &&
+		(transition == TRANSITION_COMPLETE || transition == TRANSITION_FAIL ||
+		 transition == TRANSITION_RATE_LIMIT);
+}
+
 /* How long a rate limit lasts. */
 int64
 syncstate_limit_wait(const Report *report, const SyncPolicy *policy)
@@ -70,6 +84,13 @@ count_failure(SyncState *row, TimestampTz now)
 		row->failing_since = now;
 }
 
+static void
+forget_failures(SyncState *row)
+{
+	row->failures = 0;
+	row->failing_since = NO_TIME;
+}
+
 /* Lets a full sync begin: no cursor, and from the first page. */
 static void
 drop_cursor(SyncState *row)
@@ -78,15 +99,26 @@ drop_cursor(SyncState *row)
 	row->history_id = NULL;
 	row->updated_min = NO_TIME;
 	row->token_issued_at = NO_TIME;
+	row->full_sync_id = NO_COUNT;
 	row->page_token = NULL;
 	row->progress_done = NO_COUNT;
 	row->progress_total = NO_COUNT;
 }
 
+/* A run without a cursor is a full sync, which has the number of its first lease. */
+static void
+name_full_sync(SyncState *row)
+{
+	if (syncstate_has_cursor(row))
+		row->full_sync_id = NO_COUNT;
+	else if (row->full_sync_id == NO_COUNT)
+		row->full_sync_id = row->lease;
+}
+
 /*
  * A start, by a claim or by name.  A lease that ran out without a report counts
  * as a failure.  A cursor that the provider has forgotten by now is not handed
- * out.
+ * out.  A full sync goes on under its name until it is completed.
  */
 static void
 start(SyncState *row, const Report *report, const SyncPolicy *policy,
@@ -103,6 +135,8 @@ start(SyncState *row, const Report *report, const SyncPolicy *policy,
 	row->last_sync_at = now;
 	row->requested_at = NO_TIME;
 	row->error_message = NULL;
+	row->lease_required = report->is_claim;
+	name_full_sync(row);
 
 	/* if the run crashes, the row is due when its lease ends, not later */
 	if (row->due_at != NO_TIME)
@@ -115,6 +149,7 @@ end_run(SyncState *row, SyncStatus status, text *error_message)
 {
 	row->status = status;
 	row->lease_expires_at = NO_TIME;
+	row->lease_required = false;
 	row->error_message = error_message;
 }
 
@@ -189,6 +224,7 @@ complete(SyncState *row, const Report *report, const SyncPolicy *policy,
 		row->last_full_sync_at = now;
 
 	end_run(row, SYNC_IDLE, NULL);
+	row->full_sync_id = NO_COUNT;
 	row->page_token = NULL;
 	row->progress_done = NO_COUNT;
 	row->progress_total = NO_COUNT;
@@ -198,8 +234,7 @@ complete(SyncState *row, const Report *report, const SyncPolicy *policy,
 	if (!was_full)
 		syncstate_learn(row, now);
 	row->last_successful_sync_at = now;
-	row->failures = 0;
-	row->failing_since = NO_TIME;
+	forget_failures(row);
 	row->token_losses = 0;
 	set_due(row, syncstate_next_due(policy, row, now));
 }
@@ -218,11 +253,11 @@ fail(SyncState *row, const Report *report, const SyncPolicy *policy,
 {
 	count_failure(row, now);
 	end_run(row, SYNC_ERROR, report->error_message);
-	if (report->kind == FAILURE_AUTH)
+	if (report->kind == FAILURE_AUTH && row->failures >= policy->auth_failures)
 		park(row, PARKED_AUTH);
 	else if (syncstate_is_hopeless(policy, row->failures, row->failing_since, now))
 		park(row, PARKED_FAILURES);
-	else if (report->kind == FAILURE_PERMANENT)
+	else if (report->kind != FAILURE_TRANSIENT)
 		set_due(row, now + policy->retry_cap);
 	else
 		wait_after_failure(row, policy, row->failures, now);
@@ -272,6 +307,8 @@ clear_token(SyncState *row, const Report *report, const SyncPolicy *policy,
 			end_run(row, SYNC_IDLE, row->error_message);
 		set_due(row, now);
 	}
+	else
+		row->full_sync_id = row->lease;
 }
 
 static void
@@ -287,7 +324,12 @@ checkpoint(SyncState *row, const Report *report, const SyncPolicy *policy,
 		   TimestampTz now)
 {
 	if (report->page_token != NULL)
+	{
+		/* that is progress, however the run ends */
+		if (!syncstate_same_text(report->page_token, row->page_token))
+			forget_failures(row);
 		row->page_token = report->page_token;
+	}
 	if (report->progress_done != NO_COUNT)
 		row->progress_done = report->progress_done;
 	if (report->progress_total != NO_COUNT)
@@ -297,12 +339,24 @@ checkpoint(SyncState *row, const Report *report, const SyncPolicy *policy,
 	row->lease_expires_at = Max(row->lease_expires_at, now + policy->lease_time);
 }
 
-/* The claim left the row due: due_at is not moved. */
+/* The row is due behind all that are due already. */
 static void
 release(SyncState *row, const Report *report, const SyncPolicy *policy,
 		TimestampTz now)
 {
 	end_run(row, SYNC_IDLE, NULL);
+	set_due(row, now + report->delay);
+}
+
+/* Forgets what went wrong, and times that only a wrong clock can have given. */
+static void
+begin_anew(SyncState *row, const SyncPolicy *policy, TimestampTz now)
+{
+	syncstate_settle_times(row, policy, now);
+	forget_failures(row);
+	row->token_losses = 0;
+	if (row->status == SYNC_ERROR)
+		end_run(row, SYNC_IDLE, NULL);
 }
 
 static void
@@ -314,18 +368,18 @@ resume_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 		row->parked_reason = NULL;
 		row->due_at = now;
 	}
-	row->failures = 0;
-	row->failing_since = NO_TIME;
-	row->token_losses = 0;
-	if (row->status == SYNC_ERROR)
-		end_run(row, SYNC_IDLE, NULL);
+	begin_anew(row, policy, now);
 }
 
+/* A pause is the user's own, and takes resume_sync. */
 static void
 connect_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 			TimestampTz now)
 {
-	resume_row(row, report, policy, now);
+	if (syncstate_is_parked_for(row, PARKED_PAUSED))
+		begin_anew(row, policy, now);
+	else
+		resume_row(row, report, policy, now);
 	if (row->requested_at == NO_TIME)
 		row->requested_at = now;
 }
@@ -412,6 +466,7 @@ syncstate_fill_in(SyncState *row, const SyncPolicy *policy, TimestampTz now)
 			row->lease = 1;
 		if (row->last_sync_at == NO_TIME)
 			row->last_sync_at = now;
+		name_full_sync(row);
 	}
 	if (row->failures > 0)
 		settle_failures(row, now);
@@ -591,14 +646,25 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 
 	/* users may write this column: nobody gets ahead by an early time */
 	if (row->requested_at != NO_TIME && row->requested_at != old->requested_at)
+	{
 		row->requested_at = now;
+		if (row->due_at == old->due_at)
+			row->due_at = syncstate_settled_due(policy, row, now);
+	}
 
 	settle_parking(old, row, &as_written);
 	settle_cursor(old, row, now);
 	if (row->status != SYNC_SYNCING)
+	{
 		row->lease_expires_at = NO_TIME;
-	else if (row->lease_expires_at == NO_TIME)
-		row->lease_expires_at = now + policy->lease_time;
+		row->lease_required = false;
+	}
+	else
+	{
+		if (row->lease_expires_at == NO_TIME)
+			row->lease_expires_at = now + policy->lease_time;
+		name_full_sync(row);
+	}
 	settle_failures(row, row->created_at);
 	row->updated_at = now;
 }

@@ -45,6 +45,7 @@ typedef struct Report
 	bool		has_lease;
 	int64		lease;
 	int64		lease_time;		/* start, renew; 0: the policy's */
+	bool		is_claim;		/* start */
 	int64		items_synced;	/* complete */
 	text	   *sync_token;		/* complete; NULL keeps */
 	text	   *history_id;		/* complete; NULL keeps */
@@ -56,6 +57,7 @@ typedef struct Report
 	text	   *page_token;		/* checkpoint; NULL keeps */
 	int64		progress_done;	/* checkpoint; NO_COUNT keeps */
 	int64		progress_total; /* checkpoint; NO_COUNT keeps */
+	int64		delay;			/* release */
 } Report;
 
 /* Columns that a direct write names, whether or not it changes them. */
@@ -85,6 +87,9 @@ extern void syncstate_fill_in(SyncState *row, const SyncPolicy *policy,
 							  TimestampTz now);
 extern bool syncstate_lease_is_held(const SyncState *row, int64 lease);
 extern bool syncstate_lease_is_stale(const SyncState *row, int64 lease);
+extern bool syncstate_lease_is_missing(Transition transition,
+									   const SyncState *row,
+									   const Report *report, TimestampTz now);
 extern int64 syncstate_limit_wait(const Report *report,
 								  const SyncPolicy *policy);
 

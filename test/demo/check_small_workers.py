@@ -195,7 +195,7 @@ class Small(demo_run.Demo):
         self.wait_for("the other worker", lambda: self.row("ida", CALENDAR).last_successful_sync_at)
 
         self.step("the comparison")
-        self.connect("hugo")
+        self.query("SELECT syncstate.resume_sync(%s, %s)", self.users["hugo"], CALENDAR)
         accounts += [(name, CALENDAR) for name in ("gina", "hugo", "ida")]
         for account in accounts:
             self.control("mutate", *account, add=3, change=4, delete=2)

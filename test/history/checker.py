@@ -54,8 +54,13 @@ SWEEP = int(1.05 * SECOND)
 # A sweep visits 2,000 index entries per claim, dead ones too.
 SWEEP_CLAIMS = 5
 
-RUN = {"status", "lease_expires_at", "error_message", "updated_at"}
-LOSS = set(CURSOR) | {"token_issued_at", "page_token", "progress_done", "progress_total"}
+# Of load.POLICY.  max_failures is 1 now and then.
+REQUEST_GAP = SECOND // 2
+RETRY_BASE, RETRY_CAP = SECOND, 2 * SECOND
+MAX_FAILURES, PARK_AFTER = 4, SECOND
+
+RUN = {"status", "lease_expires_at", "lease_required", "error_message", "updated_at"}
+LOSS = set(CURSOR) | {"token_issued_at", "full_sync_id", "page_token", "progress_done", "progress_total"}
 # What each call may change.
 COLUMNS = {
     "start": RUN | LOSS | {"lease", "last_sync_at", "requested_at", "due_at", "failures", "failing_since"},
@@ -65,8 +70,9 @@ COLUMNS = {
     "limit": RUN | {"due_at"},
     "clear": RUN | LOSS | {"due_at", "parked_reason", "token_losses"},
     "renew": {"lease_expires_at", "updated_at"},
-    "checkpoint": {"lease_expires_at", "page_token", "progress_done", "progress_total", "updated_at"},
-    "release": RUN,
+    "checkpoint": {"lease_expires_at", "page_token", "progress_done", "progress_total", "updated_at",
+                   "failures", "failing_since"},
+    "release": RUN | {"due_at"},
     "request": {"requested_at", "updated_at"},
     "connect": RUN | {"due_at", "parked_reason", "requested_at", "failures", "failing_since", "token_losses"},
     "pause": {"due_at", "parked_reason", "updated_at"},
@@ -311,6 +317,9 @@ class Judge:
                 self.complain("lease", f"start under lease {new['lease']} after {old['lease']}", key)
         elif new["lease"] != old["lease"]:
             self.complain("lease", f"{kind} changed the lease from {old['lease']} to {new['lease']}", key)
+        if args is not None and args.get("lease") is None and kind in ("complete", "fail", "limit") and \
+                live and old["lease_required"]:
+            self.complain("stale", f"{kind} without a lease ended the run of lease {old['lease']}", key)
         if args is not None and args.get("lease") is not None and \
                 not (old["status"] == "syncing" and old["lease"] == args["lease"]):
             self.complain("stale", f"{kind} with lease {args['lease']} was accepted; the row was {old['status']}, "
@@ -318,10 +327,10 @@ class Judge:
 
         # whether it was due
         if call["kind"] == "claim":
-            due = old["due_at"] is not None and old["due_at"] <= at
-            requested = old["due_at"] is not None and old["requested_at"] is not None and \
-                old["requested_at"] <= at and old["status"] != "rate_limited"
-            if not due and not requested:
+            opens = opens_between(old)
+            if kind == "start" and not new["lease_required"]:
+                self.complain("columns", "a claim did not say that the run takes its lease", key)
+            if opens is None or opens[0] > at:
                 self.complain("claimable", f"claimed at {at} by call {call['id']}: due at {old['due_at']}, "
                               f"parked {old['parked_reason']}, requested {old['requested_at']}, {old['status']}", key)
 
@@ -353,11 +362,15 @@ class Judge:
         # what follows
         if kind == "start":
             failed = old["status"] == "syncing"
+            is_full = all(new[c] is None for c in CURSOR)
+            name = None if not is_full else new["lease"] if any(old[c] is not None for c in CURSOR) else \
+                old["full_sync_id"] or new["lease"]
             if new["requested_at"] is not None or new["failures"] != old["failures"] + failed or \
-                    new["last_sync_at"] != at:
+                    new["last_sync_at"] != at or new["full_sync_id"] != name:
                 self.complain("columns", "a start did not do what a start does", key)
         elif kind == "complete":
             if new["status"] != "idle" or new["failures"] or new["last_successful_sync_at"] != at or \
+                    new["full_sync_id"] is not None or \
                     new["due_at"] is not None and new["due_at"] <= at:
                 self.complain("columns", "a completion did not do what a completion does", key)
         elif kind == "fail":
@@ -369,16 +382,19 @@ class Judge:
                 self.complain("columns", "a rate limit did not do what a rate limit does", key)
         elif kind in ("renew", "checkpoint"):
             if new["lease_expires_at"] is None or new["lease_expires_at"] < at + SECOND or \
-                    kind == "checkpoint" and new["lease_expires_at"] < old["lease_expires_at"]:
+                    kind == "checkpoint" and (
+                        new["lease_expires_at"] < old["lease_expires_at"] or
+                        new["failures"] != (0 if new["page_token"] != old["page_token"] else old["failures"])):
                 self.complain("columns", f"{kind} did not renew", key)
         elif kind == "release":
-            if new["status"] != "idle":
+            if new["status"] != "idle" or new["due_at"] is not None and not at <= new["due_at"] <= at + SECOND:
                 self.complain("columns", "a release did not do what a release does", key)
         elif kind == "pause":
             if new["parked_reason"] != "paused":
                 self.complain("columns", "a pause did not park", key)
         elif kind in ("connect", "resume"):
-            if new["parked_reason"] is not None or new["failures"] or \
+            stays = kind == "connect" and old["parked_reason"] == "paused"
+            if (new["parked_reason"] is not None) != stays or new["failures"] or \
                     kind == "connect" and new["requested_at"] is None or \
                     (old["status"] in ("syncing", "rate_limited")) and new["status"] != old["status"]:
                 self.complain("columns", f"{kind} did not do what a {kind} does", key)
@@ -622,11 +638,7 @@ class Judge:
     def check_wait(self, key, state, since, until, claims, versions):
         if state is None or state["due_at"] is None:
             return
-        claimable = state["due_at"]
-        if state["requested_at"] is not None and state["status"] != "rate_limited":
-            claimable = min(claimable, state["requested_at"])
-        if state["status"] == "syncing":
-            claimable = max(claimable, state["lease_expires_at"])
+        claimable = opens_between(state)[1]
         paused = None
         for version in versions:
             if version["committed"][1] <= since:
@@ -643,10 +655,33 @@ class Judge:
 
     def check_left(self):
         for key, row in self.history.final.items():
-            due = row["due_at"] is not None and row["due_at"] <= self.history.end
-            requested = row["due_at"] is not None and row["requested_at"] is not None and row["status"] != "rate_limited"
-            if (due or requested) and not (row["status"] == "syncing" and row["lease_expires_at"] > self.history.end):
+            opens = opens_between(row)
+            if opens is not None and opens[1] <= self.history.end:
                 self.complain("left", f"{row['status']}, due at {row['due_at']}, requested {row['requested_at']}", key)
+
+
+def opens_between(row):
+    """(earliest, latest) time from which a claim takes the row, were its source not paused; None: it is parked."""
+    if row["due_at"] is None:
+        return None
+    failing = row["failures"] > 0
+    running = row["status"] == "syncing"
+    lo = hi = row["due_at"]
+    if running:
+        end = row["lease_expires_at"]
+        wait = min(RETRY_CAP, RETRY_BASE * 2 ** min(row["failures"], 30)) if failing else 0
+        lasts = failing and end - (row["failing_since"] or end) >= PARK_AFTER
+        lo = max(lo, end + (0 if lasts else wait // 2))
+        hi = max(hi, end + (0 if lasts and row["failures"] + 1 >= MAX_FAILURES else wait))
+    if row["requested_at"] is not None and row["status"] != "rate_limited":
+        asked = row["requested_at"]
+        since = row["lease_expires_at"] if running and failing else row["last_sync_at"]
+        if since is not None:
+            asked = max(asked, min(since, asked) + (max(REQUEST_GAP, RETRY_BASE) if failing else REQUEST_GAP))
+        lo, hi = min(lo, asked), min(hi, asked)
+    if running:
+        lo, hi = (max(t, row["lease_expires_at"]) for t in (lo, hi))
+    return lo, hi
 
 
 def differences(a, b):

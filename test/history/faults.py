@@ -422,6 +422,48 @@ def request_beats_rate_limit(h):
 
 
 @fault("claimable")
+def claimed_during_backoff(h):
+    """A lease ran out for the second time in a row, just before."""
+    call, write = first(h, "claim", started)
+    if write:
+        at = write["new"]["updated_at"]
+        instead(h, write["old"], {"status": "syncing", "lease_expires_at": at - 1, "due_at": at - 1, "requested_at": None,
+                                  "failures": 1, "failing_since": at - 1})
+        set_from(h, write, "failures", 2)
+    return write
+
+
+@fault("claimable")
+def requested_within_the_gap(h):
+    call, write = first(h, "claim", started)
+    if write:
+        at = write["new"]["updated_at"]
+        instead(h, write["old"], {"status": "idle", "lease_expires_at": None, "due_at": at + SECOND,
+                                  "requested_at": at - 1, "last_sync_at": at - 2, "failures": 0, "failing_since": None})
+        set_from(h, write, "failures", 0)
+    return write
+
+
+@fault("stale")
+def ended_without_the_lease(h):
+    """A claimed run, and a report that gave no lease."""
+    call, write = first(h, "complete", lambda c, w: w["old"] is not None and w["old"]["status"] == "syncing"
+                        and w["old"]["lease_expires_at"] > w["new"]["updated_at"])
+    if write:
+        instead(h, write["old"], {"lease_required": True})
+        call["args"]["lease"] = None
+    return write
+
+
+@fault("columns")
+def full_sync_renamed(h):
+    call, write = first(h, "claim", lambda c, w: started(c, w) and w["new"]["full_sync_id"] is not None)
+    if write:
+        set_from(h, write, "full_sync_id", write["new"]["full_sync_id"] + 1)
+    return write
+
+
+@fault("claimable")
 def claimed_from_paused_source(h):
     call, write = first(h, "claim", started)
     if write:

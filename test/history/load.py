@@ -101,14 +101,13 @@ DELETE FROM syncstate.sync_policy;
 
 # Short, so that everything happens often.
 POLICY = {"sync_interval": "1 s", "lease_time": "1 s", "retry_base": "1 s", "retry_cap": "2 s",
-          "rate_limit_wait": "1 s", "max_failures": 4, "park_after": "1 s"}
+          "rate_limit_wait": "1 s", "max_failures": 4, "park_after": "1 s", "request_gap": "0.5 s"}
 # How many are behind a router, if it is one.  Then each call is a transaction
 # of its own: what the caller rolls back is not undone on the shards.
 SHARDS = 0
 
 # At the end: nothing comes back by itself.
-REST = {"sync_interval": "1 h", "jitter": 0, "retry_base": "1 h", "retry_cap": "1 h",
-        "token_ttl": None, "token_ttl_from": None}
+REST = {"sync_interval": "1 h", "jitter": 0, "token_ttl": None, "token_ttl_from": None}
 
 
 def now():
@@ -303,7 +302,8 @@ class Session:
                       {**named, "page_token": f"page {self.statements}",
                        "progress_done": self.random.randrange(100)})
         elif what == "release":
-            self.call(what, "syncstate.release_sync", [key], named)
+            self.call(what, "syncstate.release_sync", [key],
+                      {**named, "delay": self.random.choice(["0", "0", "0.2 s"])})
 
     def batch(self, leases):
         """Reports in any order, some of them twice and some with lost leases."""

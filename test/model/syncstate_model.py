@@ -180,7 +180,8 @@ COLUMNS = ('user_id source resource status sync_token history_id updated_min '
            'parked_reason sync_interval lease lease_expires_at last_sync_at '
            'last_successful_sync_at items_synced page_token progress_done '
            'progress_total failures token_losses error_message created_at '
-           'updated_at failing_since changes_seen seconds_watched').split()
+           'updated_at failing_since changes_seen seconds_watched full_sync_id '
+           'lease_required').split()
 TIMES = ('updated_min token_issued_at last_full_sync_at due_at requested_at '
          'lease_expires_at last_sync_at last_successful_sync_at created_at '
          'updated_at failing_since').split()
@@ -191,13 +192,15 @@ MINE = ('user_id source resource status due_at requested_at parked_reason '
         'updated_at').split()
 SETTINGS = ('sync_interval lease_time retry_base retry_cap rate_limit_wait '
             'max_failures park_after token_ttl token_ttl_from jitter '
-            'daily_budget min_interval max_interval paused_until').split()
+            'daily_budget min_interval max_interval request_gap auth_failures '
+            'paused_until').split()
 BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                retry_base=30 * SECOND, retry_cap=HOUR,
                rate_limit_wait=60 * SECOND, max_failures=30,
                park_after=7 * DAY, token_ttl=None, token_ttl_from=None,
                jitter=0.1, paused_until=None, daily_budget=None,
-               min_interval=MINUTE, max_interval=DAY, rate_per_minute=None)
+               min_interval=MINUTE, max_interval=DAY, rate_per_minute=None,
+               request_gap=10 * SECOND, auth_failures=1)
 BUILTIN_TTL = {'google_gmail': (7 * DAY, 'token'),
                'google_contacts': (7 * DAY, 'full')}
 # From this many losses of the cursor in a row on the row waits, is parked.
@@ -376,26 +379,48 @@ class Model:
 
     # --------------------------------------------------------- claimable
 
+    def opens_alone(self, row):
+        """opens(), were the source not paused"""
+        p = self.policy(row['source'])
+        failing = row['failures'] > 0
+        lo = hi = row['due_at']
+        if lo is None:
+            return None
+        if row['status'] == 'syncing':
+            end = row['lease_expires_at']
+            wait = 0
+            if failing and not self.at_limits(
+                    row['source'], row['failures'] + 1, row['failing_since'], end):
+                wait = min(p['retry_cap'],
+                           p['retry_base'] * 2 ** min(row['failures'], 60))
+            lo, hi = max(lo, end + wait // 2), max(hi, end + wait)
+        if row['requested_at'] is not None and row['status'] != 'rate_limited':
+            asked = row['requested_at']
+            since = row['lease_expires_at'] \
+                if failing and row['status'] == 'syncing' else row['last_sync_at']
+            if since is not None:
+                gap = max(p['request_gap'], p['retry_base']) if failing \
+                    else p['request_gap']
+                asked = max(asked, min(since, asked) + gap)
+            lo, hi = min(lo, asked), min(hi, asked)
+        if row['status'] == 'syncing':
+            lo, hi = (max(t, row['lease_expires_at']) for t in (lo, hi))
+        return lo, hi
+
     def opens(self, row):
         """(earliest, latest) time at which a claim would take the row, by
         what is known of it; None = not by itself"""
-        due = row['due_at']
-        if due is None:
-            return None
-        if row['requested_at'] is not None and row['status'] != 'rate_limited':
-            due = min(due, row['requested_at'])
-        if row['status'] == 'syncing':
-            due = max(due, row['lease_expires_at'])
+        alone = self.opens_alone(row)
         o = self.overrides.get(row['source'])
         paused = o and o.get('paused_until')
-        if paused is None:
-            return due, due
+        if alone is None or paused is None:
+            return alone
         if paused == INFINITY:
             return None
         wait = self.policy(row['source'])['rate_limit_wait']
         part = self.open_part[key_of(row)]
-        return (max(due, paused + part.lo * wait - SLOP),
-                max(due, paused + part.hi * wait + SLOP))
+        return (max(alone[0], paused + part.lo * wait - SLOP),
+                max(alone[1], paused + part.hi * wait + SLOP))
 
     def learn_opens(self, row, at):
         """A row was seen to open at this time."""
@@ -409,6 +434,9 @@ class Model:
         paused = (self.overrides.get(row['source']) or {}).get('paused_until')
         if paused is None or paused == INFINITY:
             return
+        lo, hi = self.opens_alone(row)
+        if lo < hi:
+            return      # a wait that is the run's own tells nothing of it
         wait = self.policy(row['source'])['rate_limit_wait']
         at = (self.now - paused) / wait
         if is_open:
@@ -423,10 +451,24 @@ class Model:
         return self.at_limits(row['source'], row['failures'] + 1,
                               row['failing_since'])
 
-    def at_limits(self, source, failures, since):
+    def at_limits(self, source, failures, since, at=None):
         p = self.policy(source)
         return failures >= p['max_failures'] and since is not None \
-            and self.now - since >= p['park_after']
+            and (self.now if at is None else at) - since >= p['park_after']
+
+    def settle_due(self, row):
+        """A due time that no rule gives is over."""
+        p = self.policy(row['source'])
+        wait = row['sync_interval']
+        if wait is None:
+            wait = p['sync_interval'] if p['daily_budget'] is None \
+                else p['max_interval']
+        wait = max(wait, p['retry_cap'], DAY)
+        if row['status'] == 'rate_limited':
+            wait = max(wait, 33 * DAY)
+        due = row['due_at']
+        if isinstance(due, int) and due > self.now + wait:
+            row['due_at'] = self.now
 
     # ------------------------------------------------------- transitions
 
@@ -435,10 +477,11 @@ class Model:
         row['user_id'], row['source'], row['resource'] = key
         row.update(status='idle', lease=0, items_synced=0, failures=0,
                    token_losses=0, due_at=self.first_due(key),
+                   lease_required=False,
                    created_at=Within(-INFINITY, INFINITY), updated_at=self.now)
         return row
 
-    def start(self, row, lease_time):
+    def start(self, row, lease_time, claim=False):
         """What a claim and mark_sync_started make of a row"""
         now = self.now
         row = dict(row)
@@ -448,7 +491,7 @@ class Model:
                    lease_expires_at=now + (
                        lease_time or self.policy(row['source'])['lease_time']),
                    last_sync_at=now, requested_at=None, error_message=None,
-                   updated_at=now)
+                   lease_required=claim, updated_at=now)
         if isinstance(row['due_at'], int) and row['due_at'] > now:
             row['due_at'] = now
         return row
@@ -474,16 +517,17 @@ class Model:
         else:
             self.life_part[key_of(row)].narrow(at - slop, 1)
 
-    def started(self, row, lease_time, got):
+    def started(self, row, lease_time, got, claim=False):
         """start(), with the cursor cleared where it is dead.  Where that is
         left open, what the database did (got) tells."""
         dead, alive = self.cursor_death(row)
         if not dead and not alive:
             dead = got is not None and not has_cursor(got)
             self.learn_death(row, dead)
-        row = self.start(row, lease_time)
+        row = self.start(row, lease_time, claim)
         if dead:
             drop_cursor(row)
+        name_full_sync(row)
         return row
 
     def count_failure(self, row):
@@ -500,7 +544,7 @@ class Model:
             row['due_at'] = due
 
     def end(self, row, status):
-        row.update(status=status, lease_expires_at=None)
+        row.update(status=status, lease_expires_at=None, lease_required=False)
 
     def complete(self, row, a):
         now = self.now
@@ -529,7 +573,7 @@ class Model:
                    last_successful_sync_at=now,
                    items_synced=a.get('items_synced', 0),
                    failures=0, failing_since=None, token_losses=0,
-                   error_message=None)
+                   full_sync_id=None, error_message=None)
         self.wait_until(row, self.next_due(row))
 
     def fail(self, row, a):
@@ -537,12 +581,13 @@ class Model:
         self.count_failure(row)
         self.end(row, 'error')
         row['error_message'] = cut(a['error_message'])
-        if kind == 'auth':
+        if kind == 'auth' and row['failures'] >= \
+                self.policy(row['source'])['auth_failures']:
             self.park(row, 'auth')
         elif self.at_limits(row['source'], row['failures'],
                             row['failing_since']):
             self.park(row, 'failures')
-        elif kind == 'permanent':
+        elif kind != 'transient':
             self.wait_until(row, self.now
                             + self.policy(row['source'])['retry_cap'])
         else:
@@ -583,6 +628,8 @@ class Model:
             if row['status'] == 'syncing':
                 self.end(row, 'idle')
             self.wait_until(row, self.now)
+        else:
+            row['full_sync_id'] = row['lease']
 
     # ------------------------------------------------------------- calls
     #
@@ -622,6 +669,9 @@ class Model:
     def report(self, name, key, a):
         self.check_report(name, a)
         row = self.locate(key, a, make=True)
+        # what a claim handed out is its worker's alone
+        refuse_unless(a.get('lease') is not None or not row['lease_required']
+                      or row['lease_expires_at'] <= self.now, 'PT409')
         getattr(self, self.REPORTS[name])(row, a)
         self.rows[key] = row
         return row
@@ -658,6 +708,8 @@ class Model:
         for c in ('progress_done', 'progress_total'):
             refuse_unless(a.get(c) is None or a[c] >= 0)
         row = self.locate(key, a, make=False)
+        if a.get('page_token') not in (None, row['page_token']):
+            row.update(failures=0, failing_since=None)
         for c in ('page_token', 'progress_done', 'progress_total'):
             if a.get(c) is not None:
                 row[c] = a[c]
@@ -670,38 +722,58 @@ class Model:
 
     def release_sync(self, key, a):
         refuse_unless(a.get('lease') is not None)
+        refuse_unless(0 <= (a.get('delay') or 0) <= DAY)
         row = self.locate(key, a, make=False)
-        self.end(row, 'idle')
-        row['error_message'] = None
+        self.release(row, a)
         self.rows[key] = row
         return row
+
+    def release(self, row, a):
+        self.end(row, 'idle')
+        row['error_message'] = None
+        self.wait_until(row, self.now + (a.get('delay') or 0))
 
     def request_sync(self, key, visible=True):
         row = self.rows.get(key)
         refuse_unless(row is not None and visible, 'PT404')
         if row['parked_reason'] is not None:
             return False
-        if row['requested_at'] is None:
-            self.rows[key] = dict(row, requested_at=self.now,
+        new = dict(row)
+        self.settle_due(new)
+        if row['requested_at'] is None or row['requested_at'] > self.now \
+                or new['due_at'] != row['due_at']:
+            self.rows[key] = dict(new, requested_at=self.now,
                                   updated_at=self.now)
-            self.announce_request(row)
+            self.announce_request(row, self.rows[key])
         return True
 
-    def announce_request(self, row):
+    def announce_request(self, row, new):
         """A request notifies if it makes its row due earlier."""
         source = row['source']
-        if row['status'] == 'rate_limited' or \
-                self.policy(source)['paused_until'] == INFINITY:
+        if row['status'] == 'syncing':
             return
         if isinstance(row['due_at'], Within):
             self.perhaps |= {source}
-        elif row['due_at'] > self.now:
+            return
+        before, after = self.opens(row), self.opens(new)
+        if before is None:
+            return
+        if after[1] < before[0]:
             self.announced |= {source}
+        elif after[0] < before[1]:
+            self.perhaps |= {source}
 
-    def revive(self, row):
+    def revive(self, row, but=None):
         """What connect and resume have in common"""
-        if row['parked_reason'] is not None:
+        if row['parked_reason'] not in (None, but):
             row.update(due_at=self.now, parked_reason=None)
+        self.settle_due(row)
+        if row['requested_at'] is not None:
+            row['requested_at'] = min(row['requested_at'], self.now)
+        if row['status'] == 'syncing' and \
+                row['lease_expires_at'] > self.now + DAY:
+            row['lease_expires_at'] = \
+                self.now + self.policy(row['source'])['lease_time']
         row.update(failures=0, failing_since=None, token_losses=0)
         if row['status'] == 'error':
             row.update(status='idle', error_message=None)
@@ -709,7 +781,7 @@ class Model:
     def connect_sync(self, key):
         row = self.rows.get(key)
         row = self.new_row(key) if row is None else dict(row, updated_at=self.now)
-        self.revive(row)
+        self.revive(row, but='paused')
         if row['requested_at'] is None:
             row['requested_at'] = self.now
             self.announced |= {key[1]}
@@ -738,6 +810,7 @@ class Model:
         for r in reports:
             refuse_unless(r.get('lease') is not None)
             self.check_report(self.OUTCOMES[r['outcome']], r)
+            refuse_unless(0 <= (r.get('delay') or 0) <= DAY)
         done = []
         for r in reports:
             key = r['user_id'], r['source'], r.get('resource', '')
@@ -746,8 +819,7 @@ class Model:
             except Refused:
                 continue
             if r['outcome'] == 'released':
-                self.end(row, 'idle')
-                row['error_message'] = None
+                self.release(row, r)
             else:
                 getattr(self, self.REPORTS[self.OUTCOMES[r['outcome']]])(row, r)
             self.rows[key] = row
@@ -846,7 +918,7 @@ class Model:
             opens = self.opens(row)
             if opens[1] > self.now:
                 self.learn_open(row, True)
-            self.rows[key] = self.started(row, lease_time, g)
+            self.rows[key] = self.started(row, lease_time, g, claim=True)
         return hopeless, perhaps
 
     def expect_closed(self, row):
@@ -886,9 +958,8 @@ class Model:
         out = []
         for share in {n // 4, -(-n // 4)}:
             p = priority[:n - share]
-            d = [k for k in due if k not in p][:n - len(p)]
-            rest = [k for k in priority if k not in p and k not in d]
-            out.append((p + d + rest)[:n])
+            d = [k for k in due if k not in priority][:n - len(p)]
+            out.append(priority[:n - len(d)] + d)
         return out
 
     def park_expired(self, key):
@@ -940,6 +1011,13 @@ class Model:
                           [p for p in perhaps[u] if p < sure.get(u, (2, 0))])
                 for u in {*sure, *perhaps}}
 
+    def is_ahead(self, row):
+        """Whether a time lies further ahead than any rule allows"""
+        settled = dict(row)
+        self.settle_due(settled)
+        return settled != row or (row['requested_at'] or self.now) > self.now \
+            or (row['lease_expires_at'] or self.now) > self.now + DAY
+
     def overview(self):
         out = {}
         now = self.now
@@ -948,19 +1026,13 @@ class Model:
             o = collections.OrderedDict(source=s, rows=len(rows))
             for status in ('idle', 'syncing', 'error', 'rate_limited'):
                 o[status] = sum(r['status'] == status for r in rows)
-            ages = []
-            for r in rows:
-                if r['due_at'] is None:
-                    continue
-                wanted = r['due_at']
-                if r['requested_at'] is not None \
-                        and r['status'] != 'rate_limited':
-                    wanted = min(wanted, r['requested_at'])
-                if wanted <= now and not (r['status'] == 'syncing' and
-                                          r['lease_expires_at'] > now):
-                    ages.append(now - wanted)
-            o['due'] = len(ages)
-            o['oldest_due_age'] = max(ages, default=None)
+            # what is not known of the rows, as what it is at least and at most
+            ages = [now - t for r in rows for t in (self.opens_alone(r) or ())]
+            latest, oldest = (sorted(a for a in x if a >= 0)
+                              for x in (ages[1::2], ages[0::2]))
+            o['due'] = len(latest), len(oldest)
+            o['oldest_due_age'] = (latest[-1] if latest else None,
+                                   oldest[-1] if oldest else None)
             o['requested'] = sum(r['requested_at'] is not None for r in rows)
             o['live_leases'] = sum(r['status'] == 'syncing' and
                                    r['lease_expires_at'] > now for r in rows)
@@ -974,6 +1046,7 @@ class Model:
                 and r['last_successful_sync_at'] == r['last_full_sync_at']
                 and not has_cursor(r) and r['token_losses'] == 0 for r in rows)
             o['paused_until'] = self.overrides.get(s, {}).get('paused_until')
+            o['ahead'] = sum(map(self.is_ahead, rows))
             out[s] = o
         return out
 
@@ -987,6 +1060,7 @@ class Model:
         if row['status'] == 'syncing':
             row.update(lease=1, last_sync_at=self.now, lease_expires_at=
                        self.now + self.policy(key[1])['lease_time'])
+            name_full_sync(row)
         if has_cursor(row):
             row['token_issued_at'] = self.now
         if row['parked_reason'] is not None:
@@ -1030,6 +1104,9 @@ class Model:
             row['token_issued_at'] = self.now
         if row['status'] != 'syncing':
             row['lease_expires_at'] = None
+            row['lease_required'] = False
+        else:
+            name_full_sync(row)
         self.rows[key] = row
         return row
 
@@ -1091,12 +1168,19 @@ def has_cursor(row):
         or row['updated_min'] is not None
 
 
+def name_full_sync(row):
+    if has_cursor(row):
+        row['full_sync_id'] = None
+    elif row['full_sync_id'] is None:
+        row['full_sync_id'] = row['lease']
+
+
 CURSOR = 'sync_token', 'history_id', 'updated_min'
 
 
 def drop_cursor(row):
     for c in ('sync_token', 'history_id', 'updated_min', 'token_issued_at',
-              'page_token', 'progress_done', 'progress_total'):
+              'full_sync_id', 'page_token', 'progress_done', 'progress_total'):
         row[c] = None
 
 
@@ -1418,8 +1502,11 @@ class Runner:
         return a
 
     def invent_release(self):
-        return {'key': self.some_key('syncing'),
-                'lease': self.rnd.choice([0, 0, 0, 0, -1, 1, 'none'])}
+        a = {'key': self.some_key('syncing'),
+             'lease': self.rnd.choice([0, 0, 0, 0, -1, 1, 'none'])}
+        if self.rnd.random() < 0.5:
+            a['delay'] = self.rnd.choice([0, 1, MINUTE, HOUR, DAY, DAY + 1, -1])
+        return a
 
     def invent_batch(self):
         r = self.rnd
@@ -1436,6 +1523,8 @@ class Runner:
                      lease=r.choice([0, 0, 0, 0, 0, 0, -1, 1]))
             if key[2] or r.random() < 0.5:
                 a['resource'] = key[2]
+            if outcome == 'released' and r.random() < 0.5:
+                a['delay'] = r.choice([0, 1, MINUTE, HOUR, DAY])
             reports.append(a)
             if r.random() < 0.1:
                 reports.append(dict(a))
@@ -1495,6 +1584,8 @@ class Runner:
                 'daily_budget': [1, 100, 1000, 10000, 100000],
                 'min_interval': [SECOND, MINUTE, HOUR, DAY],
                 'max_interval': [MINUTE, HOUR, DAY, 30 * DAY],
+                'request_gap': [0, SECOND, MINUTE, DAY],
+                'auth_failures': [1, 2, 3, 1000],
                 'jitter': [0, 0.05, 0.1, 0.5, 0.9]}[k] + [None])
         if r.random() < 0.02:
             changes['jitter'] = 0.95
@@ -1784,7 +1875,7 @@ class Runner:
         for r in call.args['reports']:
             key = r['user_id'], r['source'], r.get('resource', '')
             reports.append(self.resolve(key, r))
-        sent = [{k: interval_text(v) if k == 'retry_after' else
+        sent = [{k: interval_text(v) if k in ('retry_after', 'delay') else
                  time_text(v) if k == 'updated_min' else v
                  for k, v in r.items()} for r in reports]
         out = self.call(session, 'SELECT row_to_json(r)::text '
@@ -1987,6 +2078,10 @@ class Runner:
         if list(got) != self.model.sources:
             raise Mismatch('sources of sync_overview', self.model.sources, list(got))
         for s in got:
+            for k in 'due', 'oldest_due_age':
+                lo, hi = want[s][k]
+                is_within = got[s][k] is not None and (lo or 0) <= got[s][k] <= (hi or 0)
+                want[s][k] = got[s][k] if is_within else lo
             if got[s] != dict(want[s]):
                 raise Mismatch('sync_overview of ' + s, *(
                     {k: v for k, v in o.items() if got[s].get(k) != want[s].get(k)}
@@ -2211,7 +2306,7 @@ def nice(column, value):
 
 INTERVAL_SETTINGS = ('sync_interval', 'lease_time', 'retry_base', 'retry_cap',
                      'rate_limit_wait', 'park_after', 'token_ttl',
-                     'min_interval', 'max_interval')
+                     'min_interval', 'max_interval', 'request_gap')
 
 
 def parse_policy(data):
@@ -2230,7 +2325,7 @@ def arguments(key, a):
         if key[2]:
             out.append('resource => ' + literal(key[2]))
     for k, v in a.items():
-        if k in ('lease_time', 'retry_after', 'stale_after'):
+        if k in ('lease_time', 'retry_after', 'stale_after', 'delay'):
             v = interval_text(v)
         elif k == 'updated_min':
             v = time_text(v)

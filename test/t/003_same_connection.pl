@@ -125,7 +125,8 @@ $node->safe_psql('postgres', q{ALTER TABLE syncstate.sync_state ADD COLUMN note 
 same_life('a column more');
 run_in($session, q{UPDATE syncstate.sync_state SET note = 'mine', n = 42});
 is(run_in($session, qq{
-		SELECT note, n FROM syncstate.mark_sync_failed('$a', 'google_calendar', 'error');
+		SELECT note, n FROM syncstate.mark_sync_failed('$a', 'google_calendar', 'error',
+			lease => (SELECT lease FROM syncstate.sync_state WHERE user_id = '$a' AND source = 'google_calendar'));
 		SELECT note, n FROM syncstate.mark_sync_started('$a', 'google_calendar');
 		SELECT note, n FROM syncstate.update_sync_state('$a', 'google_calendar', '{"status": "idle"}');
 		UPDATE syncstate.sync_state SET status = 'error';

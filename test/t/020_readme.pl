@@ -303,6 +303,7 @@ my %provoke = (
 	grant_user => { '22023' => 'grant_user(NULL)', '42704' => q{grant_user('nobody_of_this_name')} },
 	register_sync_source => { '22023' => q{register_sync_source('Outlook')} },
 	watch_users => { '22023' => 'watch_users(NULL)', '42P01' => q{watch_users('nothing_of_this_name')} },
+	(map { $_ => { '23514' => qq{$_(jsonb_populate_record(NULL::syncstate.sync_state, '{}'))} } } qw(due_from is_ahead)),
 	is_legal => {
 		'23514' => [q{SELECT syncstate.is_legal(jsonb_populate_record(s, '{"items_synced": -1}')) FROM syncstate.sync_state AS s}],
 	},

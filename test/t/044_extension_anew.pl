@@ -156,7 +156,7 @@ foreach my $when ('a_meddle BEFORE', 'z_meddle BEFORE', 'a_meddle AFTER')
 			SELECT syncstate.request_sync(md5('1')::uuid, 'google_calendar');
 			SELECT count(*) FROM syncstate.get_users_needing_sync('google_calendar');
 			SELECT syncstate.disconnect_sync(md5('1')::uuid, 'google_calendar'), syncstate.disconnect_sync(md5('2')::uuid, 'google_calendar')}),
-		"idle\nidle\n2\nidle|new\n1\nt\n2\nt|t", "calls go on while a trigger $when a row drops and alters what it can");
+		"idle\nidle\n2\nidle|new\n1\nt\n1\nt|t", "calls go on while a trigger $when a row drops and alters what it can");
 	is(run_in($session, q{SELECT DISTINCT state FROM refused}), '55006', "... which is refused as in use, $when");
 	cmp_ok(run_in($session, q{SELECT count(*) FROM refused}), '>', 30, "... each time, $when");
 	my ($trigger) = $when =~ /(\w+)/;

@@ -30,7 +30,7 @@ SELECT resource, status, sync_token FROM syncstate.report_syncs(
 	'[{"user_id": "$user[1]", "source": "google_calendar", "resource": "b", "lease": 1, "outcome": "completed", "sync_token": "t", "items_synced": 3},
 	  {"user_id": "$user[1]", "source": "google_calendar", "resource": "B", "lease": 1, "outcome": "rate_limited", "retry_after": "PT2M"},
 	  {"user_id": "$user[1]", "source": "google_calendar", "resource": "B", "lease": 9, "outcome": "released"}]');
-SELECT extract(epoch FROM (syncstate.mark_sync_completed('$user[2]', 'google_tasks', 7, updated_min => '2026-06-01 11:00:00.125+00')).updated_min);
+SELECT extract(epoch FROM (syncstate.mark_sync_completed('$user[2]', 'google_tasks', 7, updated_min => '2026-06-01 11:00:00.125+00', lease => 1)).updated_min);
 SELECT (syncstate.mark_sync_failed('$user[3]', 'google_gmail', 'no answer', 'permanent')).failures;
 SELECT (syncstate.mark_sync_completed('$user[3]', 'google_gmail', history_id => '18446744073709551615')).history_id;
 SELECT (syncstate.clear_sync_token('$user[3]', 'google_gmail')).token_losses;
@@ -195,7 +195,7 @@ my %writers = (
 my %readers = (
 	get_users_needing_sync => q('google_gmail'), next_sync_due => '', get_sync_state => $row,
 	get_sync_states => "'$user[1]'", get_sync_policy => q('google_gmail'), current_user_id => '', sync_clock => '',
-	is_legal => '(SELECT s FROM syncstate.sync_state AS s LIMIT 1)');
+	map { $_ => '(SELECT s FROM syncstate.sync_state AS s LIMIT 1)' } qw(is_legal due_from is_ahead));
 my @functions = split /\n/, $node->safe_psql('plain', q{
 	SELECT proname FROM pg_proc
 	WHERE pronamespace = 'syncstate'::regnamespace AND prorettype <> 'trigger'::regtype ORDER BY proname COLLATE "C"});

@@ -64,7 +64,7 @@ my $some = q{FROM (SELECT * FROM syncstate.sync_state WHERE resource = '' ORDER 
 foreach my $call (
 	[ 'claims', 'SELECT syncstate.claim_due_syncs(max_rows => 1000)' ],
 	[ 'checkpoints', q{SELECT syncstate.checkpoint_sync(user_id, source, lease, 'page', 1, 2, resource) FROM syncstate.sync_state WHERE status = 'syncing'} ],
-	[ 'completions', q{SELECT syncstate.mark_sync_completed(user_id, source, 1, 'a new token', resource => resource) FROM syncstate.sync_state WHERE status = 'syncing'} ],
+	[ 'completions', q{SELECT syncstate.mark_sync_completed(user_id, source, 1, 'a new token', lease => lease, resource => resource) FROM syncstate.sync_state WHERE status = 'syncing'} ],
 	[ 'a big token', q{SELECT syncstate.update_sync_state(user_id, source, jsonb_build_object('sync_token', (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 2000) AS i)), resource) FROM syncstate.sync_state WHERE resource = 'inserted'} ],
 	# which is not sent again when it did not change
 	[ 'next to a big token', q{SELECT syncstate.pause_sync(user_id, source, resource) FROM syncstate.sync_state WHERE resource IN ('inserted', 'big token')} ],
@@ -123,7 +123,7 @@ my $claimed = $publisher->safe_psql('postgres', $claim);
 isnt($claimed, '', 'the publisher would hand out rows');
 is($subscriber->safe_psql('postgres', $claim), $claimed, 'the subscriber hands out the same, under the same numbers');
 is($subscriber->safe_psql('postgres', q{SELECT syncstate.request_sync(user_id, source, resource) FROM syncstate.sync_state WHERE parked_reason IS NULL LIMIT 1;
-		SELECT status FROM syncstate.mark_sync_completed('aaaaaaaa-0000-4000-8000-00000000000a', 'late')}), "t\nidle", 'and takes requests and reports');
+		SELECT m.status FROM syncstate.sync_state AS s, syncstate.mark_sync_completed(s.user_id, s.source, lease => s.lease) AS m WHERE s.source = 'late'}), "t\nidle", 'and takes requests and reports');
 
 $session->quit;
 $subscriber->stop;

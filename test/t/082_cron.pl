@@ -107,8 +107,9 @@ is(sent(),
 	'with work, the function is called, with its key');
 sql('SELECT syncstate.claim_due_syncs()', 'worker');
 is(sent(), '', 'not while a worker has the row');
-sql("SELECT syncstate.mark_sync_completed($user, history_id => '1')", 'worker');
+sql("SELECT syncstate.mark_sync_completed($user, history_id => '1', lease => 1)", 'worker');
 is(sent(), '', 'nor before it is due again');
+sql(q{SELECT syncstate.set_sync_policy('google_gmail', '{"request_gap": 0}')}, 'worker');
 sql("SELECT syncstate.request_sync($user)", 'worker');
 isnt(sent(), '', 'but when somebody asks for it');
 sql("SELECT syncstate.pause_sync_source('google_gmail')", 'worker');

@@ -26,23 +26,25 @@ const uint64 own_columns[NUM_TRANSITIONS] = {
 	[TRANSITION_NONE] = 0,
 	[TRANSITION_START] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(lease) | COLUMN(last_sync_at) |
-	COLUMN(requested_at) | COLUMN(due_at),
+	COLUMN(requested_at) | COLUMN(due_at) | COLUMN(full_sync_id),
 	[TRANSITION_GIVE_UP] = RUN | FAILURES | PARKING,
 	[TRANSITION_COMPLETE] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(token_losses) | COLUMN(last_full_sync_at) |
 	COLUMN(last_successful_sync_at) | COLUMN(items_synced) |
-	COLUMN(changes_seen) | COLUMN(seconds_watched) | COLUMN(due_at),
+	COLUMN(changes_seen) | COLUMN(seconds_watched) | COLUMN(due_at) |
+	COLUMN(full_sync_id),
 	[TRANSITION_FAIL] = RUN | FAILURES | PARKING,
 	[TRANSITION_RATE_LIMIT] = RUN | COLUMN(due_at),
 	[TRANSITION_CLEAR_TOKEN] = RUN | CURSOR | PROGRESS | COLUMN(token_issued_at) |
-	COLUMN(token_losses) | PARKING,
+	COLUMN(token_losses) | COLUMN(full_sync_id) | PARKING,
 	[TRANSITION_RENEW] = COLUMN(lease_expires_at),
-	[TRANSITION_CHECKPOINT] = PROGRESS | COLUMN(lease_expires_at),
-	[TRANSITION_RELEASE] = RUN,
+	[TRANSITION_CHECKPOINT] = PROGRESS | FAILURES | COLUMN(lease_expires_at),
+	[TRANSITION_RELEASE] = RUN | COLUMN(due_at),
 	[TRANSITION_CONNECT] = RUN | FAILURES | PARKING | COLUMN(token_losses) |
 	COLUMN(requested_at),
 	[TRANSITION_PAUSE] = PARKING,
-	[TRANSITION_RESUME] = RUN | FAILURES | PARKING | COLUMN(token_losses),
+	[TRANSITION_RESUME] = RUN | FAILURES | PARKING | COLUMN(token_losses) |
+	COLUMN(requested_at),
 };
 
 /*
@@ -87,6 +89,7 @@ same_interval(const Interval *a, const Interval *b)
 #define SAME_COUNT(a, b)		((a) == (b))
 #define SAME_INTEGER(a, b)		((a) == (b))
 #define SAME_AMOUNT(a, b)		((a) == (b))
+#define SAME_FLAG(a, b)			((a) == (b))
 
 /* The columns in which two rows differ. */
 uint64
@@ -196,6 +199,7 @@ print_interval(const Interval *interval)
 #define PRINT_COUNT(value)		printf("%lld", (long long) (value))
 #define PRINT_INTEGER(value)	printf("%d", value)
 #define PRINT_AMOUNT(value)		printf("%g", value)
+#define PRINT_FLAG(value)		printf("%d", value)
 
 static void
 print_row(const char *title, const SyncState *row, uint64 columns)
@@ -238,8 +242,8 @@ tell_case(void)
 	}
 	else
 	{
-		printf("# report: has_lease=%d; lease_time=%lld; items_synced=%lld; kind=%s; ",
-			   report.has_lease, (long long) report.lease_time,
+		printf("# report: has_lease=%d; is_claim=%d; delay=%lld; lease_time=%lld; items_synced=%lld; kind=%s; ",
+			   report.has_lease, report.is_claim, (long long) report.delay, (long long) report.lease_time,
 			   (long long) report.items_synced,
 			   syncstate_failure_kinds[report.kind]);
 		printf("retry_after=%lld; progress_done=%lld; progress_total=%lld; updated_min=",
@@ -404,6 +408,7 @@ pick_column(void)
 #define PICK_COUNT()		PICK(counts)
 #define PICK_INTEGER()		PICK(run_lengths)
 #define PICK_AMOUNT()		PICK(amounts)
+#define PICK_FLAG()			(pick(2) == 0)
 
 /* Sets a column to a value that is legal by itself. */
 void
@@ -521,6 +526,13 @@ draw_row(SyncState *row, int number)
 		failure == 3 ? policy.max_failures : PG_INT32_MAX;
 	row->failing_since = row->failures == 0 ? NO_TIME : pick_set_time();
 	row->token_losses = losses[loss];
+
+	/* as every row is, once it was written */
+	row->lease_required = row->lease_required && row->status == SYNC_SYNCING;
+	if (row->status == SYNC_SYNCING && has_cursor(row))
+		row->full_sync_id = NO_COUNT;
+	else if (row->status == SYNC_SYNCING && row->full_sync_id == NO_COUNT)
+		row->full_sync_id = row->lease;
 }
 
 /* A row and a policy, and nothing said or written of it yet. */
@@ -549,10 +561,13 @@ draw_report(void)
 {
 	static const int64 lease_times[] = {0, MIN_DURATION, MAX_LEASE_TIME};
 	static const int64 waits[] = {0, MIN_DURATION, USECS_PER_HOUR, MAX_RETRY_AFTER};
+	static const int64 delays[] = {0, 1, MAX_RELEASE_DELAY};
 
 	report.has_lease = old.status == SYNC_SYNCING && pick(2) == 0;
 	report.lease = old.lease;
 	report.lease_time = PICK(lease_times);
+	report.is_claim = pick(2) == 0;
+	report.delay = PICK(delays);
 	report.items_synced = PICK(numbers);
 	report.sync_token = PICK_TEXT(tokens);
 	report.history_id = PICK_TEXT(history_ids);
@@ -581,6 +596,22 @@ bool
 is_parked(const SyncState *row)
 {
 	return row->due_at == NO_TIME;
+}
+
+/* The latest due time that a rule gives. */
+TimestampTz
+latest_due(const SyncState *row)
+{
+	int64		wait = policy.sync_interval;
+
+	if (row->sync_interval != NULL)
+		wait = row->sync_interval->day * USECS_PER_DAY + row->sync_interval->time;
+	else if (policy.daily_budget != 0)
+		wait = policy.max_interval;
+	wait = Max(wait, Max(policy.retry_cap, USECS_PER_DAY));
+	if (row->status == SYNC_RATE_LIMITED)
+		wait = Max(wait, 33 * USECS_PER_DAY);
+	return now + wait;
 }
 
 /* The state that a call is for; others are refused before. */
@@ -671,6 +702,7 @@ is_legal(const SyncState *row)
 #define LEGAL_NUMBER(value)		((value) >= 0)
 #define LEGAL_COUNT(value)		((value) >= NO_COUNT)
 #define LEGAL_INTEGER(value)	((value) >= 0)
+#define LEGAL_FLAG(value)		true
 #define LEGAL_AMOUNT(value) \
 	((value) == NO_AMOUNT || ((value) >= 0 && (value) <= 1e12))
 
@@ -678,6 +710,7 @@ is_legal(const SyncState *row)
 
 	return (row->due_at == NO_TIME) == (row->parked_reason != NULL) &&
 		(row->status == SYNC_SYNCING) == (row->lease_expires_at != NO_TIME) &&
+		(!row->lease_required || row->status == SYNC_SYNCING) &&
 		(row->failures > 0) == (row->failing_since != NO_TIME) &&
 		(row->changes_seen == NO_AMOUNT) == (row->seconds_watched == NO_AMOUNT) &&
 		row->created_at != NO_TIME && row->updated_at != NO_TIME &&

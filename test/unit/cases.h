@@ -17,10 +17,13 @@
 	PROPERTY(CURSOR_WHOLE, "with a cursor goes what belongs to it") \
 	PROPERTY(FENCE_HELD, "during a run its lease is held, and no other") \
 	PROPERTY(FENCE_STALE, "a lease is stale after its run, and not before") \
+	PROPERTY(FENCE_CLAIMED, "a run that a claim handed out is ended without its lease only when that has run out") \
 	PROPERTY(CLAIMABLE, "a row in the lanes can be claimed some day, and a parked one never") \
 	/* of each */ \
 	PROPERTY(START, "a start takes the row, and the request and the error are gone") \
-	PROPERTY(START_DUE, "a started row is due when its lease ends, and not later") \
+	PROPERTY(START_DUE, "a started row is due when its lease ends, or by backoff after it where it fails") \
+	PROPERTY(START_CLAIM, "a claim says that the run takes its lease, and no other start does") \
+	PROPERTY(START_FULL, "a full sync has the number of its first lease, and no other sync has one") \
 	PROPERTY(START_FAILURE, "a lease that ran out counts as one failure, and no other start does") \
 	PROPERTY(START_DEAD, "a start drops a dead cursor, and keeps a live one") \
 	PROPERTY(WOULD_PARK, "a row is given up instead of started when it would reach both limits") \
@@ -31,17 +34,17 @@
 	PROPERTY(COMPLETE_LEARNS, "a completion learns from what changed, and not from a full sync") \
 	PROPERTY(COMPLETE_DUE, "a completed row is due after its interval, in the life of its cursor") \
 	PROPERTY(FAIL, "a failure ends the run, counts, and keeps its message") \
-	PROPERTY(FAIL_PARKS, "a failure parks by kind auth, and at both limits") \
-	PROPERTY(FAIL_WAITS, "a failure waits by backoff, or retry_cap by kind permanent") \
+	PROPERTY(FAIL_PARKS, "a failure parks by kind auth, from auth_failures on, and at both limits") \
+	PROPERTY(FAIL_WAITS, "a failure waits by backoff, or retry_cap by kinds permanent and auth") \
 	PROPERTY(RATE_LIMIT, "a rate limit waits as long as it was told, up to a tenth more, and is not cut short") \
 	PROPERTY(CLEAR_TOKEN, "a lost cursor counts; the third waits, and the tenth parks") \
 	PROPERTY(CLEAR_TOKEN_RUN, "a run goes on without its cursor with the lease, and is revoked without") \
 	PROPERTY(RENEW, "a renewal sets the end of the lease") \
-	PROPERTY(CHECKPOINT, "a checkpoint takes what it is given, and never shortens the lease") \
-	PROPERTY(RELEASE, "a release leaves the row idle, with nothing counted") \
+	PROPERTY(CHECKPOINT, "a checkpoint takes what it is given, never shortens the lease, and forgets failures if it moves on") \
+	PROPERTY(RELEASE, "a release leaves the row idle, with nothing counted, and due after the delay") \
 	PROPERTY(PAUSE, "a pause parks the row") \
-	PROPERTY(RESUME, "a resumed row is in the lanes, and its failures and losses are forgotten") \
-	PROPERTY(CONNECT, "a connected row is resumed and requested") \
+	PROPERTY(RESUME, "a resumed row is in the lanes, its failures and losses are forgotten, and no time is too far ahead") \
+	PROPERTY(CONNECT, "a connected row is resumed and requested, but a pause stays") \
 	/* of direct writes */ \
 	PROPERTY(WRITE_TOTAL, "a direct write is a transition that a client can make, or none") \
 	PROPERTY(WRITE_LEGAL, "a direct write of legal values leaves a legal row") \
@@ -62,11 +65,11 @@
 	PROPERTY(WRITE_PAUSE, "due_at = null is pause_sync") \
 	PROPERTY(WRITE_RESUME, "parked_reason = null, due_at of a parked row, and status = 'idle' of a failed one are resume_sync") \
 	PROPERTY(WRITE_BOTH, "an end of a run that takes its row back, or parks it, is two calls") \
-	PROPERTY(WRITE_REQUEST, "requested_at is the time of the write, whatever was written") \
+	PROPERTY(WRITE_REQUEST, "requested_at is the time of the write, whatever was written, and a due time that is too far ahead is over") \
 	/* of inserts */ \
 	PROPERTY(INSERT_LEGAL, "an insert of legal values leaves a legal row") \
 	PROPERTY(INSERT_STAYS, "an insert keeps what is there") \
-	PROPERTY(INSERT_FILLS, "an insert fills in a due time, a lease, and an age of the cursor") \
+	PROPERTY(INSERT_FILLS, "an insert fills in a due time, a lease, the name of a full sync, and an age of the cursor") \
 	/* of what happens one after the other */ \
 	PROPERTY(LIFE_FENCE, "no fencing number is handed out twice, and one holder at most has the row") \
 	PROPERTY(LIFE_LEGAL, "a row is legal all its life")
@@ -84,7 +87,8 @@ typedef enum Property
 
 #define CURSOR		(COLUMN(sync_token) | COLUMN(history_id) | COLUMN(updated_min))
 #define PROGRESS	(COLUMN(page_token) | COLUMN(progress_done) | COLUMN(progress_total))
-#define RUN			(COLUMN(status) | COLUMN(lease_expires_at) | COLUMN(error_message))
+#define RUN			(COLUMN(status) | COLUMN(lease_expires_at) | \
+					 COLUMN(lease_required) | COLUMN(error_message))
 #define FAILURES	(COLUMN(failures) | COLUMN(failing_since))
 #define PARKING		(COLUMN(due_at) | COLUMN(parked_reason))
 
@@ -116,6 +120,7 @@ extern bool changes(uint64 columns);
 extern bool is_legal(const SyncState *row);
 extern bool has_cursor(const SyncState *row);
 extern bool is_parked(const SyncState *row);
+extern TimestampTz latest_due(const SyncState *row);
 extern bool is_possible(void);
 extern const char *characters(const text *value);
 

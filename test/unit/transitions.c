@@ -111,7 +111,22 @@ expect_start(void)
 		  (report.lease_time != 0 ? report.lease_time : policy.lease_time));
 	holds(START_DUE, new.due_at == (is_parked(&old) ? NO_TIME : Min(old.due_at, now)));
 	if (!is_parked(&new) && policy.paused_until == NO_TIME)
-		holds(START_DUE, syncstate_claimable_at(&new, &policy) == new.lease_expires_at);
+	{
+		int64		wait = syncstate_claimable_at(&new, &policy) - new.lease_expires_at;
+		int64		longest = longest_backoff(one_more(new.failures));
+
+		if (new.failures == 0 ||
+			(new.failures >= policy.max_failures - 1 &&
+			 new.lease_expires_at - new.failing_since >= policy.park_after))
+			holds(START_DUE, wait == 0);
+		else
+			holds(START_DUE, wait >= longest / 2 && wait <= longest);
+	}
+	holds(START_CLAIM, new.lease_required == report.is_claim);
+	holds(START_FULL, new.full_sync_id ==
+		  (has_cursor(&new) ? NO_COUNT :
+		   has_cursor(&old) || old.full_sync_id == NO_COUNT ? new.lease :
+		   old.full_sync_id));
 	holds(START_FAILURE, old.status == SYNC_SYNCING ?
 		  has_failed_once_more() : !changes(FAILURES));
 
@@ -230,6 +245,7 @@ expect_complete(void)
 
 	holds(COMPLETE, has_ended(SYNC_IDLE, NULL) && has_no_progress() &&
 		  new.failures == 0 && new.token_losses == 0 &&
+		  new.full_sync_id == NO_COUNT &&
 		  new.items_synced == report.items_synced &&
 		  new.last_successful_sync_at == now);
 	holds(COMPLETE_FULL, new.last_full_sync_at ==
@@ -249,13 +265,13 @@ static void
 expect_fail(void)
 {
 	holds(FAIL, has_failed_once_more() && has_ended(SYNC_ERROR, report.error_message));
-	if (report.kind == FAILURE_AUTH)
+	if (report.kind == FAILURE_AUTH && new.failures >= policy.auth_failures)
 		holds(FAIL_PARKS, is_text(new.parked_reason, "auth"));
 	else if (limits_are_reached(&new))
 		holds(FAIL_PARKS, is_text(new.parked_reason, "failures"));
 	else if (is_parked(&old))
 		holds(FAIL_PARKS, same_text(new.parked_reason, old.parked_reason));
-	else if (report.kind == FAILURE_PERMANENT)
+	else if (report.kind != FAILURE_TRANSIENT)
 		holds(FAIL_WAITS, new.due_at - now == policy.retry_cap);
 	else
 		holds(FAIL_WAITS, waits_by_backoff(new.failures));
@@ -300,7 +316,7 @@ expect_clear_token(void)
 			holds(CLEAR_TOKEN, waits_by_backoff(new.token_losses));
 	}
 	else if (report.has_lease)
-		holds(CLEAR_TOKEN_RUN, !changes(RUN | PARKING));
+		holds(CLEAR_TOKEN_RUN, !changes(RUN | PARKING) && new.full_sync_id == new.lease);
 	else
 		holds(CLEAR_TOKEN_RUN, has_ended(status, old.error_message) &&
 			  new.due_at == (is_parked(&old) ? NO_TIME : now));
@@ -317,14 +333,32 @@ expect_checkpoint(void)
 											 report.progress_total : old.progress_total));
 	holds(CHECKPOINT, new.lease_expires_at ==
 		  Max(old.lease_expires_at, now + policy.lease_time));
+	if (same_text(old.page_token, new.page_token))
+		holds(CHECKPOINT, !changes(FAILURES));
+	else
+		holds(CHECKPOINT, new.failures == 0 && new.failing_since == NO_TIME);
+}
+
+/* Whether a row is resumed that was parked before, or was not. */
+static bool
+is_resumed(bool was_parked)
+{
+	TimestampTz due = was_parked ? now : old.due_at;
+	TimestampTz lease_end = old.lease_expires_at;
+
+	if (due > latest_due(&old))
+		due = now;
+	if (lease_end > now + USECS_PER_DAY)
+		lease_end = now + policy.lease_time;
+	return new.due_at == due && new.failures == 0 && new.token_losses == 0 &&
+		(old.status == SYNC_ERROR ? has_ended(SYNC_IDLE, NULL) :
+		 !changes(RUN & ~COLUMN(lease_expires_at)) && new.lease_expires_at == lease_end);
 }
 
 static bool
-is_resumed(void)
+is_paused(void)
 {
-	return new.due_at == (is_parked(&old) ? now : old.due_at) &&
-		new.failures == 0 && new.token_losses == 0 &&
-		(old.status == SYNC_ERROR ? has_ended(SYNC_IDLE, NULL) : !changes(RUN));
+	return is_text(old.parked_reason, "paused");
 }
 
 static void
@@ -361,17 +395,20 @@ expect_own(void)
 			expect_checkpoint();
 			break;
 		case TRANSITION_RELEASE:
-			holds(RELEASE, has_ended(SYNC_IDLE, NULL));
+			holds(RELEASE, has_ended(SYNC_IDLE, NULL) && new.due_at ==
+				  (is_parked(&old) ? NO_TIME : now + report.delay));
 			break;
 		case TRANSITION_CONNECT:
-			holds(CONNECT, is_resumed() && new.requested_at ==
-				  (old.requested_at != NO_TIME ? old.requested_at : now));
+			holds(CONNECT, is_resumed(is_parked(&old) && !is_paused()) &&
+				  new.requested_at == (old.requested_at != NO_TIME ?
+									   Min(old.requested_at, now) : now));
 			break;
 		case TRANSITION_PAUSE:
 			holds(PAUSE, is_text(new.parked_reason, "paused"));
 			break;
 		case TRANSITION_RESUME:
-			holds(RESUME, is_resumed());
+			holds(RESUME, is_resumed(is_parked(&old)) &&
+				  new.requested_at == Min(old.requested_at, now));
 			break;
 		case NUM_TRANSITIONS:
 			break;
@@ -389,7 +426,8 @@ may_park(void)
 static bool
 takes_back(void)
 {
-	return transition == TRANSITION_RESUME || transition == TRANSITION_CONNECT;
+	return transition == TRANSITION_RESUME ||
+		(transition == TRANSITION_CONNECT && !is_paused());
 }
 
 /* Whether a transition may lose the cursor. */
@@ -438,6 +476,10 @@ expect_common_lease(void)
 		  !syncstate_lease_is_stale(&new, new.lease + 1));
 	if (has_ended || is_start)
 		holds(FENCE_STALE, syncstate_lease_is_stale(&new, old.lease));
+	holds(FENCE_CLAIMED, syncstate_lease_is_missing(transition, &old, &report, now) ==
+		  (old.lease_required && !report.has_lease && old.lease_expires_at > now &&
+		   (transition == TRANSITION_COMPLETE || transition == TRANSITION_FAIL ||
+			transition == TRANSITION_RATE_LIMIT)));
 }
 
 /* What holds after every transition. */

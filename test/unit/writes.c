@@ -46,12 +46,16 @@ kept_columns(uint64 changed)
 	/* what there is only in some rows */
 	if (new.status != SYNC_SYNCING || written.lease_expires_at == NO_TIME)
 		kept &= ~COLUMN(lease_expires_at);
+	if (new.status != SYNC_SYNCING)
+		kept &= ~COLUMN(lease_required);
+	if (new.status == SYNC_SYNCING && (written.full_sync_id == NO_COUNT || has_cursor(&new)))
+		kept &= ~COLUMN(full_sync_id);
 	if (new.failures == 0 || written.failing_since == NO_TIME)
 		kept &= ~COLUMN(failing_since);
 	if (!has_cursor(&new) || written.token_issued_at == NO_TIME)
 		kept &= ~COLUMN(token_issued_at);
 	if (has_cursor(&old) && !has_cursor(&new))
-		kept &= ~PROGRESS;
+		kept &= ~(PROGRESS | COLUMN(full_sync_id));
 
 	/* a reason wins over a time, and without both the row is due */
 	if (is_both && (written.due_at == NO_TIME) == (written.parked_reason == NULL))
@@ -111,6 +115,9 @@ expect_write(void)
 	if (written.requested_at != old.requested_at)
 		holds(WRITE_REQUEST, new.requested_at ==
 			  (written.requested_at == NO_TIME ? NO_TIME : now));
+	if (difference(&old, &written) == COLUMN(requested_at) && found == TRANSITION_NONE)
+		holds(WRITE_REQUEST, new.due_at == (written.requested_at != NO_TIME &&
+											old.due_at > latest_due(&old) ? now : old.due_at));
 	expect_written_cursor(&tidy);
 	expect_written_lease();
 
@@ -168,7 +175,7 @@ try_write(int number)
 }
 
 /* Columns that no transition looks at. */
-#define UNREAD		(COLUMN(requested_at) | COLUMN(items_synced) | PROGRESS | \
+#define UNREAD		(COLUMN(items_synced) | PROGRESS | \
 					 COLUMN(token_losses) | COLUMN(error_message) | COLUMN(created_at))
 
 /* The client also writes a column that the call has nothing to do with. */
@@ -201,11 +208,10 @@ expect_call(Property property, Transition call, uint64 given)
 
 	given |= write_another(call, given);
 	as_asked = written;
-	if ((given & COLUMN(requested_at)) && written.requested_at != old.requested_at &&
-		written.requested_at != NO_TIME)
-		as_asked.requested_at = now;
-
 	syncstate_apply(call, &expected, &report, &policy, now);
+	if (call == TRANSITION_START && (given & COLUMN(lease)) &&
+		expected.full_sync_id == old.lease + 1)
+		expected.full_sync_id = written.lease;	/* it began under that one */
 	write_row();
 	holds(property, (difference(&expected, &new) & ~given) == 0 &&
 		  (difference(&as_asked, &new) & given) == 0);
@@ -478,6 +484,7 @@ try_nonsense(int number)
 	FILL(lease, 0) \
 	FILL(last_sync_at, NO_TIME) \
 	FILL(failing_since, NO_TIME) \
+	FILL(full_sync_id, NO_COUNT) \
 	FILL(token_issued_at, NO_TIME)
 
 static void
@@ -517,10 +524,13 @@ try_insert(int number)
 	if (new.status == SYNC_SYNCING)
 		holds(INSERT_FILLS, new.lease >= 1 && new.last_sync_at != NO_TIME &&
 			  (written.lease_expires_at != NO_TIME ||
-			   new.lease_expires_at == now + policy.lease_time));
+			   new.lease_expires_at == now + policy.lease_time) &&
+			  new.full_sync_id == (has_cursor(&new) ? NO_COUNT :
+								   written.full_sync_id == NO_COUNT ?
+								   new.lease : written.full_sync_id));
 	else
 		holds(INSERT_STAYS, !(difference(&written, &new) &
-							  (RUN | COLUMN(lease) | COLUMN(last_sync_at))));
+							  (RUN | COLUMN(lease) | COLUMN(last_sync_at) | COLUMN(full_sync_id))));
 	if (written.token_issued_at == NO_TIME)
 		holds(INSERT_FILLS, new.token_issued_at == (has_cursor(&new) ? now : NO_TIME));
 
