@@ -175,6 +175,57 @@ ALTER SEQUENCE elsewhere RENAME TO rate_google_contacts;
 ALTER EXTENSION syncstate ADD SEQUENCE rate_google_contacts;
 SELECT count(*) FROM claim_due_syncs('google_contacts');
 
+------------------------------------------------------------------------
+-- Requests leave ordinary rows one start in four, also where the rate lets one
+-- row through at a time
+------------------------------------------------------------------------
+-- Every "step", two rows of each source are requested and one more is due, and a
+-- claim takes what it gets.
+CREATE FUNCTION ordinary_starts(of sync_source, max_rows integer, step interval, rate integer, steps integer DEFAULT 40,
+								OUT starts bigint, OUT ordinary bigint) LANGUAGE plpgsql AS $$
+DECLARE
+	n bigint;
+	m bigint;
+BEGIN
+	DELETE FROM sync_state;
+	PERFORM set_sync_policy(s, jsonb_build_object('rate_per_minute', rate, 'request_gap', 0)) FROM unnest('{google_calendar,google_tasks}'::sync_source[]) AS s;
+	PERFORM set_config('syncstate.clock', (greatest(sync_clock(), '2040-01-01 00:00+00') + interval '1 day')::text, false);
+	INSERT INTO sync_state (user_id, source, due_at)
+	SELECT u(i), s, CASE WHEN i = 3 THEN '2039-12-31 00:00+00' ELSE '2045-01-01 00:00+00' END::timestamptz
+	FROM generate_series(1, 3) AS i, unnest('{google_calendar,google_tasks}'::sync_source[]) AS s;
+	starts := 0;
+	ordinary := 0;
+	FOR i IN 1 .. steps LOOP
+		PERFORM set_config('syncstate.clock', (sync_clock() + step)::text, false);
+		PERFORM request_sync(s.user_id, s.source) FROM sync_state AS s WHERE s.user_id < u(3);
+		WITH claimed AS (SELECT * FROM claim_due_syncs(of, max_rows))
+		SELECT count(*), count(*) FILTER (WHERE c.user_id = u(3)) INTO n, m
+		FROM claimed AS c, LATERAL mark_sync_completed(c.user_id, c.source, lease => c.lease) AS done;
+		starts := starts + n;
+		ordinary := ordinary + m;
+		UPDATE sync_state SET due_at = '2039-12-31 00:00+00' WHERE user_id = u(3);
+	END LOOP;
+	DELETE FROM sync_state;
+	DELETE FROM sync_policy;
+END
+$$;
+-- of one source: one row per step, one per two steps, several, and with one row
+-- wanted at a time
+SELECT max_rows, step, rate, starts > 10 AS many, ordinary >= (starts - 3) / 4 AS has_its_share
+FROM unnest('{1,2,3,10,100}'::int[]) AS max_rows, (VALUES ('6 s'::interval, 10), ('3 s', 10), ('1 s', 60), ('6 s', 20), ('6 s', 1000)) AS v (step, rate),
+	LATERAL ordinary_starts('google_tasks', max_rows, step, rate);
+-- of all sources
+SELECT max_rows, step, rate, starts > 10 AS many, ordinary >= (starts - 6) / 4 AS has_its_share
+FROM unnest('{1,2,3,10,100}'::int[]) AS max_rows, (VALUES ('6 s'::interval, 10), ('3 s', 10), ('6 s', 1000)) AS v (step, rate),
+	LATERAL ordinary_starts(NULL, max_rows, step, rate);
+-- and while there is no ordinary row, all starts are requests'
+SELECT count(*) FROM generate_series(1, 2) AS n, connect_sync(u(n), 'google_tasks');
+SELECT rate_per_minute FROM set_sync_policy('google_tasks', '{"rate_per_minute": 60}');
+UPDATE sync_state SET due_at = '2045-01-01 00:00+00';
+SELECT count(*) AS requested FROM claim_due_syncs('google_tasks', 2);
+DELETE FROM sync_state;
+DELETE FROM sync_policy;
+
 RESET syncstate.clock;
 DELETE FROM sync_state;
 DELETE FROM sync_policy;

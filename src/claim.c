@@ -69,12 +69,6 @@
  */
 #define PRIORITY_LAG	(2 * USECS_PER_SEC)
 
-/*
- * One in so many rows of a claim is kept for the due lane while both lanes have
- * work, so that a flood of requests slows ordinary rows but never stops them.
- */
-#define ORDINARY_SHARE	4
-
 /* A row that a claim has started. */
 typedef struct Taken
 {
@@ -94,9 +88,14 @@ typedef struct Claim
 	TimestampTz now;			/* what is due, is due by now */
 	TimestampTz start;			/* of the syncs: not before the snapshot */
 	Report		report;			/* what the claim says of each row */
-	int			permits;		/* drawn for the source at hand, if it asks */
-	int			starts;			/* of the source at hand */
+	int			first;			/* rows taken of the sources before */
+	int			quota;			/* rows that the source at hand may start */
+	bool		drawn;			/* as many permits were drawn */
 	TimestampTz drawn_at;
+	int			starts;			/* of the source */
+	int			ordinary;		/* of these, not requested */
+	bool		keeps_share;	/* ordinary rows have their share of the quota */
+	bool		no_requested;	/* and here, nobody else has */
 	int			ntaken;
 	Taken	   *taken;			/* room for max_rows */
 } Claim;
@@ -115,19 +114,34 @@ static uint32 first_source = 0;
 PG_FUNCTION_INFO_V1(syncstate_claim_due_syncs);
 
 /*
- * Whether the source allows one more start this minute.  Permits are drawn for
- * the whole claim when it meets its first row, and again where that was not
- * enough.
+ * How many rows the claim may have after the lane at hand.
+ *
+ * One in ORDINARY_SHARE starts is kept for ordinary rows while both lanes have
+ * work, so that a flood of requests slows them but never stops them.  What was
+ * started is counted from claim to claim, so that this holds one by one too.
+ */
+static int
+limit_of(const Claim *claim)
+{
+	int			share = (claim->hints->share_carry + claim->quota) / ORDINARY_SHARE;
+
+	return claim->first + claim->quota - (claim->keeps_share ? share : 0);
+}
+
+/*
+ * Whether the claim may start the row that it has met.  Permits of a source that
+ * asks for them are drawn with its first row; what lanes share is these.
  */
 static bool
-has_permit(Claim *claim, int limit)
+has_permit(Claim *claim)
 {
-	if (claim->policy.rate_per_minute == 0 || claim->starts < claim->permits)
-		return true;
-	claim->permits += syncstate_rate_draw(&claim->policy,
-										  limit - claim->ntaken,
-										  &claim->drawn_at);
-	return claim->starts < claim->permits;
+	if (claim->policy.rate_per_minute != 0 && !claim->drawn)
+	{
+		claim->quota = syncstate_rate_draw(&claim->policy, claim->quota,
+										   &claim->drawn_at);
+		claim->drawn = true;
+	}
+	return claim->ntaken < limit_of(claim);
 }
 
 /*
@@ -156,8 +170,9 @@ take(Claim *claim, bool is_locked)
 
 	taken = &claim->taken[claim->ntaken];
 	taken->order = claim->ntaken++;
-	claim->starts++;
 	taken->requested = claim->walk.row.requested_at != NO_TIME;
+	claim->starts++;
+	claim->ordinary += !taken->requested;
 	taken->since = taken->requested ?
 		claim->walk.row.requested_at : claim->walk.row.due_at;
 	taken->result = written;
@@ -196,12 +211,12 @@ try_take(Claim *claim)
 
 /*
  * Takes rows of a part of a lane: after "after", as far as "stop" or else the
- * present, until the claim has "limit" rows, with at most so many visits and so
- * many of dead entries.  *reached is left where the walk came to.
+ * present, with at most so many visits and so many of dead entries.  *reached is
+ * left where the walk came to.
  */
 static WalkEnd
 claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
-		   int64 max_visits, int64 max_dead, int limit, Place *reached)
+		   int64 max_visits, int64 max_dead, Place *reached)
 {
 	Walk	   *walk = &claim->walk;
 	TimestampTz upto = lane == LANE_DUE ? claim->now : DT_NOEND;
@@ -211,17 +226,18 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 	syncstate_walk_from(walk, lane, claim->policy.source, after, upto);
 	for (;;)
 	{
-		if (claim->ntaken >= limit)
+		if (claim->ntaken >= limit_of(claim))
 			return WALK_FULL;
 		if (walk->visits >= max_visits || walk->dead >= max_dead)
 			return WALK_BOUND;
 		if (!syncstate_walk_next(walk) || (stop != NULL && syncstate_walk_is_past(walk, stop)))
 			return WALK_ALL;
 		if (syncstate_walk_fetch(walk) &&
+			!(claim->no_requested && walk->row.requested_at != NO_TIME) &&
 			syncstate_claimable_at(&walk->row, &claim->policy) <= claim->now)
 		{
 			/* before the place: the next claim shall find the row here */
-			if (!has_permit(claim, limit))
+			if (!has_permit(claim))
 				return WALK_FULL;
 			syncstate_walk_place(walk, reached);
 			try_take(claim);
@@ -233,7 +249,7 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 
 /* Takes rows by one more step of the sweep over a lane. */
 static WalkEnd
-claim_sweep(Claim *claim, Lane lane, int limit)
+claim_sweep(Claim *claim, Lane lane)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	TimestampTz started = syncstate_now();
@@ -242,8 +258,8 @@ claim_sweep(Claim *claim, Lane lane, int limit)
 
 	end = claim_part(claim, lane, &after, &lh->mark, SWEEP_VISITS,
 					 claim->hints->claimed ?
-					 DEAD_VISITS(limit - claim->ntaken) : FIRST_DEAD_VISITS,
-					 limit, &lh->sweep);
+					 DEAD_VISITS(limit_of(claim) - claim->ntaken) : FIRST_DEAD_VISITS,
+					 &lh->sweep);
 
 	if (end == WALK_ALL)
 		lh->sweeping = false;
@@ -263,28 +279,26 @@ claim_sweep(Claim *claim, Lane lane, int limit)
  * the first look goes only STRIDES times as far as the last claims had to.
  */
 static WalkEnd
-claim_from_mark(Claim *claim, Lane lane, int limit)
+claim_from_mark(Claim *claim, Lane lane)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	TimestampTz from = lh->mark.at;
 	Place		after = lh->mark;
 	Place		near;
 	int64		visits = FORWARD_VISITS;
-	int64		dead = DEAD_VISITS(limit - claim->ntaken);
+	int64		dead = DEAD_VISITS(limit_of(claim) - claim->ntaken);
 	WalkEnd		end = WALK_ALL;
 
 	syncstate_place_after(&near, from + lh->stride);
 	if (lh->stride > 0 && near.at < claim->now)
 	{
-		end = claim_part(claim, lane, &after, &near, visits, dead, limit,
-						 &lh->mark);
+		end = claim_part(claim, lane, &after, &near, visits, dead, &lh->mark);
 		visits -= claim->walk.visits;
 		dead -= claim->walk.dead;
 		after = near;
 	}
 	if (end == WALK_ALL)
-		end = claim_part(claim, lane, &after, NULL, visits, dead, limit,
-						 &lh->mark);
+		end = claim_part(claim, lane, &after, NULL, visits, dead, &lh->mark);
 	if (end == WALK_ALL)
 	{
 		syncstate_place_after(&lh->mark, lane == LANE_PRIORITY ?
@@ -296,9 +310,9 @@ claim_from_mark(Claim *claim, Lane lane, int limit)
 	return end;
 }
 
-/* Takes rows of a lane, until the claim has "limit" of them. */
+/* Takes rows of a lane. */
 static WalkEnd
-claim_lane(Claim *claim, Lane lane, int limit)
+claim_lane(Claim *claim, Lane lane)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	TimestampTz now = claim->now;
@@ -313,7 +327,7 @@ claim_lane(Claim *claim, Lane lane, int limit)
 
 		syncstate_place_after(&beginning, NO_TIME);
 		return claim_part(claim, lane, &beginning, NULL, PG_INT64_MAX,
-						  PG_INT64_MAX, limit, &reached);
+						  PG_INT64_MAX, &reached);
 	}
 
 	/* the real clock may have been set back */
@@ -334,12 +348,12 @@ claim_lane(Claim *claim, Lane lane, int limit)
 	}
 	resting = lh->sweeping && lh->rests_until > now;
 	if (lh->sweeping && !resting &&
-		claim_sweep(claim, lane, limit) == WALK_FULL)
+		claim_sweep(claim, lane) == WALK_FULL)
 		return WALK_FULL;
 
-	end = claim_from_mark(claim, lane, limit);
+	end = claim_from_mark(claim, lane);
 	if (resting && end != WALK_FULL)
-		end = claim_sweep(claim, lane, limit);
+		end = claim_sweep(claim, lane);
 	return end;
 }
 
@@ -347,30 +361,34 @@ claim_lane(Claim *claim, Lane lane, int limit)
 static void
 claim_source(Claim *claim, int quota)
 {
-	int			limit = claim->ntaken + quota;
-	int			reserve;
 	WalkEnd		end = WALK_FULL;
+	int			carry;
 
 	if (claim->policy.paused_until > claim->now)
 		return;
 	claim->hints = syncstate_source_hints(claim->policy.source, claim->now);
-	claim->permits = 0;
-	claim->starts = 0;
+	claim->first = claim->ntaken;
+	claim->quota = quota;
+	claim->drawn = false;
+	claim->starts = claim->ordinary = 0;
 
-	reserve = (claim->hints->share_carry + quota) / ORDINARY_SHARE;
-	claim->hints->share_carry =
-		(claim->hints->share_carry + quota) % ORDINARY_SHARE;
+	claim->keeps_share = true;
+	if (claim->ntaken < limit_of(claim))
+		end = claim_lane(claim, LANE_PRIORITY);
+	claim->keeps_share = false;
+	claim->no_requested = end == WALK_FULL;
+	if (claim->ntaken < limit_of(claim))
+		claim_lane(claim, LANE_DUE);
+	claim->no_requested = false;
+	if (end == WALK_FULL && claim->ntaken < limit_of(claim))
+		claim_lane(claim, LANE_PRIORITY);
 
-	if (limit - reserve > claim->ntaken)
-		end = claim_lane(claim, LANE_PRIORITY, limit - reserve);
-	if (claim->ntaken < limit)
-		claim_lane(claim, LANE_DUE, limit);
-	if (end == WALK_FULL && claim->ntaken < limit)
-		claim_lane(claim, LANE_PRIORITY, limit);
+	carry = claim->hints->share_carry + claim->starts -
+		ORDINARY_SHARE * claim->ordinary;
+	claim->hints->share_carry = Min(Max(carry, 0), ORDINARY_SHARE - 1);
 	claim->hints->claimed = true;
-	if (claim->permits > claim->starts)
-		syncstate_rate_give_back(&claim->policy,
-								 claim->permits - claim->starts,
+	if (claim->drawn && claim->quota > claim->starts)
+		syncstate_rate_give_back(&claim->policy, claim->quota - claim->starts,
 								 claim->drawn_at);
 }
 

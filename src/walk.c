@@ -251,7 +251,8 @@ syncstate_source_hints(Oid source, TimestampTz now)
 			found->lanes[lane].rests_until = NO_TIME;
 			found->lanes[lane].stride = 0;
 		}
-		found->share_carry = 0;
+		/* so that sessions of one claim each keep the share together */
+		found->share_carry = (uint64) now % ORDINARY_SHARE;
 		found->claimed = false;
 	}
 	return found;

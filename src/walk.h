@@ -12,6 +12,9 @@
 /* The next sweep starts no sooner than this after the last one started. */
 #define SWEEP_PAUSE		USECS_PER_SEC
 
+/* One in so many starts is an ordinary row's, while both lanes have work. */
+#define ORDINARY_SHARE	4
+
 typedef enum Lane
 {
 	LANE_PRIORITY,				/* by requested_at */
@@ -46,7 +49,7 @@ typedef struct SourceHints
 {
 	Oid			source;			/* hash key */
 	LaneHints	lanes[NUM_LANES];
-	int			share_carry;	/* rows taken, modulo ORDINARY_SHARE */
+	int			share_carry;	/* starts since the last ordinary one */
 	bool		claimed;		/* it has claimed before */
 } SourceHints;
 
