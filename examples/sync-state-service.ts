@@ -8,10 +8,10 @@
 //
 //   const states = new SyncStateService(createClient(url, serviceKey));
 //
-// A call that fails throws a SyncStateError.  Where more than one process may
-// sync the same account, give the lease that markSyncStarted() returned to the
-// reports: then a report that comes too late changes nothing, and fails with
-// `leaseLost`.  A report is a POST and therefore never retried by supabase-js; it
+// A call that fails throws a SyncStateError.  A service remembers the leases of the
+// runs that it started, and gives them to their reports: a report that comes too
+// late changes nothing, and fails with `leaseLost`.  So does the report of a run
+// that a claim handed out, unless it is given that lease.  A report is a POST and therefore never retried by supabase-js; it
 // may be sent again by the application when no answer came.
 
 import type { PostgrestSingleResponse, SupabaseClient } from '@supabase/supabase-js';
@@ -19,14 +19,15 @@ import type { Database, SyncSource, SyncState } from './syncstate-types.js';
 
 export type { SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
 
-/** What all reports may be given: which resource, and the lease that the row was handed out with. */
+/** What all reports may be given: which resource, and another lease than that of the run which this service started. */
 export type ReportOptions = { lease?: number; resource?: string };
 
 /** The columns that updateState() may change; null clears, what is left out stays. */
 export type SyncStateChanges = Partial<
   Omit<
     Database['syncstate']['Tables']['sync_state']['Update'],
-    | 'user_id' | 'source' | 'resource' | 'lease' | 'failing_since' | 'changes_seen' | 'seconds_watched'
+    | 'user_id' | 'source' | 'resource' | 'lease' | 'lease_required' | 'full_sync_id' | 'failing_since'
+    | 'changes_seen' | 'seconds_watched'
     | 'created_at' | 'updated_at'
   >
 >;
@@ -52,11 +53,18 @@ export class SyncStateError extends Error {
   }
 }
 
+type ReportKey = { user_id: string; source: SyncSource; resource: string; lease: number | null };
+
+const keyOf = (...names: string[]): string => JSON.stringify(names);
+
 /** Seconds as an interval, or null for the default of the source. */
 const seconds = (value: number | undefined): string | null => (value === undefined ? null : `${value} seconds`);
 
 export class SyncStateService {
   private readonly db: ReturnType<SupabaseClient<Database>['schema']>;
+
+  /** The leases of the runs that were started here and have not ended yet. */
+  private readonly leases = new Map<string, number>();
 
   // eslint-disable-next-line @typescript-eslint/no-explicit-any -- a client of whichever database types
   constructor(client: SupabaseClient<any, any, any>) {
@@ -86,15 +94,13 @@ export class SyncStateService {
     source: SyncSource,
     options: { leaseSeconds?: number; resource?: string } = {},
   ): Promise<SyncState | null> {
+    const { resource = '' } = options;
     try {
-      return await result(
-        this.db.rpc('mark_sync_started', {
-          user_id: userId,
-          source,
-          lease_time: seconds(options.leaseSeconds),
-          resource: options.resource ?? '',
-        }),
+      const row = await result(
+        this.db.rpc('mark_sync_started', { user_id: userId, source, lease_time: seconds(options.leaseSeconds), resource }),
       );
+      this.leases.set(keyOf(userId, source, resource), row.lease);
+      return row;
     } catch (error) {
       if (error instanceof SyncStateError && error.code === 'PT409') return null;
       throw error;
@@ -110,16 +116,13 @@ export class SyncStateService {
     options: ReportOptions = {},
   ): Promise<SyncState> {
     const { syncToken = null, historyId = null, updatedMin = null } = cursor;
-    return result(
+    return this.report(userId, source, options, (key) =>
       this.db.rpc('mark_sync_completed', {
-        user_id: userId,
-        source,
+        ...key,
         items_synced: itemsSynced,
         sync_token: syncToken,
         history_id: historyId,
         updated_min: updatedMin instanceof Date ? updatedMin.toISOString() : updatedMin,
-        lease: options.lease ?? null,
-        resource: options.resource ?? '',
       }),
     );
   }
@@ -135,14 +138,11 @@ export class SyncStateService {
     error: unknown,
     options: ReportOptions & { kind?: 'transient' | 'permanent' | 'auth' } = {},
   ): Promise<SyncState> {
-    return result(
+    return this.report(userId, source, options, (key) =>
       this.db.rpc('mark_sync_failed', {
-        user_id: userId,
-        source,
+        ...key,
         error_message: error instanceof Error ? error.message : String(error),
         kind: options.kind ?? 'transient',
-        lease: options.lease ?? null,
-        resource: options.resource ?? '',
       }),
     );
   }
@@ -158,28 +158,18 @@ export class SyncStateService {
     retryAfterSeconds?: number,
     options: ReportOptions & { scope?: 'user' | 'source' } = {},
   ): Promise<SyncState> {
-    return result(
+    return this.report(userId, source, options, (key) =>
       this.db.rpc('mark_rate_limited', {
-        user_id: userId,
-        source,
+        ...key,
         retry_after: seconds(retryAfterSeconds),
         scope: options.scope ?? 'user',
-        lease: options.lease ?? null,
-        resource: options.resource ?? '',
       }),
     );
   }
 
   /** Reports that the provider has forgotten the cursor: the next sync is a full one. */
   async clearSyncToken(userId: string, source: SyncSource, options: ReportOptions = {}): Promise<SyncState> {
-    return result(
-      this.db.rpc('clear_sync_token', {
-        user_id: userId,
-        source,
-        lease: options.lease ?? null,
-        resource: options.resource ?? '',
-      }),
-    );
+    return this.report(userId, source, options, (key) => this.db.rpc('clear_sync_token', key));
   }
 
   /** Who is due, oldest first; nothing is taken. */
@@ -194,6 +184,21 @@ export class SyncStateService {
         max_rows: options.maxRows ?? null,
       }),
     );
+  }
+
+  /** A report of the row, with the lease of its run; one that was lost is kept, lest the next report be taken. */
+  private async report(
+    userId: string,
+    source: SyncSource,
+    options: ReportOptions,
+    call: (key: ReportKey) => PromiseLike<PostgrestSingleResponse<SyncState>>,
+  ): Promise<SyncState> {
+    const { resource = '' } = options;
+    const key = keyOf(userId, source, resource);
+    const lease = options.lease ?? this.leases.get(key) ?? null;
+    const row = await result(call({ user_id: userId, source, resource, lease }));
+    if (row.status !== 'syncing' && this.leases.get(key) === lease) this.leases.delete(key);
+    return row;
   }
 }
 

@@ -91,6 +91,7 @@ const isStates = (status) => (data) => {
 const isPolicy = (more) => (data) => assert.deepEqual({ ...data, source: 'google_gmail', retry_base: '00:00:30', ...more }, data);
 const is = (value) => (data) => assert.deepEqual(data, value);
 const isTime = (data) => assert.ok(Math.abs(Date.parse(data) - Date.now()) < 600_000, data);
+const ROW = { ...state, resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z', lease_required: false };
 const CALLS = {
   // workers
   claim_due_syncs: { args: { source: 'google_gmail', max_rows: 10, lease_time: '1 minute' }, free: true, expect: isStates('syncing') },
@@ -104,11 +105,13 @@ const CALLS = {
   clear_sync_token: { args: { ...held, resource: '' }, expect: isState('syncing', { token_losses: 1 }) },
   renew_sync_lease: { args: { ...held, lease_time: '1 hour', resource: '' }, expect: isState('syncing', { lease: 1 }) },
   checkpoint_sync: { args: { ...held, page_token: 'p2', progress_done: 5, progress_total: 9, resource: '' }, expect: isState('syncing', { page_token: 'p2', progress_done: 5, progress_total: 9 }) },
-  release_sync: { args: { ...held, resource: '' }, expect: isState('idle', { failures: 0 }) },
+  release_sync: { args: { ...held, resource: '', delay: '5 minutes' }, expect: isState('idle', { failures: 0 }) },
   report_syncs: { args: { results: [{ ...held, outcome: 'completed', items_synced: 7 }] }, expect: isStates('idle') },
   update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '' }, expect: isState('syncing', { history_id: '77' }) },
   get_users_needing_sync: { args: { source: 'google_gmail', stale_after: '1 minute', max_rows: 5 }, free: true, expect: is([ada]) },
   next_sync_due: { args: { source: 'google_gmail' }, expect: isTime },
+  due_from: { args: { sync_state: ROW }, expect: is('2026-01-01T00:00:00+00:00') },
+  is_ahead: { args: { sync_state: ROW }, expect: is(false) },
   rebalance_syncs: { args: { source: 'google_gmail' }, expect: is([]) }, // it has no budget
   get_sync_state: { args: { ...state, resource: '' }, expect: isState('syncing') },
   get_sync_states: { args: { user_id: ada }, expect: isStates('syncing') },
@@ -125,7 +128,7 @@ const CALLS = {
   request_sync: { kind: 'user', args: { ...state, resource: '' }, expect: is(true) },
   current_user_id: { kind: 'user', args: {}, expect: is(null), expectUser: is(ada) },
   sync_clock: { kind: 'user', args: {}, expect: isTime },
-  is_legal: { kind: 'user', args: { sync_state: { ...state, resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z' } }, expect: is(true) },
+  is_legal: { kind: 'user', args: { sync_state: ROW }, expect: is(true) },
 
   // administrators
   grant_worker: { kind: 'admin', args: { role: 'authenticated' } },
@@ -526,6 +529,29 @@ test('service: a late report changes nothing', async () => {
   await states.markSyncFailed(ada, 'google_gmail', 'HTTP 503', { lease: second.lease });
   await ok(worker().rpc('disconnect_sync', state));
   await assert.rejects(states.markSyncCompleted(ada, 'google_gmail', 1, {}, { lease: second.lease }), lost);
+});
+
+test('service: it remembers the leases of the runs that it started', async () => {
+  const [slow, quick] = [service(), service()];
+  await slow.markSyncStarted(ada, 'google_gmail');
+  await admin.query("UPDATE syncstate.sync_state SET lease_expires_at = now() - interval '1 second' WHERE user_id = $1", [ada]);
+  const second = await quick.markSyncStarted(ada, 'google_gmail');
+  const before = await stored(ada, 'google_gmail');
+  // the run is another's by now, also for a report that is sent again
+  for (let i = 0; i < 2; i++)
+    await assert.rejects(slow.markSyncCompleted(ada, 'google_gmail', 1, { historyId: '1' }), lost);
+  await assert.rejects(slow.clearSyncToken(ada, 'google_gmail'), lost);
+  assert.deepEqual(await stored(ada, 'google_gmail'), before);
+  // runs of other resources are other runs
+  await slow.markSyncFailed(ada, 'google_gmail', 'HTTP 503', { resource: 'other' });
+  assert.equal((await quick.clearSyncToken(ada, 'google_gmail')).status, 'syncing');
+  const done = await quick.markSyncCompleted(ada, 'google_gmail', 1, { historyId: '2' });
+  assert.deepEqual([done.status, done.lease], ['idle', second.lease]);
+  // what a claim handed out takes its lease, which this service does not know
+  await admin.query('UPDATE syncstate.sync_state SET due_at = now() WHERE user_id = $1', [ada]);
+  const claimed = (await ok(worker().rpc('claim_due_syncs', { source: 'google_gmail' }))).find((row) => row.resource === '');
+  await assert.rejects(quick.markSyncCompleted(ada, 'google_gmail', 2), lost);
+  assert.equal((await quick.markSyncCompleted(ada, 'google_gmail', 2, {}, { lease: claimed.lease })).status, 'idle');
 });
 
 test('service: updateState changes what is given', async () => {
