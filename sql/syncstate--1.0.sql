@@ -840,13 +840,13 @@ COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no
 
 CREATE FUNCTION syncstate.due_from(sync_state syncstate.sync_state) RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'syncstate_due_from'
-	LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	LANGUAGE C STABLE PARALLEL SAFE;
 COMMENT ON FUNCTION syncstate.due_from(syncstate.sync_state) IS 'From when on a claim takes the row, apart from a pause of its source; null = parked';
 REVOKE ALL ON FUNCTION syncstate.due_from(syncstate.sync_state) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.is_ahead(sync_state syncstate.sync_state) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'syncstate_is_ahead'
-	LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	LANGUAGE C STABLE PARALLEL SAFE;
 COMMENT ON FUNCTION syncstate.is_ahead(syncstate.sync_state) IS 'Whether the row has a time that lies further ahead than any rule allows';
 REVOKE ALL ON FUNCTION syncstate.is_ahead(syncstate.sync_state) FROM PUBLIC;
 

@@ -247,6 +247,9 @@ syncstate_due_from(PG_FUNCTION_ARGS)
 	SyncPolicy	policy;
 	TimestampTz at;
 
+	/* not STRICT: a call without a row is one that takes the privilege, too */
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
 	syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), &row);
 	policy = syncstate_policy(row.key.source);
 	policy.paused_until = NO_TIME;
@@ -264,6 +267,8 @@ syncstate_is_ahead(PG_FUNCTION_ARGS)
 	SyncState	settled;
 	SyncPolicy	policy;
 
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
 	syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), &row);
 	policy = syncstate_policy(row.key.source);
 	settled = row;
