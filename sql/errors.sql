@@ -301,6 +301,73 @@ FROM unnest(ARRAY[
 SELECT regress_errors.everything() = everything FROM regress_errors.before;
 
 ------------------------------------------------------------------------
+-- Kinds of JSON values, of each key of each function that takes JSON
+------------------------------------------------------------------------
+-- The server's own conversion takes most of these: {"minutes": 15} is 15
+-- seconds to it, and any object a text.
+SELECT regress_errors.all_fail(
+	$$set_sync_policy('google_gmail', '{"sync_interval": {"minutes": 15}, "token_ttl": {"days": 7}}')$$,
+	$$set_sync_policy('google_gmail', '{"token_ttl": {"days": 7}}')$$,
+	$$set_sync_policy('google_gmail', '{"lease_time": [15]}')$$,
+	$$set_sync_policy('google_gmail', '{"retry_cap": 900}')$$,
+	$$set_sync_policy('google_gmail', '{"max_failures": {"a": 1}}')$$,
+	$$set_sync_policy('google_gmail', '{"jitter": true}')$$,
+	$$set_sync_policy('google_gmail', '{"paused_until": {"seconds": 1767225600}}')$$,
+	$$set_sync_policy('google_gmail', '{"token_ttl_from": ["full"]}')$$,
+	$$update_sync_state(K, '{"sync_interval": {"minutes": 15}}')$$,
+	$$update_sync_state(K, '{"error_message": {"a": 1}}')$$,
+	$$update_sync_state(K, '{"error_message": false}')$$,
+	$$update_sync_state(K, '{"sync_token": 17}')$$,
+	$$update_sync_state(K, '{"due_at": {"seconds": 1767225600}}')$$,
+	$$update_sync_state(K, '{"items_synced": [3]}')$$);
+SELECT substr(f, strpos(f, E'\n'))
+FROM unnest(ARRAY['{"outcome": "rate_limited", "retry_after": {"minutes": 15}}', '{"outcome": "failed", "error_message": {"a": 1}}',
+	'{"outcome": "completed", "sync_token": 17}', '{"outcome": "completed", "updated_min": 1767225600}',
+	'{"outcome": "completed", "items_synced": {}}', '{"outcome": "completed", "user_id": 1}']::jsonb[]) AS more,
+	regress_errors.fails(regress_errors.report(more)) AS f;
+-- which kinds each key refuses, where the function has that key
+CREATE FUNCTION regress_errors.refused_kinds(call text, key text) RETURNS text
+	LANGUAGE plpgsql
+	AS $$
+DECLARE
+	value jsonb;
+	refused text = '';
+BEGIN
+	FOREACH value IN ARRAY '{"\"x\"",1,true,"[1]","{\"minutes\": 15}"}'::jsonb[] LOOP
+		BEGIN
+			EXECUTE format('SELECT FROM syncstate.' || call, jsonb_build_object(key, value));
+			RAISE EXCEPTION USING ERRCODE = 'ZZ000';
+		EXCEPTION WHEN OTHERS THEN
+			CONTINUE WHEN SQLERRM ~ 'has no key';
+			refused := refused || CASE WHEN SQLSTATE = '22023' AND starts_with(SQLERRM, key || ' must be ') AND SQLERRM ~ 'JSON'
+				THEN ' ' || jsonb_typeof(value) ELSE '' END;
+		END;
+	END LOOP;
+	RETURN refused;
+END
+$$;
+SELECT f.name || ', ' || coalesce(nullif(refused, ''), ' nothing') || ': ' || string_agg(key, ', ' ORDER BY key)
+FROM (VALUES ('set_sync_policy', $$set_sync_policy('google_gmail', %L)$$,
+		ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'syncstate.sync_policy'::regclass AND attnum > 1)),
+	('update_sync_state', $$update_sync_state('00000000-0000-4000-8000-000000000001', 'google_calendar', %L)$$,
+		ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'syncstate.sync_state'::regclass AND attnum > 3)),
+	('report_syncs', $$report_syncs(jsonb_build_array('{"user_id": "00000000-0000-4000-8000-000000000001", "source": "google_calendar",
+		"lease": 1, "outcome": "rate_limited"}' || %L::jsonb))$$,
+		'{user_id,source,resource,lease,outcome,items_synced,sync_token,history_id,updated_min,error_message,kind,retry_after,scope}'))
+	AS f (name, call, keys), unnest(keys) AS key, regress_errors.refused_kinds(call, key) AS refused
+GROUP BY f.name, refused ORDER BY f.name, refused;
+SELECT regress_errors.everything() = everything FROM regress_errors.before;
+-- numbers as text, history ids as numbers, and a number of seconds to wait
+BEGIN;
+SELECT items_synced, history_id FROM syncstate.update_sync_state('00000000-0000-4000-8000-000000000001', 'google_calendar',
+	'{"items_synced": "9007199254740993", "history_id": 18446744073709551615}');
+SELECT max_failures, jitter FROM syncstate.set_sync_policy('google_gmail', '{"max_failures": "7", "jitter": "0.5"}');
+SELECT due_at BETWEEN '2026-01-10 13:00+00' AND '2026-01-10 13:10+00' AS waits
+FROM syncstate.report_syncs('[{"user_id": "00000000-0000-4000-8000-000000000001", "source": "google_calendar", "lease": "1",
+	"outcome": "rate_limited", "retry_after": 3600}]');
+ROLLBACK;
+
+------------------------------------------------------------------------
 -- get_users_needing_sync, next_sync_due
 ------------------------------------------------------------------------
 SELECT regress_errors.all_fail(

@@ -167,7 +167,7 @@ SELECT report(
 	r(3, 'completed', '{"updated_min": "2029-12-31T23:00:00+01:00"}'),
 	r(4, 'rate_limited', '{"retry_after": "90", "scope": null}'),
 	r(5, 'rate_limited', '{"retry_after": 90}'),
-	r(6, 'failed', '{"error_message": 404, "kind": null, "resource": null}'),
+	r(6, 'failed', '{"error_message": "404", "kind": null, "resource": null}'),
 	r(7, 'completed', '{"source": "google_gmail", "resource": "INBOX", "history_id": 18446744073709551615}'));
 SELECT n(user_id) AS u, status, items_synced, sync_token, history_id, t('0 s') - updated_min AS updated_before, error_message,
 	CASE WHEN status = 'rate_limited' THEN due_at BETWEEN t('90 s') AND t('99 s') END AS limit_ok
@@ -208,14 +208,14 @@ SELECT (r(2, outcome) || arguments::jsonb)::text FROM (VALUES
 	('completed', '{"items": 1}'), ('completed', '{"error_message": "x"}'), ('completed', '{"items_synced": -1}'),
 	('completed', '{"items_synced": "many"}'), ('completed', '{"items_synced": 1.5}'),
 	('completed', '{"items_synced": 99999999999999999999}'), ('completed', '{"sync_token": {"a": 1}}'),
-	('completed', '{"sync_token": false}'), ('completed', '{"history_id": "-1"}'), ('completed', '{"history_id": 1.5}'),
+	('completed', '{"sync_token": false}'), ('completed', '{"sync_token": 1}'), ('completed', '{"resource": 1}'), ('completed', '{"history_id": "-1"}'), ('completed', '{"history_id": 1.5}'),
 	('completed', '{"history_id": 18446744073709551616}'), ('completed', '{"updated_min": "infinity"}'),
 	('completed', '{"updated_min": "-infinity"}'), ('completed', '{"updated_min": "soon"}'),
 	('completed', '{"updated_min": "2030-02-31"}'), ('completed', '{"updated_min": 1}'),
-	('failed', '{}'), ('failed', '{"error_message": null}'), ('failed', '{"error_message": []}'),
+	('failed', '{}'), ('failed', '{"error_message": null}'), ('failed', '{"error_message": []}'), ('failed', '{"error_message": 404}'),
 	('failed', '{"error_message": "x", "kind": "fatal"}'), ('failed', '{"error_message": "x", "kind": ""}'),
 	('failed', '{"error_message": "x", "retry_after": "1 min"}'), ('rate_limited', '{"retry_after": "long"}'),
-	('rate_limited', '{"retry_after": true}'), ('rate_limited', '{"scope": "all"}'),
+	('rate_limited', '{"retry_after": true}'), ('rate_limited', '{"retry_after": {"seconds": 90}}'), ('rate_limited', '{"scope": "all"}'),
 	('rate_limited', '{"kind": "transient"}'), ('released', '{"items_synced": 1}'), ('released', '{"progress_done": 1}')
 ) AS v (outcome, arguments);
 INSERT INTO malformed (report) VALUES

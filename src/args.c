@@ -162,6 +162,7 @@ syncstate_arg_object(FunctionCallInfo fcinfo, int arg, const char *name)
 	if (!JB_ROOT_IS_OBJECT(jsonb))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a JSON object", name)));
+				 errmsg("%s must be a JSON object", name),
+				 errdetail("Got a JSON %s.", syncstate_json_kind(jsonb))));
 	return jsonb;
 }

@@ -59,7 +59,7 @@ PG_FUNCTION_INFO_V1(syncstate_report_syncs);
 /* A key of a report. */
 typedef struct Key
 {
-	const char *name;
+	JsonKey		json;
 	int			outcomes;		/* to which it belongs */
 	int			required;		/* for which it must be given */
 	void		(*read) (const struct Key *key, const char *word, void *field);
@@ -86,7 +86,7 @@ read_source(const Key *key, const char *word, void *field)
 static void
 read_text(const Key *key, const char *word, void *field)
 {
-	syncstate_check_size(key->name, strlen(word), key->limit);
+	syncstate_check_size(key->json.name, strlen(word), key->limit);
 	*(text **) field = cstring_to_text(word);
 }
 
@@ -104,7 +104,7 @@ read_history_id(const Key *key, const char *word, void *field)
 	read_text(key, word, field);
 	*history_id = syncstate_tidy_history_id(*history_id);
 	if (*history_id != NULL)
-		syncstate_check_history_id(key->name, *history_id);
+		syncstate_check_history_id(key->json.name, *history_id);
 }
 
 static void
@@ -118,7 +118,7 @@ static void
 read_count(const Key *key, const char *word, void *field)
 {
 	read_lease(key, word, field);
-	syncstate_check_count(key->name, *(int64 *) field);
+	syncstate_check_count(key->json.name, *(int64 *) field);
 }
 
 static void
@@ -129,7 +129,7 @@ read_time(const Key *key, const char *word, void *field)
 												CStringGetDatum(word),
 												ObjectIdGetDatum(InvalidOid),
 												Int32GetDatum(-1)));
-	syncstate_check_time(key->name, *(TimestampTz *) field);
+	syncstate_check_time(key->json.name, *(TimestampTz *) field);
 }
 
 static void
@@ -150,14 +150,14 @@ read_delay(const Key *key, const char *word, void *field)
 											  ObjectIdGetDatum(InvalidOid),
 											  Int32GetDatum(-1)));
 
-	*(int64 *) field = syncstate_check_duration(key->name, delay, 0,
+	*(int64 *) field = syncstate_check_duration(key->json.name, delay, 0,
 												MAX_RELEASE_DELAY);
 }
 
 static void
 read_word(const Key *key, const char *word, void *field)
 {
-	*(int *) field = syncstate_check_word(key->name, word, key->words, key->limit);
+	*(int *) field = syncstate_check_word(key->json.name, word, key->words, key->limit);
 }
 
 #define OF_ALL			((1 << NUM_OUTCOMES) - 1)
@@ -165,20 +165,20 @@ read_word(const Key *key, const char *word, void *field)
 #define AT(field)		offsetof(BatchReport, field)
 
 static const Key keys[] = {
-	{"user_id", OF_ALL, OF_ALL, read_uuid, AT(report.key.user_id), 0, NULL},
-	{"source", OF_ALL, OF_ALL, read_source, AT(report.key.source), 0, NULL},
-	{"resource", OF_ALL, 0, read_text, AT(report.key.resource), MAX_RESOURCE_BYTES, NULL},
-	{"lease", OF_ALL, OF_ALL, read_lease, AT(report.lease), 0, NULL},
-	{"outcome", OF_ALL, OF_ALL, read_word, AT(outcome), NUM_OUTCOMES, outcome_names},
-	{"items_synced", OF(COMPLETED), 0, read_count, AT(report.items_synced), 0, NULL},
-	{"sync_token", OF(COMPLETED), 0, read_text, AT(report.sync_token), MAX_TOKEN_BYTES, NULL},
-	{"history_id", OF(COMPLETED), 0, read_history_id, AT(report.history_id), MAX_TOKEN_BYTES, NULL},
-	{"updated_min", OF(COMPLETED), 0, read_time, AT(report.updated_min), 0, NULL},
-	{"error_message", OF(FAILED), OF(FAILED), read_message, AT(report.error_message), 0, NULL},
-	{"kind", OF(FAILED), 0, read_word, AT(report.kind), NUM_FAILURE_KINDS, syncstate_failure_kinds},
-	{"retry_after", OF(RATE_LIMITED), 0, read_wait, AT(report.retry_after), 0, NULL},
-	{"delay", OF(RELEASED), 0, read_delay, AT(report.delay), 0, NULL},
-	{"scope", OF(RATE_LIMITED), 0, read_word, AT(report.scope), NUM_LIMIT_SCOPES, syncstate_limit_scopes},
+	{{"user_id", JSON_TEXT}, OF_ALL, OF_ALL, read_uuid, AT(report.key.user_id), 0, NULL},
+	{{"source", JSON_TEXT}, OF_ALL, OF_ALL, read_source, AT(report.key.source), 0, NULL},
+	{{"resource", JSON_TEXT}, OF_ALL, 0, read_text, AT(report.key.resource), MAX_RESOURCE_BYTES, NULL},
+	{{"lease", JSON_NUMBER}, OF_ALL, OF_ALL, read_lease, AT(report.lease), 0, NULL},
+	{{"outcome", JSON_TEXT}, OF_ALL, OF_ALL, read_word, AT(outcome), NUM_OUTCOMES, outcome_names},
+	{{"items_synced", JSON_NUMBER}, OF(COMPLETED), 0, read_count, AT(report.items_synced), 0, NULL},
+	{{"sync_token", JSON_TEXT}, OF(COMPLETED), 0, read_text, AT(report.sync_token), MAX_TOKEN_BYTES, NULL},
+	{{"history_id", JSON_NUMBER}, OF(COMPLETED), 0, read_history_id, AT(report.history_id), MAX_TOKEN_BYTES, NULL},
+	{{"updated_min", JSON_TIME}, OF(COMPLETED), 0, read_time, AT(report.updated_min), 0, NULL},
+	{{"error_message", JSON_TEXT}, OF(FAILED), OF(FAILED), read_message, AT(report.error_message), 0, NULL},
+	{{"kind", JSON_TEXT}, OF(FAILED), 0, read_word, AT(report.kind), NUM_FAILURE_KINDS, syncstate_failure_kinds},
+	{{"retry_after", JSON_WAIT}, OF(RATE_LIMITED), 0, read_wait, AT(report.retry_after), 0, NULL},
+	{{"delay", JSON_INTERVAL}, OF(RELEASED), 0, read_delay, AT(report.delay), 0, NULL},
+	{{"scope", JSON_TEXT}, OF(RATE_LIMITED), 0, read_word, AT(report.scope), NUM_LIMIT_SCOPES, syncstate_limit_scopes},
 };
 
 /* Error context: which report of a batch is being read. */
@@ -190,16 +190,13 @@ report_context(void *arg)
 
 /* The text of a JSON string or number; NULL if null. */
 static char *
-json_text(const char *key, const JsonbValue *value)
+json_text(const JsonKey *key, JsonbValue *value)
 {
+	syncstate_check_json(key, value);
 	if (value->type == jbvNull)
 		return NULL;
 	if (value->type == jbvString)
 		return pnstrdup(value->val.string.val, value->val.string.len);
-	if (value->type != jbvNumeric)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a JSON string or number", key)));
 	return DatumGetCString(DirectFunctionCall1(numeric_out,
 											   NumericGetDatum(value->val.numeric)));
 }
@@ -223,8 +220,8 @@ read_words(JsonbContainer *object, char **words, bool *present)
 		{
 			for (key = 0; key < lengthof(keys); key++)
 			{
-				if (strlen(keys[key].name) == (size_t) value.val.string.len &&
-					memcmp(keys[key].name, value.val.string.val,
+				if (strlen(keys[key].json.name) == (size_t) value.val.string.len &&
+					memcmp(keys[key].json.name, value.val.string.val,
 						   value.val.string.len) == 0)
 					break;
 			}
@@ -233,7 +230,7 @@ read_words(JsonbContainer *object, char **words, bool *present)
 		else if (token == WJB_VALUE && key < lengthof(keys))
 		{
 			present[key] = true;
-			words[key] = json_text(keys[key].name, &value);
+			words[key] = json_text(&keys[key].json, &value);
 		}
 	}
 	return all_known;
@@ -243,15 +240,15 @@ read_words(JsonbContainer *object, char **words, bool *present)
 static void
 refuse_unknown_key(JsonbContainer *object, Outcome outcome)
 {
-	const char *known[lengthof(keys)];
+	JsonKey		known[lengthof(keys)];
 	int			nknown = 0;
 
 	for (size_t i = 0; i < lengthof(keys); i++)
 	{
 		if (keys[i].outcomes & (1 << outcome))
-			known[nknown++] = keys[i].name;
+			known[nknown++] = keys[i].json;
 	}
-	syncstate_check_keys("report", object, known, nknown);
+	syncstate_check_object("report", object, known, nknown);
 }
 
 static void
@@ -259,7 +256,7 @@ must_be_given(const Key *key)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("%s must not be null", key->name)));
+			 errmsg("%s must not be null", key->json.name)));
 }
 
 /* Reads one report, with the checks of the single calls. */
@@ -314,7 +311,8 @@ read_reports(Jsonb *results, int *nreports)
 	if (!JB_ROOT_IS_ARRAY(results) || JB_ROOT_IS_SCALAR(results))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("results must be a JSON array")));
+				 errmsg("results must be a JSON array"),
+				 errdetail("Got a JSON %s.", syncstate_json_kind(results))));
 	if (JB_ROOT_COUNT(results) > MAX_BATCH_ROWS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -336,7 +334,8 @@ read_reports(Jsonb *results, int *nreports)
 			!JsonContainerIsObject(value.val.binary.data))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a report must be a JSON object")));
+					 errmsg("a report must be a JSON object"),
+					 errdetail("Got a JSON %s.", JsonbTypeName(&value))));
 		read_report(value.val.binary.data, &reports[n]);
 		reports[n].position = n;
 		n++;

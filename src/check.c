@@ -16,6 +16,28 @@
 
 #define CUT_MARK	" [cut]"
 
+#define INTERVAL_HINT \
+	"Send an interval as text, such as \"15 minutes\".  Clients such as node-postgres read an interval as an object."
+
+/*
+ * What a JSON value must be: a string, or perhaps a number.  Numbers come as
+ * strings, too, from clients whose own are not exact beyond 2^53.
+ */
+static const struct
+{
+	bool		number;
+	const char *wanted;
+	const char *hint;
+}			json_uses[NUM_JSON_USES] = {
+	[JSON_TEXT] = {false, "a JSON string", NULL},
+	[JSON_TIME] = {false, "a time in a JSON string",
+	"Send a time as text, such as \"2030-01-31T12:00:00Z\"."},
+	[JSON_INTERVAL] = {false, "an interval in a JSON string", INTERVAL_HINT},
+	[JSON_WAIT] = {true, "an interval in a JSON string, or a JSON number of seconds",
+	INTERVAL_HINT},
+	[JSON_NUMBER] = {true, "a JSON number, or a number in a JSON string", NULL},
+};
+
 void
 syncstate_check_size(const char *name, Size bytes, Size max_bytes)
 {
@@ -108,39 +130,74 @@ syncstate_check_word(const char *name, const char *word,
 	return 0;					/* keep compiler quiet */
 }
 
-/* Checks that every key of a JSON object is one of a few. */
+/*
+ * Checks that a JSON value is of a kind that its key can be read from.  Null is
+ * for the caller to judge.
+ *
+ * What the server's own conversion would make of the other kinds is a guess:
+ * the text of an object is an interval, too, of the first number in it.
+ */
 void
-syncstate_check_keys(const char *name, JsonbContainer *object,
-					 const char *const *keys, int nkeys)
+syncstate_check_json(const JsonKey *key, JsonbValue *value)
+{
+	if (value->type == jbvNull || value->type == jbvString ||
+		(value->type == jbvNumeric && json_uses[key->use].number))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s must be %s", key->name, json_uses[key->use].wanted),
+			 errdetail("Got a JSON %s.", JsonbTypeName(value)),
+			 json_uses[key->use].hint == NULL ? 0 :
+			 errhint("%s", json_uses[key->use].hint)));
+}
+
+/* Raises the error of a key that an object cannot have. */
+static void
+unknown_key(const char *name, const JsonbValue *key, const JsonKey *keys,
+			int nkeys)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < nkeys; i++)
+		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "", keys[i].name);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s has no key \"%.*s\"", name,
+					pg_mbcliplen(key->val.string.val, key->val.string.len, 100),
+					key->val.string.val),
+			 errhint("Keys are %s.", list.data)));
+}
+
+/*
+ * Checks that every key of a JSON object is one of a few, with a value of a kind
+ * that it can have.
+ */
+void
+syncstate_check_object(const char *name, JsonbContainer *object,
+					   const JsonKey *keys, int nkeys)
 {
 	JsonbIterator *it = JsonbIteratorInit(object);
 	JsonbValue	value;
 	JsonbIteratorToken token;
+	int			key = nkeys;
 
 	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
 	{
-		bool		known = false;
-
-		if (token != WJB_KEY)
-			continue;
-		for (int i = 0; i < nkeys && !known; i++)
-			known = strlen(keys[i]) == (size_t) value.val.string.len &&
-				memcmp(keys[i], value.val.string.val, value.val.string.len) == 0;
-		if (!known)
+		if (token == WJB_KEY)
 		{
-			StringInfoData list;
-
-			initStringInfo(&list);
-			for (int i = 0; i < nkeys; i++)
-				appendStringInfo(&list, "%s%s", i > 0 ? ", " : "", keys[i]);
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s has no key \"%.*s\"", name,
-							pg_mbcliplen(value.val.string.val,
-										 value.val.string.len, 100),
-							value.val.string.val),
-					 errhint("Keys are %s.", list.data)));
+			for (key = 0; key < nkeys; key++)
+			{
+				if (strlen(keys[key].name) == (size_t) value.val.string.len &&
+					memcmp(keys[key].name, value.val.string.val,
+						   value.val.string.len) == 0)
+					break;
+			}
+			if (key == nkeys)
+				unknown_key(name, &value, keys, nkeys);
 		}
+		else if (token == WJB_VALUE)
+			syncstate_check_json(&keys[key], &value);
 	}
 }
 
@@ -156,6 +213,16 @@ syncstate_check_history_id(const char *name, const text *history_id)
 						   pg_mbcliplen(VARDATA_ANY(history_id),
 										VARSIZE_ANY_EXHDR(history_id), 100),
 						   VARDATA_ANY(history_id))));
+}
+
+/* The kind of a JSON value, as SQL's jsonb_typeof() names it. */
+const char *
+syncstate_json_kind(Jsonb *json)
+{
+	JsonbValue	value;
+
+	JsonbToJsonbValue(json, &value);
+	return JsonbTypeName(&value);
 }
 
 /* Whether an interval is within limits, and of a length that has no months. */

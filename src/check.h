@@ -43,6 +43,26 @@
 #define NO_COUNT				(-1)
 #define NO_AMOUNT				(-1.0)
 
+/*
+ * What a JSON value is read as, which says what it may be: see check.c.  Every
+ * function that takes JSON says it of each of its keys.
+ */
+typedef enum JsonUse
+{
+	JSON_TEXT,
+	JSON_TIME,
+	JSON_INTERVAL,
+	JSON_WAIT,					/* as in HTTP's Retry-After */
+	JSON_NUMBER,
+	NUM_JSON_USES,
+} JsonUse;
+
+typedef struct JsonKey
+{
+	const char *name;
+	JsonUse		use;
+} JsonKey;
+
 /* These raise 22023, with the name, the limits and the value. */
 extern void syncstate_check_size(const char *name, Size bytes, Size max_bytes);
 extern void syncstate_check_text_size(const char *name, const text *value,
@@ -55,11 +75,13 @@ extern int64 syncstate_check_duration(const char *name,
 									  int64 min, int64 max);
 extern int	syncstate_check_word(const char *name, const char *word,
 								 const char *const *words, int nwords);
-extern void syncstate_check_keys(const char *name, JsonbContainer *object,
-								 const char *const *keys, int nkeys);
+extern void syncstate_check_json(const JsonKey *key, JsonbValue *value);
+extern void syncstate_check_object(const char *name, JsonbContainer *object,
+								   const JsonKey *keys, int nkeys);
 extern void syncstate_check_history_id(const char *name,
 									   const text *history_id);
 
+extern const char *syncstate_json_kind(Jsonb *json);
 extern Size syncstate_text_bytes(const text *value);
 extern bool syncstate_is_duration(const Interval *interval, int64 min, int64 max);
 extern bool syncstate_is_history_id(const text *history_id);

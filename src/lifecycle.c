@@ -393,13 +393,23 @@ has_key(const Jsonb *object, const char *key)
 Datum
 syncstate_update_sync_state(PG_FUNCTION_ARGS)
 {
-	static const char *const keys[] = {
-#define KEY(name, kind, writer) KEY_##writer(name)
-#define KEY_KEY(name)
-#define KEY_STATUS(name)	#name,
-#define KEY_CLIENT(name)	#name,
-#define KEY_OURS(name)
-#define KEY_MADE(name)
+	static const JsonKey keys[] = {
+#define KEY(name, kind, writer) KEY_##writer(name, kind)
+#define KEY_KEY(name, kind)
+#define KEY_STATUS(name, kind)	{#name, JSON_OF_##kind},
+#define KEY_CLIENT(name, kind)	{#name, JSON_OF_##kind},
+#define KEY_OURS(name, kind)
+#define KEY_MADE(name, kind)
+#define JSON_OF_STATUS			JSON_TEXT
+#define JSON_OF_TOKEN			JSON_TEXT
+#define JSON_OF_HISTORY_ID		JSON_NUMBER
+#define JSON_OF_REASON			JSON_TEXT
+#define JSON_OF_MESSAGE			JSON_TEXT
+#define JSON_OF_TIME			JSON_TIME
+#define JSON_OF_INTERVAL		JSON_INTERVAL
+#define JSON_OF_NUMBER			JSON_NUMBER
+#define JSON_OF_COUNT			JSON_NUMBER
+#define JSON_OF_INTEGER			JSON_NUMBER
 		SYNC_STATE_COLUMNS(KEY)
 	};
 	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 3);
@@ -416,7 +426,7 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 	SyncState	row;
 	Datum		result;
 
-	syncstate_check_keys("changes", &changes->root, keys, lengthof(keys));
+	syncstate_check_object("changes", &changes->root, keys, lengthof(keys));
 
 	SPI_connect();
 	syncstate_rows_open(&rows);

@@ -64,10 +64,18 @@ static const char *const ttl_words[NUM_TTL_FROM] = {
 };
 
 /* What set_sync_policy() may change. */
-static const char *const settings[] = {
-#define NAME(name, kind, least, most, builtin) #name,
-	SYNC_POLICY_SETTINGS(NAME)
-#undef NAME
+static const JsonKey settings[] = {
+#define JSON_OF_DURATION		JSON_INTERVAL
+#define JSON_OF_DURATION_OR_OFF	JSON_INTERVAL
+#define JSON_OF_COUNT			JSON_NUMBER
+#define JSON_OF_COUNT_OR_OFF	JSON_NUMBER
+#define JSON_OF_FRACTION		JSON_NUMBER
+#define JSON_OF_TTL_FROM		JSON_TEXT
+#define JSON_OF_PAUSE			JSON_TIME
+
+#define KEY(name, kind, least, most, builtin) {#name, JSON_OF_##kind},
+	SYNC_POLICY_SETTINGS(KEY)
+#undef KEY
 };
 
 typedef void (*RowFunction) (SyncPolicy *policy, const Datum *values,
@@ -468,7 +476,8 @@ syncstate_set_sync_policy(PG_FUNCTION_ARGS)
 	Datum		overrides;
 	SyncPolicy	policy;
 
-	syncstate_check_keys("changes", &changes->root, settings, lengthof(settings));
+	syncstate_check_object("changes", &changes->root, settings,
+						   lengthof(settings));
 	SPI_connect();
 	overrides = syncstate_store_policy_changes(source, JsonbPGetDatum(changes));
 	check_overrides(DatumGetHeapTupleHeader(overrides));
