@@ -136,6 +136,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.resume_sync_source('google_calendar')$$),
 	('set_sync_policy',
 		$$SELECT * FROM syncstate.set_sync_policy('google_tasks', '{"sync_interval": null}')$$),
+	('keep_source_labels',
+		$$CREATE TRIGGER t BEFORE DELETE ON pg_temp.users FOR EACH ROW EXECUTE FUNCTION syncstate.keep_source_labels()$$),
 	('skip_known_label',
 		$$CREATE TRIGGER t BEFORE INSERT ON pg_temp.users FOR EACH ROW EXECUTE FUNCTION syncstate.skip_known_label()$$),
 	('sync_clock',

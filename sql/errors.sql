@@ -529,7 +529,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 SELECT regress_errors.sqlstate('SELECT syncstate.' || name || '()')
-FROM unnest('{guard,policy_changed,add_source_label,forget_users}'::text[]) AS name;
+FROM unnest('{guard,policy_changed,add_source_label,keep_source_labels,forget_users}'::text[]) AS name;
 -- at another time, of another table, without what they need
 SELECT regress_errors.sqlstate('CREATE TRIGGER t ' || how, $$INSERT INTO regress_errors.users VALUES ('00000000-0000-4000-8000-000000000001')$$,
 	$$DELETE FROM regress_errors.users$$)

@@ -107,6 +107,80 @@ RESET ROLE;
 SELECT 'admin_source'::sync_source AS label;
 
 -- ---------------------------------------------------------------------
+-- A row stays as long as its label, which a dump needs
+-- ---------------------------------------------------------------------
+SELECT array_agg(label ORDER BY c.ctid) AS labels FROM custom_source AS c \gset
+CREATE FUNCTION labels() RETURNS text LANGUAGE sql
+RETURN (SELECT array_agg(label ORDER BY c.ctid)::text FROM syncstate.custom_source AS c);
+-- one by one, all of them, and as one who may delete
+DELETE FROM custom_source WHERE label = 'outlook_mail';
+DELETE FROM custom_source;
+SELECT labels() = :'labels' AS kept;
+GRANT DELETE ON custom_source TO regress_syncstate_admin;
+SET ROLE regress_syncstate_admin;
+WITH deleted AS (DELETE FROM syncstate.custom_source RETURNING label) SELECT count(*) AS deleted FROM deleted;
+RESET ROLE;
+SELECT labels() = :'labels' AS kept;
+-- as cleaners of databases do: all tables in one statement
+TRUNCATE custom_source;
+SELECT labels() = :'labels' AS kept;
+TRUNCATE custom_source, sync_budget, sync_policy, sync_state RESTART IDENTITY CASCADE;
+SELECT labels() = :'labels' AS kept, (SELECT count(*) FROM sync_state) AS rows;
+CREATE TABLE of_the_site (label text REFERENCES custom_source);
+INSERT INTO of_the_site VALUES ('outlook_mail');
+TRUNCATE custom_source CASCADE;
+SELECT labels() = :'labels' AS kept, (SELECT count(*) FROM of_the_site) AS rows_of_the_site;
+DROP TABLE of_the_site;
+-- where ordinary triggers do not fire
+SET session_replication_role = replica;
+DELETE FROM custom_source;
+TRUNCATE custom_source, sync_state;
+RESET session_replication_role;
+SELECT labels() = :'labels' AS kept;
+-- in a transaction that keeps its snapshot, and after a savepoint
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT count(*) FROM custom_source;
+DELETE FROM custom_source;
+TRUNCATE custom_source;
+COMMIT;
+SELECT labels() = :'labels' AS kept;
+BEGIN;
+SAVEPOINT s;
+TRUNCATE custom_source;
+ROLLBACK TO s;
+DELETE FROM custom_source;
+COMMIT;
+SELECT labels() = :'labels' AS kept;
+-- in the transaction that registered one more, which is rolled back
+BEGIN;
+SELECT register_sync_source('another');
+DELETE FROM custom_source;
+TRUNCATE custom_source;
+SELECT string_agg(label, ' ' ORDER BY ctid) LIKE '% another' AS with_another FROM custom_source;
+ROLLBACK;
+SELECT labels() = :'labels' AS kept;
+-- none is renamed
+UPDATE custom_source SET label = 'hotmail' WHERE label = 'outlook_mail'; -- ERROR
+\echo :LAST_ERROR_SQLSTATE
+UPDATE custom_source SET label = label;
+SELECT count(*) AS labels FROM custom_source;
+-- Without the triggers all is possible; registering makes the row that is
+-- missing, and adds no label again.
+ALTER TABLE custom_source DISABLE TRIGGER ALL;
+DELETE FROM custom_source WHERE label = 'outlook_mail';
+INSERT INTO custom_source VALUES ('without_label'), ('google_gmail');
+ALTER TABLE custom_source ENABLE ALWAYS TRIGGER custom_source_skip_known;
+ALTER TABLE custom_source ENABLE ALWAYS TRIGGER custom_source_add_label;
+ALTER TABLE custom_source ENABLE ALWAYS TRIGGER custom_source_keep_label;
+ALTER TABLE custom_source ENABLE ALWAYS TRIGGER custom_source_keep_labels;
+SELECT register_sync_source('outlook_mail'), register_sync_source('google_gmail');
+SELECT count(*) AS labels FROM pg_enum WHERE enumtypid = 'sync_source'::regtype;
+-- a row that is not needed can be deleted
+DELETE FROM custom_source WHERE label IN ('without_label', 'google_gmail');
+SELECT ARRAY(SELECT unnest(:'labels'::text[]) ORDER BY 1) = ARRAY(SELECT label FROM custom_source ORDER BY label) AS kept;
+DROP FUNCTION labels;
+
+-- ---------------------------------------------------------------------
 -- All calls know it
 -- ---------------------------------------------------------------------
 TRUNCATE sync_state;

@@ -637,7 +637,11 @@ CREATE FUNCTION syncstate.add_source_label() RETURNS trigger
 DECLARE
 	cell pg_catalog.name = 'rate_' OPERATOR(pg_catalog.||) NEW.label;
 BEGIN
-	EXECUTE pg_catalog.format('ALTER TYPE syncstate.sync_source ADD VALUE IF NOT EXISTS %L', NEW.label);
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_enum AS e
+				   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+					   AND e.enumlabel OPERATOR(pg_catalog.=) NEW.label::pg_catalog.name) THEN
+		EXECUTE pg_catalog.format('ALTER TYPE syncstate.sync_source ADD VALUE IF NOT EXISTS %L', NEW.label);
+	END IF;
 	IF pg_catalog.to_regclass(pg_catalog.format('syncstate.%I', cell)) IS NULL THEN
 		EXECUTE pg_catalog.format('CREATE SEQUENCE syncstate.%I MINVALUE -9223372036854775808', cell);
 		EXECUTE pg_catalog.format('COMMENT ON SEQUENCE syncstate.%I IS %L', cell, 'Allowance of starts of ' OPERATOR(pg_catalog.||) NEW.label);
@@ -676,14 +680,73 @@ CREATE TRIGGER custom_source_add_label AFTER INSERT ON syncstate.custom_source
 	FOR EACH ROW EXECUTE FUNCTION syncstate.add_source_label();
 COMMENT ON TRIGGER custom_source_add_label ON syncstate.custom_source IS 'Adds the label to sync_source';
 
+/*
+ * A label cannot be removed from an enum, and a dump whose labels are missing
+ * cannot be restored.  So a row stays as long as its label: who empties all
+ * tables of a database, as tests do, deletes nothing here, and need not know.
+ * The first four labels are built in.
+ *
+ * A transaction that keeps its snapshot might not see a label that was committed
+ * since; enum_range() does, but refuses labels of its own transaction.
+ */
+CREATE FUNCTION syncstate.keep_source_labels() RETURNS trigger
+	LANGUAGE plpgsql
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF TG_OP OPERATOR(pg_catalog.=) 'TRUNCATE' THEN
+		INSERT INTO syncstate.custom_source AS c (label)
+			SELECT l.label FROM pg_catalog.unnest(
+				CASE WHEN pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+				THEN ARRAY(SELECT e.enumlabel::pg_catalog.text FROM pg_catalog.pg_enum AS e
+						   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+						   ORDER BY e.enumsortorder)
+				ELSE pg_catalog.enum_range(NULL::syncstate.sync_source)::pg_catalog.text[] END)
+				WITH ORDINALITY AS l (label, place)
+			WHERE l.place OPERATOR(pg_catalog.>) 4 ORDER BY l.place;
+		RETURN NULL;
+	END IF;
+	IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+		IF NEW.label OPERATOR(pg_catalog.<>) OLD.label THEN
+			RAISE feature_not_supported USING
+				MESSAGE = 'the label of a source cannot be changed',
+				HINT = 'Add another one with register_sync_source().';
+		END IF;
+		RETURN NEW;
+	END IF;
+	IF EXISTS (SELECT FROM pg_catalog.pg_enum AS e
+			   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+				   AND e.enumlabel OPERATOR(pg_catalog.=) OLD.label::pg_catalog.name
+				   AND e.enumsortorder OPERATOR(pg_catalog.>) 4::pg_catalog.float4) THEN
+		RETURN NULL;
+	END IF;
+	RETURN OLD;
+END
+$$;
+COMMENT ON FUNCTION syncstate.keep_source_labels() IS 'Keeps the row of each label in custom_source, whoever deletes it';
+REVOKE ALL ON FUNCTION syncstate.keep_source_labels() FROM PUBLIC;
+
+CREATE TRIGGER custom_source_keep_label BEFORE UPDATE OR DELETE ON syncstate.custom_source
+	FOR EACH ROW EXECUTE FUNCTION syncstate.keep_source_labels();
+COMMENT ON TRIGGER custom_source_keep_label ON syncstate.custom_source IS 'Keeps the row of a label';
+
+CREATE TRIGGER custom_source_keep_labels AFTER TRUNCATE ON syncstate.custom_source
+	FOR EACH STATEMENT EXECUTE FUNCTION syncstate.keep_source_labels();
+COMMENT ON TRIGGER custom_source_keep_labels ON syncstate.custom_source IS 'Brings the rows of all labels back';
+
 /* also where logical replication writes: labels then come along by themselves */
 ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_skip_known;
 ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_add_label;
+ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_keep_label;
+ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_keep_labels;
 
 CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
+DECLARE
+	place pg_catalog.float4;
+	has_row pg_catalog.bool;
 BEGIN
 	IF label IS NULL OR label OPERATOR(pg_catalog.!~) '^[a-z0-9_]{1,58}$' THEN
 		RAISE invalid_parameter_value USING
@@ -691,16 +754,21 @@ BEGIN
 			DETAIL = pg_catalog.format('Got %s.', COALESCE(pg_catalog.quote_ident(pg_catalog.left(label, 100)), 'null'));
 	END IF;
 
-	/* the built-in labels, and those registered before */
-	IF EXISTS (SELECT FROM pg_catalog.pg_enum AS e
-			   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
-				   AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name) THEN
-		RETURN;
+	SELECT e.enumsortorder INTO place FROM pg_catalog.pg_enum AS e
+		WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+			AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name;
+	IF place OPERATOR(pg_catalog.<=) 4::pg_catalog.float4 THEN
+		RETURN;		-- built in
+	END IF;
+	has_row = EXISTS (SELECT FROM syncstate.custom_source AS c
+					  WHERE c.label OPERATOR(pg_catalog.=) register_sync_source.label);
+	IF place IS NOT NULL AND has_row THEN
+		RETURN;		-- registered before
 	END IF;
 
-	-- a row without its label came in while triggers did not fire
-	IF EXISTS (SELECT FROM syncstate.custom_source AS c
-			   WHERE c.label OPERATOR(pg_catalog.=) register_sync_source.label) THEN
+	-- a label without its row lost it, and a row without its label came in,
+	-- while triggers did not fire
+	IF has_row THEN
 		DELETE FROM syncstate.custom_source AS c
 			WHERE c.label OPERATOR(pg_catalog.=) register_sync_source.label;
 	END IF;
@@ -997,7 +1065,8 @@ GRANT USAGE ON SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
-	syncstate.add_source_label(), syncstate.skip_known_label() FROM @extowner@;
+	syncstate.add_source_label(), syncstate.skip_known_label(),
+	syncstate.keep_source_labels() FROM @extowner@;
 
 /* their own owner keeps them: without any privilege, pg_dump tells of a change */
 GRANT EXECUTE ON FUNCTION syncstate.guard(), syncstate.policy_changed(),

@@ -1238,7 +1238,11 @@ CREATE FUNCTION syncstate_shard.add_source_label() RETURNS trigger
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 BEGIN
-	EXECUTE pg_catalog.format('ALTER TYPE syncstate.sync_source ADD VALUE IF NOT EXISTS %L', NEW.label);
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_enum AS e
+				   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+					   AND e.enumlabel OPERATOR(pg_catalog.=) NEW.label::pg_catalog.name) THEN
+		EXECUTE pg_catalog.format('ALTER TYPE syncstate.sync_source ADD VALUE IF NOT EXISTS %L', NEW.label);
+	END IF;
 	RETURN NULL;
 END
 $$;
@@ -1247,6 +1251,63 @@ COMMENT ON FUNCTION syncstate_shard.add_source_label() IS 'Adds a label to sync_
 CREATE TRIGGER custom_source_add_label AFTER INSERT ON syncstate.custom_source
 	FOR EACH ROW EXECUTE FUNCTION syncstate_shard.add_source_label();
 COMMENT ON TRIGGER custom_source_add_label ON syncstate.custom_source IS 'Adds the label to sync_source';
+
+/*
+ * A label cannot be removed from an enum, and a dump whose labels are missing
+ * cannot be restored.  So a row stays as long as its label: who empties all
+ * tables of a database, as tests do, deletes nothing here, and need not know.
+ * The first four labels are built in.
+ *
+ * A transaction that keeps its snapshot might not see a label that was committed
+ * since; enum_range() does, but refuses labels of its own transaction.
+ */
+CREATE FUNCTION syncstate_shard.keep_source_labels() RETURNS trigger
+	LANGUAGE plpgsql
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF TG_OP OPERATOR(pg_catalog.=) 'TRUNCATE' THEN
+		INSERT INTO syncstate.custom_source AS c (label)
+			SELECT l.label FROM pg_catalog.unnest(
+				CASE WHEN pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+				THEN ARRAY(SELECT e.enumlabel::pg_catalog.text FROM pg_catalog.pg_enum AS e
+						   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+						   ORDER BY e.enumsortorder)
+				ELSE pg_catalog.enum_range(NULL::syncstate.sync_source)::pg_catalog.text[] END)
+				WITH ORDINALITY AS l (label, place)
+			WHERE l.place OPERATOR(pg_catalog.>) 4 ORDER BY l.place;
+		RETURN NULL;
+	END IF;
+	IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+		IF NEW.label OPERATOR(pg_catalog.<>) OLD.label THEN
+			RAISE feature_not_supported USING
+				MESSAGE = 'the label of a source cannot be changed',
+				HINT = 'Add another one with register_sync_source().';
+		END IF;
+		RETURN NEW;
+	END IF;
+	IF EXISTS (SELECT FROM pg_catalog.pg_enum AS e
+			   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+				   AND e.enumlabel OPERATOR(pg_catalog.=) OLD.label::pg_catalog.name
+				   AND e.enumsortorder OPERATOR(pg_catalog.>) 4::pg_catalog.float4) THEN
+		RETURN NULL;
+	END IF;
+	RETURN OLD;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.keep_source_labels() IS 'Keeps the row of each label in custom_source, whoever deletes it';
+
+CREATE TRIGGER custom_source_keep_label BEFORE UPDATE OR DELETE ON syncstate.custom_source
+	FOR EACH ROW EXECUTE FUNCTION syncstate_shard.keep_source_labels();
+COMMENT ON TRIGGER custom_source_keep_label ON syncstate.custom_source IS 'Keeps the row of a label';
+
+CREATE TRIGGER custom_source_keep_labels AFTER TRUNCATE ON syncstate.custom_source
+	FOR EACH STATEMENT EXECUTE FUNCTION syncstate_shard.keep_source_labels();
+COMMENT ON TRIGGER custom_source_keep_labels ON syncstate.custom_source IS 'Brings the rows of all labels back';
+
+/* also with session_replication_role = replica */
+ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_keep_label;
+ALTER TABLE syncstate.custom_source ENABLE ALWAYS TRIGGER custom_source_keep_labels;
 
 /* The router knows a label last, when each shard does. */
 CREATE FUNCTION syncstate.register_sync_source(label text) RETURNS void
@@ -1258,7 +1319,8 @@ BEGIN
 	PERFORM FROM syncstate_shard.ask_all(pg_catalog.format('SELECT NULL::text FROM syncstate.register_sync_source(%L)', label), true) AS a;
 	IF NOT EXISTS (SELECT FROM pg_catalog.pg_enum AS e
 				   WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
-					   AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name) THEN
+					   AND e.enumlabel OPERATOR(pg_catalog.=) label::pg_catalog.name
+					   AND e.enumsortorder OPERATOR(pg_catalog.<=) 4::pg_catalog.float4) THEN
 		INSERT INTO syncstate.custom_source AS c (label) VALUES (register_sync_source.label)
 			ON CONFLICT ON CONSTRAINT custom_source_pkey DO NOTHING;
 	END IF;

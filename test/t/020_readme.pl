@@ -315,6 +315,7 @@ my %provoke = (
 	policy_changed => { '39P01' => 'policy_changed()' },
 	add_source_label => { '0A000' => 'add_source_label()' },
 	skip_known_label => { '0A000' => 'skip_known_label()' },
+	keep_source_labels => { '0A000' => 'keep_source_labels()' },
 	forget_users => {
 		'0A000' => 'forget_users()',
 		'39P01' => ['DELETE FROM users_unwatched'],

@@ -78,7 +78,7 @@ like($original, qr/^\{google_calendar,google_tasks,google_gmail,google_contacts,
   SKIP:
 	{
 		# early minor versions of 15 have another background_psql()
-		skip 'no PostgreSQL::Test::BackgroundPsql', 1
+		skip 'no PostgreSQL::Test::BackgroundPsql', 2
 		  unless eval { require PostgreSQL::Test::BackgroundPsql; 1 };
 		my $session = $node->background_psql('original');
 		$session->query_safe(q{SELECT count(*) FROM syncstate.claim_due_syncs(NULL, 1)});
@@ -86,9 +86,29 @@ like($original, qr/^\{google_calendar,google_tasks,google_gmail,google_contacts,
 		is($session->query_safe(q{SELECT (syncstate.connect_sync(md5('1')::uuid, 'late')).source}),
 			'late', 'a label is usable in a session that was there before');
 		$session->query_safe(q{SELECT syncstate.disconnect_sync(md5('1')::uuid, 'late')});
+
+		# a label that a cleaner's snapshot does not show is kept, too
+		$session->query_safe(q{BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM syncstate.custom_source});
+		$node->safe_psql('original', q{SELECT syncstate.register_sync_source('later')});
+		$session->query_safe(q{SET LOCAL client_min_messages = warning; TRUNCATE syncstate.custom_source; COMMIT});
+		is($node->safe_psql('original', q{SELECT string_agg(label, ' ' ORDER BY ctid) FROM syncstate.custom_source}),
+			'outlook_mail zoho a 7 _ late later', 'TRUNCATE keeps labels that came after its snapshot');
 		$session->quit;
 		$original = everything('original');
 	}
+}
+
+# ------------------------------------------------------- a database cleaner
+
+# Tests that empty all tables between them, each in its own way: the labels of
+# the dumps below are there all the same, with the rows that came since.
+foreach my $cleaner ('DELETE FROM syncstate.custom_source',
+	'TRUNCATE syncstate.custom_source',
+	'TRUNCATE syncstate.custom_source RESTART IDENTITY CASCADE',
+	'SET session_replication_role = replica; DELETE FROM syncstate.custom_source; TRUNCATE syncstate.custom_source')
+{
+	$node->safe_psql('original', $cleaner);
+	is(everything('original'), $original, "the labels stay: $cleaner");
 }
 
 # ------------------------------------------------------ pg_dump and restore

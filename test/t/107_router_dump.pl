@@ -22,6 +22,8 @@ $s->query(q{
 	SELECT syncstate.grant_worker('worker')});
 my $user = q{'aaaaaaaa-0000-4000-8000-00000000000a'};
 $s->query(qq{SELECT syncstate.connect_sync($user, 'custom_crm')});
+is($s->query('DELETE FROM syncstate.custom_source; TRUNCATE syncstate.custom_source; TABLE syncstate.custom_source'),
+	'custom_crm', 'whoever empties all tables does not empty this one');
 
 # All that makes a router what it is
 my $settings = q{
