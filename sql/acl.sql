@@ -265,13 +265,17 @@ SELECT source, resource, requested_at = syncstate.sync_clock() AS requested_now
 FROM syncstate.my_syncs ORDER BY source, resource;
 ROLLBACK;
 
--- of B's, the same words as of one that is not there
+-- of B's, the same words as of one that is not there: the detail has what was
+-- given
+\set VERBOSITY default
 SELECT syncstate.request_sync(:b, 'google_calendar'); -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 SELECT syncstate.request_sync(:b, 'google_contacts'); -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 SELECT syncstate.request_sync(:a, 'google_contacts'); -- ERROR
 \echo :LAST_ERROR_SQLSTATE
+SELECT syncstate.request_sync(:b, 'google_contacts', 'a resource'); -- ERROR
+\set VERBOSITY terse
 
 -- what may be written, of one's own
 BEGIN;

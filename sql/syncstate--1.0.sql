@@ -1070,7 +1070,8 @@ REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
 
 /* their own owner keeps them: without any privilege, pg_dump tells of a change */
 GRANT EXECUTE ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
-	syncstate.add_source_label(), syncstate.skip_known_label() TO CURRENT_USER;
+	syncstate.add_source_label(), syncstate.skip_known_label(),
+	syncstate.keep_source_labels() TO CURRENT_USER;
 
 DO $$
 BEGIN

@@ -616,7 +616,7 @@ $$;
 COMMENT ON FUNCTION syncstate_shard.is_worker() IS 'Whether the session''s role is a worker''s';
 
 /* What row security does on a single database; the same words as there. */
-CREATE FUNCTION syncstate_shard.check_user(user_id uuid) RETURNS void
+CREATE FUNCTION syncstate_shard.check_user(user_id uuid, source syncstate.sync_source, resource text) RETURNS void
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
@@ -624,11 +624,12 @@ BEGIN
 	IF user_id IS NOT NULL
 		AND user_id OPERATOR(pg_catalog.=) syncstate.current_user_id() IS NOT TRUE
 		AND NOT syncstate_shard.is_worker() THEN
-		RAISE SQLSTATE 'PT404' USING MESSAGE = 'sync state does not exist or is not visible';
+		RAISE SQLSTATE 'PT404' USING MESSAGE = 'sync state does not exist or is not visible',
+			DETAIL = pg_catalog.format('Key (user_id, source, resource)=(%s, %s, %s).', user_id, source, resource);
 	END IF;
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.check_user(uuid) IS 'Fails as for a missing row unless the caller is this user or a worker';
+COMMENT ON FUNCTION syncstate_shard.check_user(uuid, syncstate.sync_source, text) IS 'Fails as for a missing row unless the caller is this user or a worker';
 
 /* ----------------------------------------------- calls about one user's row */
 
@@ -759,7 +760,7 @@ BEGIN
 		('request_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
 		 'boolean', 'VOLATILE',
-		 'PERFORM syncstate_shard.check_user(user_id);',
+		 'PERFORM syncstate_shard.check_user(user_id, source, resource);',
 		 $$IF result THEN PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text); END IF;$$,
 		 'Requests a sync now; returns whether one will come, which is false for a parked row'),
 		('get_sync_state',

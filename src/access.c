@@ -376,13 +376,44 @@ syncstate_rows_lock(RowAccess *rows, const SyncKey *key, SyncState *row)
 	return false;
 }
 
-/* The same words for a row that is not there and one that is not shown. */
+/*
+ * Names the row of a call in the detail of an error, in the words that the
+ * server has for keys.  A caller of many has only the error to tell by which of
+ * them it was.
+ */
+const char *
+syncstate_key_detail(const SyncKey *key)
+{
+#define TEXT_OF_UUID(field) \
+	DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&(field))))
+#define TEXT_OF_SOURCE(field) \
+	DatumGetCString(DirectFunctionCall1(enum_out, ObjectIdGetDatum(field)))
+#define TEXT_OF_NAME(field)		text_to_cstring(field)
+
+#define COMMA_NAME(name, kind, writer) ", " #name
+#define COMMA_VALUE(name, kind, writer) \
+	appendStringInfo(&values, ", %s", TEXT_OF_##kind(key->name));
+
+	const char *names = SYNC_KEY_COLUMNS(COMMA_NAME);
+	StringInfoData values;
+
+	initStringInfo(&values);
+	SYNC_KEY_COLUMNS(COMMA_VALUE)
+	return psprintf("Key (%s)=(%s).", names + strlen(", "),
+					values.data + strlen(", "));
+}
+
+/*
+ * The same words for a row that is not there and one that is not shown.  The
+ * detail has what the caller gave, and nothing of the row.
+ */
 void
-syncstate_no_such_row(void)
+syncstate_no_such_row(const SyncKey *key)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_NO_SUCH_ROW),
-			 errmsg("sync state does not exist or is not visible")));
+			 errmsg("sync state does not exist or is not visible"),
+			 errdetail("%s", syncstate_key_detail(key))));
 }
 
 /* Locks and reads the row of a key, and makes it where that is asked for. */
@@ -399,7 +430,7 @@ syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key, bool make,
 			break;
 		syncstate_store_make(key);
 	}
-	syncstate_no_such_row();
+	syncstate_no_such_row(key);
 }
 
 /*

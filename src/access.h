@@ -45,6 +45,7 @@ extern HeapTuple syncstate_rows_write(RowAccess *rows, const SyncState *row);
 extern Datum syncstate_row_datum(HeapTuple tuple);
 extern bool syncstate_fetch_version(Relation rel, ItemPointerData tid,
 									Snapshot snapshot, TupleTableSlot *slot);
-pg_noreturn extern void syncstate_no_such_row(void);
+extern const char *syncstate_key_detail(const SyncKey *key);
+pg_noreturn extern void syncstate_no_such_row(const SyncKey *key);
 
 #endif

@@ -56,7 +56,7 @@ write_row(RowAccess *rows, const SyncState *row)
 	HeapTuple	written = syncstate_rows_write(rows, row);
 
 	if (written == NULL)
-		syncstate_no_such_row();
+		syncstate_no_such_row(&row->key);
 	return syncstate_row_datum(written);
 }
 
@@ -80,7 +80,8 @@ syncstate_mark_sync_started(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_LEASE_LOST),
 				 errmsg("sync state is held by another worker"),
-				 errdetail("Its lease expires at %s.",
+				 errdetail("%s  Its lease expires at %s.",
+						   syncstate_key_detail(&row.key),
 						   timestamptz_to_str(row.lease_expires_at)),
 				 errhint("Wait, or ask for another sync with request_sync().")));
 	syncstate_apply(TRANSITION_START, &row, &report, &policy, now);
@@ -103,7 +104,10 @@ read_lease(FunctionCallInfo fcinfo, int arg, Report *report)
 		report->lease = PG_GETARG_INT64(arg);
 }
 
-/* A worker that lost its lease changes nothing. */
+/*
+ * A worker that lost its lease changes nothing.  The row was read as the caller,
+ * who may therefore know what it is like.
+ */
 static void
 lease_is_lost(const SyncState *row, int64 lease)
 {
@@ -111,21 +115,24 @@ lease_is_lost(const SyncState *row, int64 lease)
 			(errcode(ERRCODE_LEASE_LOST),
 			 errmsg("lease on sync state is no longer held"),
 			 row->status == SYNC_SYNCING ?
-			 errdetail("The call gave lease %lld; the row is held under lease %lld.",
-					   (long long) lease, (long long) row->lease) :
-			 errdetail("The call gave lease %lld; the row is not held, its last lease was %lld.",
-					   (long long) lease, (long long) row->lease),
+			 errdetail("%s  The call gave lease %lld; the row is held under lease %lld.",
+					   syncstate_key_detail(&row->key), (long long) lease,
+					   (long long) row->lease) :
+			 errdetail("%s  The call gave lease %lld; the row is not held, its last lease was %lld.",
+					   syncstate_key_detail(&row->key), (long long) lease,
+					   (long long) row->lease),
 			 errhint("Drop the work and claim again.")));
 }
 
 /* A run that a claim handed out is its worker's alone. */
 static void
-lease_is_missing(void)
+lease_is_missing(const SyncState *row)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_LEASE_LOST),
 			 errmsg("sync state is held under a lease that the call does not give"),
-			 errdetail("A claim handed the row out, and its lease has not ended."),
+			 errdetail("%s  A claim handed the row out, and its lease has not ended.",
+					   syncstate_key_detail(&row->key)),
 			 errhint("Pass the lease of the row that claim_due_syncs() returned.")));
 }
 
@@ -181,7 +188,7 @@ call_with_lock(Transition transition, RowAccess *rows, const Report *report,
 	if (report->has_lease && !syncstate_lease_is_held(&row, report->lease))
 		lease_is_lost(&row, report->lease);
 	if (syncstate_lease_is_missing(transition, &row, report, now))
-		lease_is_missing();
+		lease_is_missing(&row);
 	syncstate_apply(transition, &row, report, policy, now);
 	return write_row(rows, &row);
 }
@@ -371,7 +378,7 @@ syncstate_request_sync(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	if (!syncstate_store_lock_request(&row))
-		syncstate_no_such_row();
+		syncstate_no_such_row(&key);
 	now = syncstate_now();
 	if (row.parked_reason == NULL &&
 		(row.requested_at == NO_TIME || row.requested_at > now ||

@@ -238,7 +238,7 @@ test('a lost lease is 409, a missing row 404', async () => {
   })) {
     const { statusText } = await refused(worker().rpc(name, { ...late, ...more }), 409, 'PT409', {
       message: /^lease on sync state is no longer held$/,
-      details: /^The call gave lease 1; the row is held under lease 2\.$/,
+      details: /^Key \(user_id, source, resource\)=\([-0-9a-f]{36}, google_\w+, \)\.  The call gave lease 1; the row is held under lease 2\.$/,
       hint: /^Drop the work and claim again\.$/,
     });
     assert.equal(statusText, 'lease on sync state is no longer held');

@@ -242,7 +242,7 @@ foreach my $round (1 .. 3)
 {
 	is(run_in($session, $as_worker), "$a\n$b\nt\nt\nerror\nidle\nidle", "turn $round: a worker sees and reports all");
 	is(run_in($session, $as_user), "$a\nt", "turn $round: a user sees and requests their own");
-	like(run_in($session, $as_thief), qr/^ERROR: +sync state does not exist or is not visible$/, "turn $round: and no other's");
+	like(run_in($session, $as_thief), qr/^ERROR: +sync state does not exist or is not visible\nDETAIL: +Key .*=\($b, google_tasks, \)\.$/, "turn $round: and no other's");
 	like(run_in($session, q{SELECT syncstate.claim_due_syncs()}), qr/^ERROR: +permission denied for function claim_due_syncs$/, "turn $round: and is no worker");
 	is(run_in($session, $as_nobody), '0', "turn $round: without claims there is nothing");
 }

@@ -78,6 +78,14 @@ sub as
 	my ($database, $role, $claims, @statements) = @_;
 	return (each_as($database, $role, $claims, \@statements))[0];
 }
+
+# The error of a row that is not there for the caller, who named it so.
+sub not_there
+{
+	my ($user_id, $source, $resource) = @_;
+	return "ERROR:  PT404: sync state does not exist or is not visible\n"
+	  . "DETAIL:  Key (user_id, source, resource)=($user_id, $source, @{[ $resource // '' ]}).";
+}
 my $claims_a = qq{{"sub": "$a", "role": "authenticated"}};
 my $claims_b = qq{{"sub": "$b", "role": "authenticated"}};
 
@@ -165,14 +173,14 @@ foreach my $call ("'$a', 'google_contacts'", "'$b', 'google_calendar'", "'$b', '
 	{
 		next if !$claims && $call =~ /^'$a/;
 		is(same("request_sync($call)", 'authenticated', $claims, "SELECT syncstate.request_sync($call)"),
-			'ERROR:  PT404: sync state does not exist or is not visible', 'no other\'s, whether it is there or not');
+			not_there($call =~ /'([^']*)'/g), 'no other\'s, whether it is there or not');
 	}
 }
 like(same("request_sync($_)", 'authenticated', $claims_a, "SELECT syncstate.request_sync($_)"), qr/^ERROR/, 'fails')
   foreach "NULL, 'google_calendar'", "'$a', NULL", "'$a', 'google_calendar', NULL", "'$a', 'google_calendar', repeat('x', 1025)", "'$a', 'x'", "'x', 'google_calendar'";
 # nor is what another one's row would be refused for told: it is not there at all
-is(as('router', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$b', $_)"), 'ERROR:  PT404: sync state does not exist or is not visible', "request_sync(B, $_)")
-  foreach 'NULL', "'google_calendar', NULL", "'google_calendar', repeat('x', 1025)";
+is(as('router', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$b', $_->[0])"), not_there($b, @$_[1, 2]), "request_sync(B, $_->[0])")
+  foreach [ 'NULL', '' ], [ "'google_calendar', NULL", 'google_calendar' ], [ "'google_calendar', repeat('x', 1025)", 'google_calendar', 'x' x 1025 ];
 foreach my $claims ('{"sub": "not-a-uuid"}', '{"sub": 42}', 'no JSON', '{"sub": ', '[]', '{"sub": {}}')
 {
 	same("$_ with $claims", 'authenticated', $claims, $_) foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$b', 'google_calendar')", 'SELECT syncstate.current_user_id()';
@@ -186,7 +194,7 @@ foreach my $view (qw(my_syncs sync_overview))
 is(same('identities by turns', 'authenticated', $claims_a, 'SELECT count(*) FROM syncstate.my_syncs', 'COMMIT', 'BEGIN', 'SET LOCAL ROLE authenticated', 'SELECT count(*) FROM syncstate.my_syncs', 'COMMIT',
 		'BEGIN', 'SET LOCAL ROLE service_role', "SELECT syncstate.request_sync('$b', 'google_calendar')", 'COMMIT', 'BEGIN', 'SET LOCAL ROLE authenticated',
 		"SELECT set_config('request.jwt.claims', '$claims_a', true) \\g /dev/null\nSELECT syncstate.request_sync('$b', 'google_calendar')"),
-	"2\n0\nt\nERROR:  PT404: sync state does not exist or is not visible", 'each for itself');
+	"2\n0\nt\n" . not_there($b, 'google_calendar'), 'each for itself');
 
 ### Who is asking, where a function of the site's is in between
 
@@ -207,8 +215,8 @@ same('a function of a worker\'s, of own rows', 'authenticated', $claims_a, 'SELE
 # row security goes by the owner of the function, and a router by the role of the session
 is(as('single', 'authenticated', $claims_a, "SELECT public.site_request('$b', 'google_calendar')"), 't', 'a worker\'s function lends a worker\'s rights');
 is(as('router', 'authenticated', $claims_a, "SELECT public.site_request('$b', 'google_calendar')"),
-	'ERROR:  PT404: sync state does not exist or is not visible', 'but not on a router');
-is(as('single', 'service_role', undef, "SELECT public.users_request('$b', 'google_calendar')"), 'ERROR:  PT404: sync state does not exist or is not visible', 'a user\'s function takes them');
+	not_there($b, 'google_calendar'), 'but not on a router');
+is(as('single', 'service_role', undef, "SELECT public.users_request('$b', 'google_calendar')"), not_there($b, 'google_calendar'), 'a user\'s function takes them');
 is(as('router', 'service_role', undef, "SELECT public.users_request('$b', 'google_calendar')"), 't', 'but not on a router');
 # sessions of their own, without SET ROLE or with it
 $node->safe_psql('postgres', 'CREATE ROLE app_user LOGIN IN ROLE authenticated; CREATE ROLE app_worker LOGIN IN ROLE service_role, authenticated');
