@@ -309,7 +309,7 @@ SELECT regress_errors.all_fail(
 	$$set_sync_policy('google_gmail', '{"sync_interval": {"minutes": 15}, "token_ttl": {"days": 7}}')$$,
 	$$set_sync_policy('google_gmail', '{"token_ttl": {"days": 7}}')$$,
 	$$set_sync_policy('google_gmail', '{"lease_time": [15]}')$$,
-	$$set_sync_policy('google_gmail', '{"retry_cap": 900}')$$,
+	$$set_sync_policy('google_gmail', '{"retry_cap": true}')$$,
 	$$set_sync_policy('google_gmail', '{"max_failures": {"a": 1}}')$$,
 	$$set_sync_policy('google_gmail', '{"jitter": true}')$$,
 	$$set_sync_policy('google_gmail', '{"paused_until": {"seconds": 1767225600}}')$$,

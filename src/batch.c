@@ -176,7 +176,7 @@ static const Key keys[] = {
 	{{"updated_min", JSON_TIME}, OF(COMPLETED), 0, read_time, AT(report.updated_min), 0, NULL},
 	{{"error_message", JSON_TEXT}, OF(FAILED), OF(FAILED), read_message, AT(report.error_message), 0, NULL},
 	{{"kind", JSON_TEXT}, OF(FAILED), 0, read_word, AT(report.kind), NUM_FAILURE_KINDS, syncstate_failure_kinds},
-	{{"retry_after", JSON_WAIT}, OF(RATE_LIMITED), 0, read_wait, AT(report.retry_after), 0, NULL},
+	{{"retry_after", JSON_INTERVAL}, OF(RATE_LIMITED), 0, read_wait, AT(report.retry_after), 0, NULL},
 	{{"delay", JSON_INTERVAL}, OF(RELEASED), 0, read_delay, AT(report.delay), 0, NULL},
 	{{"scope", JSON_TEXT}, OF(RATE_LIMITED), 0, read_word, AT(report.scope), NUM_LIMIT_SCOPES, syncstate_limit_scopes},
 };

@@ -32,8 +32,7 @@ static const struct
 	[JSON_TEXT] = {false, "a JSON string", NULL},
 	[JSON_TIME] = {false, "a time in a JSON string",
 	"Send a time as text, such as \"2030-01-31T12:00:00Z\"."},
-	[JSON_INTERVAL] = {false, "an interval in a JSON string", INTERVAL_HINT},
-	[JSON_WAIT] = {true, "an interval in a JSON string, or a JSON number of seconds",
+	[JSON_INTERVAL] = {true, "an interval in a JSON string, or a JSON number of seconds",
 	INTERVAL_HINT},
 	[JSON_NUMBER] = {true, "a JSON number, or a number in a JSON string", NULL},
 };

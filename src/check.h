@@ -52,7 +52,6 @@ typedef enum JsonUse
 	JSON_TEXT,
 	JSON_TIME,
 	JSON_INTERVAL,
-	JSON_WAIT,					/* as in HTTP's Retry-After */
 	JSON_NUMBER,
 	NUM_JSON_USES,
 } JsonUse;
