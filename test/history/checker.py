@@ -336,7 +336,7 @@ class Judge:
 
         # the cursor
         explicit = kind == "clear" or (kind == "update" and "sync_token" in json.loads(args["changes"]))
-        planned = kind == "start" and key[1] == "google_contacts"
+        planned = key[1] == "google_contacts" and (kind == "start" or kind == "update" and new["lease"] > old["lease"])
         if not explicit and not planned:
             for column in CURSOR:
                 if old[column] is None or old[column] == new[column]:
