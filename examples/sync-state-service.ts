@@ -10,17 +10,18 @@
 //
 // A call that fails throws a SyncStateError.  A service remembers the leases of the
 // runs that it started, and gives them to their reports: a report that comes too
-// late changes nothing, and fails with `leaseLost`.  So does the report of a run
-// that a claim handed out, unless it is given that lease.  A report is a POST and therefore never retried by supabase-js; it
-// may be sent again by the application when no answer came.
+// late changes nothing, and fails with `leaseLost`.  A run that a claim handed out
+// is not one of them: give its lease.  A report is a POST and therefore never
+// retried by supabase-js; it may be sent again by the application when no answer
+// came.
 
 import type { PostgrestSingleResponse, SupabaseClient } from '@supabase/supabase-js';
 import type { Database, SyncSource, SyncState } from './syncstate-types.js';
 
 export type { SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
 
-/** What all reports may be given: which resource, and another lease than that of the run which this service started. */
-export type ReportOptions = { lease?: number; resource?: string };
+/** What all reports may be given: which resource, and a lease, if it is not that of the run that this service started; null = none. */
+export type ReportOptions = { lease?: number | null; resource?: string };
 
 /** The columns that updateState() may change; null clears, what is left out stays. */
 export type SyncStateChanges = Partial<
@@ -186,7 +187,7 @@ export class SyncStateService {
     );
   }
 
-  /** A report of the row, with the lease of its run; one that was lost is kept, lest the next report be taken. */
+  /** A report, with the lease of the run.  A lost lease is kept: without it, the next report would end another's run. */
   private async report(
     userId: string,
     source: SyncSource,
@@ -195,7 +196,7 @@ export class SyncStateService {
   ): Promise<SyncState> {
     const { resource = '' } = options;
     const key = keyOf(userId, source, resource);
-    const lease = options.lease ?? this.leases.get(key) ?? null;
+    const { lease = this.leases.get(key) ?? null } = options;
     const row = await result(call({ user_id: userId, source, resource, lease }));
     if (row.status !== 'syncing' && this.leases.get(key) === lease) this.leases.delete(key);
     return row;

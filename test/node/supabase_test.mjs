@@ -547,6 +547,14 @@ test('service: it remembers the leases of the runs that it started', async () =>
   assert.equal((await quick.clearSyncToken(ada, 'google_gmail')).status, 'syncing');
   const done = await quick.markSyncCompleted(ada, 'google_gmail', 1, { historyId: '2' });
   assert.deepEqual([done.status, done.lease], ['idle', second.lease]);
+  // it is forgotten then: the next report is about no run
+  assert.equal((await quick.markSyncFailed(ada, 'google_gmail', 'HTTP 503')).status, 'error');
+  // what the application says goes over it
+  await assert.rejects(slow.clearSyncToken(ada, 'google_gmail'), lost);
+  assert.equal((await slow.clearSyncToken(ada, 'google_gmail', { lease: null })).token_losses, 1);
+  const { lease } = await quick.markSyncStarted(ada, 'google_gmail');
+  await assert.rejects(quick.markSyncCompleted(ada, 'google_gmail', 3, {}, { lease: lease - 1 }), lost);
+  assert.equal((await quick.markSyncCompleted(ada, 'google_gmail', 3)).lease, lease);
   // what a claim handed out takes its lease, which this service does not know
   await admin.query('UPDATE syncstate.sync_state SET due_at = now() WHERE user_id = $1', [ada]);
   const claimed = (await ok(worker().rpc('claim_due_syncs', { source: 'google_gmail' }))).find((row) => row.resource === '');

@@ -68,7 +68,8 @@ export async function methods(): Promise<void> {
   const state: SyncState | null = await service.getState(user_id, 'google_gmail');
   await service.updateState(user_id, 'google_gmail', { history_id: '7', sync_interval: '5 minutes', error_message: null });
   const lease = (await service.markSyncStarted(user_id, 'google_gmail'))?.lease;
-  await service.markSyncCompleted(user_id, 'google_gmail', 3, { historyId: '7' }, lease === undefined ? {} : { lease });
+  await service.markSyncCompleted(user_id, 'google_gmail', 3, { historyId: '7' });
+  await service.markSyncCompleted(user_id, 'google_gmail', 3, {}, lease === undefined ? { lease: null } : { lease });
   await service.markSyncFailed(user_id, 'google_gmail', new Error('HTTP 401'), { kind: 'auth' });
   await service.markRateLimited(user_id, 'google_gmail', 30, { scope: 'source' });
   const first: SyncSource = SYNC_SOURCE_LABELS[0];
