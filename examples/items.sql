@@ -6,7 +6,7 @@ CREATE TABLE items (
     resource text NOT NULL,             -- as in syncstate.sync_state
     id       text NOT NULL,             -- the provider's
     payload  jsonb NOT NULL,
-    seen     text,                      -- the full sync that listed it, null if an incremental one wrote it
+    seen     bigint,                    -- full_sync_id of the sync that listed it, null if an incremental one wrote it
     PRIMARY KEY (user_id, source, resource, id)
 );
 
@@ -14,10 +14,11 @@ CREATE TABLE items (
 -- The report is the first statement, so that nothing is written where the lease is lost, and all of
 -- it is one transaction, also where the call comes from elsewhere: see items_router.sql.
 --
---   full_sync   name of the full sync that lists these items, null in an incremental one
+--   full_sync   full_sync_id of the row, null in an incremental sync
+--   done        how many items the listing has had so far, with these
 --   page_token  what leads to the next page; null after the last one, which completes the sync
 CREATE FUNCTION save_page(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
-    found jsonb, full_sync text, done bigint, page_token text DEFAULT NULL,
+    found jsonb, full_sync bigint, done bigint, page_token text DEFAULT NULL,
     sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL)
 RETURNS void LANGUAGE sql AS $$
     SELECT syncstate.checkpoint_sync(user_id, source, lease, page_token, done, resource => resource)
@@ -25,6 +26,11 @@ RETURNS void LANGUAGE sql AS $$
     SELECT syncstate.mark_sync_completed(user_id, source, done, sync_token, history_id, updated_min,
         lease, resource)
     WHERE page_token IS NULL;
+
+    -- the first page takes off the marks of an earlier try, which could not go on at its page token
+    UPDATE items AS i SET seen = NULL
+    WHERE (i.user_id, i.source, i.resource) = ($1, $2, $3) AND i.seen = full_sync
+        AND done = (SELECT count(*) FROM jsonb_object_keys(found));
 
     INSERT INTO items (user_id, source, resource, id, payload, seen)
     SELECT $1, $2, $3, f.key, f.value, full_sync FROM jsonb_each(found) AS f WHERE f.value <> 'null'

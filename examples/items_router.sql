@@ -3,7 +3,7 @@
 -- Whatever of yours goes with a report is such a function: on the shards as in items.sql, here by
 -- the same name and arguments. A superuser runs this, on whose behalf workers reach the shards.
 CREATE FUNCTION save_page_on_shard(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
-    found jsonb, full_sync text, done bigint, page_token text,
+    found jsonb, full_sync bigint, done bigint, page_token text,
     sync_token text, history_id text, updated_min timestamptz)
 RETURNS void LANGUAGE plproxy AS $$
     CLUSTER 'syncstate';
@@ -12,7 +12,7 @@ RETURNS void LANGUAGE plproxy AS $$
 $$;
 
 CREATE FUNCTION save_page(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
-    found jsonb, full_sync text, done bigint, page_token text DEFAULT NULL,
+    found jsonb, full_sync bigint, done bigint, page_token text DEFAULT NULL,
     sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -92,7 +92,7 @@ def sync(db, row):
         if place["page"] is None:
             break
         call(db, "checkpoint_sync", row, progress_done=len(found))      # renews the lease, too
-    is_full = row.sync_token is None and row.history_id is None and row.updated_min is None
+    is_full = row.full_sync_id is not None
     with db.transaction():
         call(db, "mark_sync_completed", row, items_synced=len(found), **cursor)
         db.execute("SELECT write_items(%s, %s, %s, %s, %s)",

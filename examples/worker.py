@@ -26,7 +26,6 @@ import signal
 import socket
 import time
 import traceback
-import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 
@@ -131,30 +130,28 @@ class Worker:
                 continue
             is_resumed = False
             place |= {"page": next_page, "done": place["done"] + len(items)}
-            self.call("save_page", row, found=Jsonb(items), full_sync=place["full"],
+            self.call("save_page", row, found=Jsonb(items), full_sync=row.full_sync_id,
                       done=place["done"], page_token=json.dumps(place) if next_page else None,
                       **cursor)
             if not next_page:
                 break
             if self.stop.asked:             # whoever comes next goes on at the next page
                 return self.release(row, f"after {place['done']} items")
-        self.log(row, f"{'full' if place['full'] else 'incremental'} sync, {place['done']} items")
+        kind = "full" if row.full_sync_id else "incremental"
+        self.log(row, f"{kind} sync, {place['done']} items")
 
     def place(self, row):
         """Where to begin, and whether that is amid the pages of a run that did not end.
 
-        page_token is a text of ours, so it holds all that such a run must leave behind, as JSON:
-        besides what the page functions need, the name of a full sync, so that the sweep after the
-        last page spares what was listed before somebody else took over.
+        page_token is a text of ours, so it holds all that such a run must leave behind, as JSON.
         """
-        is_full = row.sync_token is None and row.history_id is None and row.updated_min is None
         try:
             place = json.loads(row.page_token or "")
-            if (place["full"] is not None) == is_full and place["done"] >= 0 and place["page"]:
+            if place["done"] >= 0 and place["page"]:
                 return place, True
         except (ValueError, LookupError, TypeError):
             pass                            # none, or not ours
-        return {"full": uuid.uuid4().hex if is_full else None, "done": 0, "page": None}, False
+        return {"done": 0, "page": None}, False
 
     def fetch(self, row, place):
         """One page, in a thread, while we keep the lease alive, however long that takes."""
