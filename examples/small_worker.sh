@@ -99,8 +99,8 @@ rest() {
 		clock_timestamp() + '10 minutes') - clock_timestamp())))") || return
 	log sleeps
 	for ((; seconds > 0; seconds--)); do
-		echo 'SELECT 1 WHERE false;' >&"${LISTENER[1]}"
-		if [ -n "$stop" ] || read -r -t 1 line <&"${LISTENER[0]}"; then return; fi
+		echo 'SELECT 1 WHERE false;' >&"${LISTENER[1]:--}" || return # it has lost its connection
+		if [ -n "$stop" ] || read -r -t 1 line <&"${LISTENER[0]:--}"; then return; fi
 	done
 }
 

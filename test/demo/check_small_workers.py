@@ -102,6 +102,14 @@ class Small(demo_run.Demo):
                    "they get up in time, and go on from the cursors")
         self.check_items(*accounts)
 
+        self.step("lost connections")
+        self.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s",
+                   demo_run.WORKER_ROLE)
+        for account in accounts:
+            self.control("mutate", *account, add=2, change=2, delete=2)
+        self.wait_synced(*accounts)
+        self.check_items(*accounts)
+
         self.step("errors")
         marks = {account: len(self.log(*account)) for account in accounts}
         self.control("expire", "ada", CALENDAR, delete=3)
