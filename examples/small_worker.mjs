@@ -60,13 +60,13 @@ async function sync(db, row) {
   let page
   try {
     do {
+      if (stopped) return `released: ${(await call(db, 'release_sync', row)).status}`
       page = await fetchPage(row, page?.nextPageToken)
       for (const item of page.items ?? []) found[item.id] = item.status === 'cancelled' ? null : item
-    } while (page.nextPageToken && !stopped)
+    } while (page.nextPageToken)
   } finally {
     clearInterval(heartbeat)
   }
-  if (stopped) return `released: ${(await call(db, 'release_sync', row)).status}`
   const count = Object.keys(found).length
   await db.query('BEGIN')
   await call(db, 'mark_sync_completed', row, { items_synced: count, sync_token: page.nextSyncToken })

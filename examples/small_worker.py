@@ -76,6 +76,9 @@ def sync(db, row):
     """All pages; then items and cursor in one transaction: both or neither."""
     place, found = {"page": None}, {}
     while True:
+        if is_asked_to_stop():
+            call(db, "release_sync", row)
+            return "released"
         try:
             items, place["page"], cursor = fetch(db, row, place)
         except ApiError as error:
@@ -86,9 +89,6 @@ def sync(db, row):
             place, found = {"page": None}, {}               # from the beginning, in full
             continue
         found |= items
-        if is_asked_to_stop():
-            call(db, "release_sync", row)
-            return "released"
         if place["page"] is None:
             break
         call(db, "checkpoint_sync", row, progress_done=len(found))      # renews the lease, too

@@ -16,9 +16,10 @@ psql=(psql -d "${DATABASE_URL:-}" -XqAt -F $'\x1f' -v ON_ERROR_STOP=1 -v VERBOSI
 access_token() { echo "$user"; } # yours to write: the user's OAuth access token
 log() { echo "$name: $*"; }
 # db [NAME=VALUE...] <<<SQL: runs it; its psql variables, and the row's. An error is in $dir/error.
-db() {
+db() (
+	trap '' TERM # who ends us and all we started, as systemd does, must not cut off a claim or a report
 	"${psql[@]}" -v user="$user" -v resource="$resource" -v lease="$lease" "${@/#/-v}" -f - 2>"${error:-$dir/error}"
-}
+)
 
 # call FUNCTION [ARGUMENTS [NAME=VALUE...]]: a lifecycle call with the row's lease; prints the status.
 call() {
@@ -39,14 +40,13 @@ fetch() { # one page, into $dir/page
 
 # All pages, as one JSON array, which PostgreSQL reads; or one report of why not.
 sync() {
-	local page='' status retry_after kind=permanent
-	: >"$dir/pages"
-	while fetch && [ -z "$stop" ] && [ "$status" = 200 ]; do
-		echo "${page:+,}$(<"$dir/page")" >>"$dir/pages"
+	local page='' status='' retry_after kind=permanent
+	while [ -z "$stop" ] && fetch && [ "$status" = 200 ]; do
+		echo "${page:+,}$(<"$dir/page")"
 		page=$(db file="$dir/page" <<<"\\set page \`cat :'file'\`
 			SELECT :'page'::jsonb ->> 'nextPageToken'")
 		if [ -z "$page" ]; then break; fi
-	done
+	done >"$dir/pages"
 	case ${stop:+stop}$status in
 	stop*) call release_sync ;;
 	200) write || { ! grep -q PT4 "$dir/error" && fail; } ;; # one strange item must not stop the rest
@@ -112,7 +112,7 @@ while [ -z "$stop" ]; do
 		heartbeat "$every" >/dev/null & beat=$!
 		sync >"$dir/out" || echo "dropped: $(head -n 1 "$dir/error")" >"$dir/out"
 		log "$user: $(<"$dir/out")"
-		kill "$beat"
+		kill "$beat" 2>/dev/null || : # gone already, if we all were told to stop
 	else
 		rest
 	fi

@@ -158,21 +158,25 @@ class Worker:
         future = self.pool.submit(PAGES[row.source], row, place)
         is_done = False
         while not is_done:
-            is_done = wait([future], timeout=max(0, self.renew_at - time.monotonic())).done
+            seconds = min(1, max(0, self.renew_at - time.monotonic()))     # 1: see whether to stop
+            is_done = wait([future], timeout=seconds).done
+            if self.stop.asked:             # whoever ends us may not wait as long as the provider
+                self.release_waiting("not begun")
             if time.monotonic() >= self.renew_at:
-                self.renew_leases()
+                self.release_waiting("waited too long")
+                self.renew_lease(row)
         return future.result()
 
-    def renew_leases(self):
-        """Of the row in work. Those that wait behind it go back: another worker may be free."""
-        row, *waiting = self.held
-        self.held = [row]
-        for other in waiting:
-            with suppress(LeaseLost):
-                self.release(other, "waited too long")
+    def renew_lease(self, row):
         with suppress(LeaseLost):           # the next report will say it again
             self.call("syncstate.renew_sync_lease", row)
         self.renew_at = time.monotonic() + self.renew_every
+
+    def release_waiting(self, why):
+        """Those that wait behind the row in work go back: another worker may be free."""
+        while len(self.held) > 1:
+            with suppress(LeaseLost):
+                self.release(self.held.pop(), why)
 
     def release(self, row, why):
         self.call("syncstate.release_sync", row)

@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
-from check_worker import demo_run    # noqa: E402
+from check_worker import demo_run, stop_amid_claim   # noqa: E402
 
 CALENDAR = demo_run.CALENDAR
 INTERPRETERS = {".py": [sys.executable, "-B"], ".mjs": ["node"], ".sh": ["bash"]}
@@ -54,6 +54,13 @@ class Small(demo_run.Demo):
     def worker_log(self, name):
         return (self.temp / f"worker-{name}.log").read_text()
 
+    def signal_worker(self, name, number):
+        if number != signal.SIGTERM:
+            return super().signal_worker(name, number)
+        process = self.workers.pop(name)
+        os.killpg(process.pid, number)      # as systemd does, with all that it has started
+        return process
+
     def clean_up(self):
         for process in self.workers.values():       # with all that it has started
             with contextlib.suppress(ProcessLookupError):
@@ -79,6 +86,16 @@ class Small(demo_run.Demo):
         self.set_up()
         people = "ada ben cleo dan eve finn".split()
         accounts = [(name, CALENDAR) for name in people]
+
+        self.step("a stop amid a claim")
+        self.connect("jon")
+        self.check(stop_amid_claim(self, "one") == 0, "it ends with status 0")
+        row = self.row("jon", CALENDAR)
+        self.check((row.status, row.lease, row.failures) == ("idle", 1, 0)
+                   and self.value("SELECT %s <= clock_timestamp()", row.due_at)
+                   and not self.log("jon", CALENDAR),
+                   "before the first page, and the row is released: due, nothing counted")
+        self.query("SELECT syncstate.disconnect_sync(%s, %s)", self.users["jon"], CALENDAR)
 
         self.step("waking")
         self.start_worker("one")

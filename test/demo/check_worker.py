@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import signal
 import sys
+import time
 import unittest
 from datetime import timedelta
 from importlib.machinery import SourceFileLoader
@@ -25,6 +27,22 @@ def load_demo():
 
 demo_run = load_demo()
 CALENDAR, TASKS, GMAIL, CONTACTS = demo_run.SOURCES
+
+
+def stop_amid_claim(demo, name):
+    """Starts a worker whose first claim has to wait, asks it to stop, and lets the claim go on.
+
+    Returns its exit status.
+    """
+    with demo.db.transaction():
+        demo.db.execute("LOCK TABLE syncstate.sync_state")
+        demo.start_worker(name)
+        demo.wait_for("the claim", lambda: demo.server.execute(
+            """SELECT 1 FROM pg_stat_activity WHERE usename = %s AND wait_event_type = 'Lock'
+                     AND query LIKE '%%claim_due_syncs%%'""", [demo_run.WORKER_ROLE]).fetchone())
+        process = demo.signal_worker(name, signal.SIGTERM)
+        time.sleep(0.5)                 # it does not tell when it has noticed
+    return process.wait(demo_run.PATIENCE)
 
 
 def classic(reason, message="", **more):
@@ -123,6 +141,11 @@ class WorkerTest(unittest.TestCase):
                    and row.last_full_sync_at)
         self.assertEqual(self.demo.compare(account)[1:], (0, 0, 0))
 
+    def assert_not_begun(self, *account):
+        row = self.demo.row(*account)
+        self.assertEqual((row.status, row.lease, row.failures), ("idle", 1, 0))
+        self.assertTrue(self.demo.value("SELECT %s <= clock_timestamp()", row.due_at))
+
     def worker_log(self):
         return (self.demo.temp / "worker-solo.log").read_text()
 
@@ -172,6 +195,39 @@ class WorkerTest(unittest.TestCase):
             self.demo.control("release", *account)
         for account in accounts:
             self.assert_synced(*account)
+
+    def test_stop_amid_claim(self):
+        accounts = [("kim", CALENDAR), ("leo", CALENDAR)]
+        self.demo.signal_worker("solo", 9).wait()
+        for account in accounts:
+            self.connect(*account)
+        self.assertEqual(stop_amid_claim(self.demo, "solo"), 0)
+        for account in accounts:
+            self.assert_not_begun(*account)
+            self.assertEqual(self.demo.log(*account), [])
+
+    def test_stop_before_rows_that_wait(self):
+        accounts = [("kim", TASKS), ("leo", TASKS)]
+        # nor may they go back because they waited too long
+        self.demo.query("SELECT syncstate.set_sync_policy(%s, '{\"lease_time\": \"1 day\"}')", TASKS)
+        self.addCleanup(self.demo.query, "SELECT syncstate.set_sync_policy(%s, %s)", TASKS,
+                        json.dumps(demo_run.POLICY))
+        for account in accounts:
+            self.demo.control("hold", *account, page=1)
+        with self.demo.db.transaction():    # so that one claim takes both
+            for account in accounts:
+                self.connect(*account)
+        first = self.until("the page", lambda: [a for a in accounts if self.demo.log(*a)])[0]
+        second, = set(accounts) - {first}
+        process = self.demo.signal_worker("solo", signal.SIGTERM)
+        self.until("the release", lambda: self.demo.row(*second).status == "idle")
+        self.assert_not_begun(*second)
+        self.assertEqual(self.demo.row(*first).status, "syncing")
+        self.demo.control("release", *first)
+        self.assertEqual(process.wait(demo_run.PATIENCE), 0)
+        row = self.demo.row(*first)
+        self.assertEqual((row.status, row.lease, row.failures), ("idle", 1, 0))
+        self.assertEqual(self.demo.log(*second), [])
 
     def test_forgotten_page_token(self):
         account = ("ben", CONTACTS)
