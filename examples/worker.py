@@ -141,7 +141,7 @@ class Worker:
         self.log(row, f"{kind} sync, {place['done']} items")
 
     def place(self, row):
-        """Where to begin, and whether that is amid the pages of a run that did not end.
+        """Where to begin, and whether that is between the pages of a run that did not end.
 
         page_token is a text of ours, so it holds all that such a run must leave behind, as JSON.
         """

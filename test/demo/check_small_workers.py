@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
-from check_worker import demo_run, stop_amid_claim   # noqa: E402
+from check_worker import demo_run, stop_during_claim   # noqa: E402
 
 CALENDAR = demo_run.CALENDAR
 INTERPRETERS = {".py": [sys.executable, "-B"], ".mjs": ["node"], ".sh": ["bash"]}
@@ -87,9 +87,9 @@ class Small(demo_run.Demo):
         people = "ada ben cleo dan eve finn".split()
         accounts = [(name, CALENDAR) for name in people]
 
-        self.step("a stop amid a claim")
+        self.step("a stop during a claim")
         self.connect("jon")
-        self.check(stop_amid_claim(self, "one") == 0, "it ends with status 0")
+        self.check(stop_during_claim(self, "one") == 0, "it ends with status 0")
         row = self.row("jon", CALENDAR)
         self.check((row.status, row.lease, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
@@ -215,7 +215,7 @@ class Small(demo_run.Demo):
         self.check((row.status, row.lease, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
                    and self.log("ida", CALENDAR)[-1]["page"] < 6,
-                   "amid the pages, and the row is released: due, nothing counted")
+                   "between two pages, and the row is released: due, nothing counted")
         other.send_signal(signal.SIGCONT)
         self.wait_for("the other worker", lambda: self.row("ida", CALENDAR).last_successful_sync_at)
 

@@ -29,7 +29,7 @@ demo_run = load_demo()
 CALENDAR, TASKS, GMAIL, CONTACTS = demo_run.SOURCES
 
 
-def stop_amid_claim(demo, name):
+def stop_during_claim(demo, name):
     """Starts a worker whose first claim has to wait, asks it to stop, and lets the claim go on.
 
     Returns its exit status.
@@ -196,12 +196,12 @@ class WorkerTest(unittest.TestCase):
         for account in accounts:
             self.assert_synced(*account)
 
-    def test_stop_amid_claim(self):
+    def test_stop_during_claim(self):
         accounts = [("kim", CALENDAR), ("leo", CALENDAR)]
         self.demo.signal_worker("solo", 9).wait()
         for account in accounts:
             self.connect(*account)
-        self.assertEqual(stop_amid_claim(self.demo, "solo"), 0)
+        self.assertEqual(stop_during_claim(self.demo, "solo"), 0)
         for account in accounts:
             self.assert_not_begun(*account)
             self.assertEqual(self.demo.log(*account), [])
