@@ -132,26 +132,26 @@ read_time(const Key *key, const char *word, void *field)
 	syncstate_check_time(key->json.name, *(TimestampTz *) field);
 }
 
+static Interval *
+interval_of(const char *word)
+{
+	return DatumGetIntervalP(DirectFunctionCall3(interval_in,
+												 CStringGetDatum(word),
+												 ObjectIdGetDatum(InvalidOid),
+												 Int32GetDatum(-1)));
+}
+
 static void
 read_wait(const Key *key, const char *word, void *field)
 {
-	*(int64 *) field =
-		syncstate_clamped_wait(DatumGetIntervalP(DirectFunctionCall3(interval_in,
-																	 CStringGetDatum(word),
-																	 ObjectIdGetDatum(InvalidOid),
-																	 Int32GetDatum(-1))));
+	*(int64 *) field = syncstate_clamped_wait(interval_of(word));
 }
 
 static void
 read_delay(const Key *key, const char *word, void *field)
 {
-	Interval   *delay =
-		DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(word),
-											  ObjectIdGetDatum(InvalidOid),
-											  Int32GetDatum(-1)));
-
-	*(int64 *) field = syncstate_check_duration(key->json.name, delay, 0,
-												MAX_RELEASE_DELAY);
+	*(int64 *) field = syncstate_check_duration(key->json.name, interval_of(word),
+												0, MAX_RELEASE_DELAY);
 }
 
 static void

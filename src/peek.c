@@ -239,6 +239,23 @@ syncstate_next_sync_due(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(next);
 }
 
+/*
+ * The row that a function is given, and the policy of its source; false if the
+ * row is null.
+ *
+ * Such a function is not STRICT: the planner makes a STRICT call with a constant
+ * null a null, without asking for the privilege.
+ */
+static bool
+arg_row(FunctionCallInfo fcinfo, SyncState *row, SyncPolicy *policy)
+{
+	if (PG_ARGISNULL(0))
+		return false;
+	syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), row);
+	*policy = syncstate_policy(row->key.source);
+	return true;
+}
+
 /* syncstate_due_from(sync_state) -> timestamptz: see doc/syncstate.md. */
 Datum
 syncstate_due_from(PG_FUNCTION_ARGS)
@@ -247,11 +264,8 @@ syncstate_due_from(PG_FUNCTION_ARGS)
 	SyncPolicy	policy;
 	TimestampTz at;
 
-	/* not STRICT: a call without a row is one that takes the privilege, too */
-	if (PG_ARGISNULL(0))
+	if (!arg_row(fcinfo, &row, &policy))
 		PG_RETURN_NULL();
-	syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), &row);
-	policy = syncstate_policy(row.key.source);
 	policy.paused_until = NO_TIME;
 	at = syncstate_claimable_at(&row, &policy);
 	if (at == DT_NOEND)
@@ -267,10 +281,8 @@ syncstate_is_ahead(PG_FUNCTION_ARGS)
 	SyncState	settled;
 	SyncPolicy	policy;
 
-	if (PG_ARGISNULL(0))
+	if (!arg_row(fcinfo, &row, &policy))
 		PG_RETURN_NULL();
-	syncstate_state_from_header(PG_GETARG_HEAPTUPLEHEADER(0), &row);
-	policy = syncstate_policy(row.key.source);
 	settled = row;
 	syncstate_settle_times(&settled, &policy, syncstate_now());
 	PG_RETURN_BOOL(settled.due_at != row.due_at ||
