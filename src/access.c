@@ -434,8 +434,8 @@ syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key, bool make,
 }
 
 /*
- * Whether a version has a successor, and the transaction keeps its snapshot: a
- * statement would fail at it.
+ * Whether a version has a successor that the transaction, which keeps its
+ * snapshot, must not see: an UPDATE of it would fail to serialize.
  */
 static bool
 is_outdated(RowAccess *rows, ItemPointerData tid, TupleTableSlot *slot)

@@ -1,8 +1,7 @@
 /*
  * due.c: who is due
  *
- * The one place that says which rows a claim takes.  The view sync_overview
- * repeats it in SQL, without the pause of a source: keep in sync.
+ * The one place that says which rows a claim takes.
  */
 #include "postgres.h"
 

@@ -361,8 +361,8 @@ comes_earlier(const SyncState *row, const SyncPolicy *policy, TimestampTz now)
 
 /*
  * The row is locked first: a request that is there may be gone as soon as the
- * transaction of a claim commits, and then this one is needed.  One from the
- * future, by a clock that was wrong, is none.
+ * transaction of a claim commits, and then this one is needed.  A request whose
+ * time lies in the future was made by a clock that was wrong, and is replaced.
  *
  * NOTIFY takes a lock that all databases share until the commit, so only a
  * request that makes its row due earlier notifies.  Workers that sleep until

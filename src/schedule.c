@@ -269,12 +269,13 @@ syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
 }
 
 /*
- * From when on a claim minds a row whose run ends without a report: at once in
- * a row's first failure, or to park it, and else as after a failure that was
- * told.
+ * From when on a claim takes a row whose run ends without a report: from the
+ * end of the lease if that is the row's first failure in a row, or if the claim
+ * will park it; otherwise after the same backoff as a failure that was reported.
  *
- * The wait is the run's own: the same for whoever asks, and another one for
- * each row of a batch, so that a row that kills its worker soon fails alone.
+ * The random part comes from the row's key and lease: every caller gets the same
+ * time, and the rows of one batch get different ones, so that a row that kills
+ * its worker is soon claimed alone.
  */
 TimestampTz
 syncstate_lease_over(const SyncPolicy *policy, const SyncState *row)

@@ -395,7 +395,6 @@ syncstate_state_from_header(HeapTupleHeader header, SyncState *row)
 		.t_len = HeapTupleHeaderGetDatumLength(header),
 		.t_data = header,
 	};
-
 	Datum	   *values = palloc(tupdesc->natts * sizeof(Datum));
 	bool	   *nulls = palloc(tupdesc->natts * sizeof(bool));
 
