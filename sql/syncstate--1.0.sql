@@ -682,8 +682,8 @@ COMMENT ON TRIGGER custom_source_add_label ON syncstate.custom_source IS 'Adds t
 
 /*
  * A label cannot be removed from an enum, and a dump whose labels are missing
- * cannot be restored.  So a row stays as long as its label: who empties all
- * tables of a database, as tests do, deletes nothing here, and need not know.
+ * cannot be restored.  So a row stays as long as its label does: whoever empties
+ * all tables of a database, as tests do, deletes nothing here.
  * The first four labels are built in.
  *
  * A transaction that keeps its snapshot might not see a label that was committed
@@ -723,7 +723,7 @@ BEGIN
 	RETURN OLD;
 END
 $$;
-COMMENT ON FUNCTION syncstate.keep_source_labels() IS 'Keeps the row of each label in custom_source, whoever deletes it';
+COMMENT ON FUNCTION syncstate.keep_source_labels() IS 'Keeps each row of custom_source as long as its label exists';
 REVOKE ALL ON FUNCTION syncstate.keep_source_labels() FROM PUBLIC;
 
 CREATE TRIGGER custom_source_keep_label BEFORE UPDATE OR DELETE ON syncstate.custom_source
