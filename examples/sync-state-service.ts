@@ -27,7 +27,7 @@ export type ReportOptions = { lease?: number | null; resource?: string };
 export type SyncStateChanges = Partial<
   Omit<
     Database['syncstate']['Tables']['sync_state']['Update'],
-    | 'user_id' | 'source' | 'resource' | 'lease' | 'lease_required' | 'full_sync_id' | 'failing_since'
+    | 'user_id' | 'source' | 'resource' | 'lease' | 'lease_required' | 'full_sync_id' | 'syncs_started' | 'failing_since'
     | 'changes_seen' | 'seconds_watched'
     | 'created_at' | 'updated_at'
   >

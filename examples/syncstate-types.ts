@@ -115,7 +115,7 @@ export type SyncState = {
   parked_reason: string | null;
   /** The row's own interval; null = the policy's. */
   sync_interval: string | null;
-  /** Fencing number: one more at each start. */
+  /** Fencing number: one more at each start; never one that the key had before. */
   lease: number;
   /** Until when the sync in flight has the row; null = none in flight. */
   lease_expires_at: string | null;
@@ -149,6 +149,8 @@ export type SyncState = {
   seconds_watched: number | null;
   /** The lease under which the full sync began that is not completed yet; null = none. */
   full_sync_id: number | null;
+  /** How many syncs of the row were started. */
+  syncs_started: number | null;
   /** Whether a claim handed out the sync in flight, so that its report takes the lease. */
   lease_required: boolean;
 };
@@ -523,6 +525,7 @@ export type Database = {
           changes_seen?: number | null;
           seconds_watched?: number | null;
           full_sync_id?: number | string | null;
+          syncs_started?: number | null;
           lease_required?: boolean;
         };
         Update: {
@@ -556,6 +559,7 @@ export type Database = {
           changes_seen?: number | null;
           seconds_watched?: number | null;
           full_sync_id?: number | string | null;
+          syncs_started?: number | null;
           lease_required?: boolean;
         };
         Relationships: [];

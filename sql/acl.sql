@@ -6,6 +6,7 @@
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS syncstate;
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 SET syncstate.clock = '2030-01-01 00:00:00+00';
 
 CREATE ROLE regress_syncstate_worker;
@@ -456,6 +457,7 @@ CREATE ROLE service_role NOLOGIN NOINHERIT;
 \endif
 SELECT rolbypassrls AS bypassed_rls FROM pg_roles WHERE rolname = 'service_role' \gset
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 SET syncstate.clock = '2030-01-01 00:00:00+00';
 RESET client_min_messages;
 INSERT INTO syncstate.sync_state (user_id, source, sync_token) VALUES

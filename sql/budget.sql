@@ -4,6 +4,7 @@
  */
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 RESET client_min_messages;
 CREATE SCHEMA regress_budget;
 SET search_path = regress_budget, syncstate, public;

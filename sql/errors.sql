@@ -6,6 +6,7 @@
 --
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 DROP SCHEMA IF EXISTS regress_errors CASCADE;
 DELETE FROM syncstate.sync_state;
 DELETE FROM syncstate.sync_policy;

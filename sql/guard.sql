@@ -10,6 +10,7 @@
 --
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 DROP SCHEMA IF EXISTS regress_guard CASCADE;
 DELETE FROM syncstate.sync_state;
 DELETE FROM syncstate.sync_policy;
@@ -100,7 +101,7 @@ BEGIN
 	IF set_up.state = 'missing' THEN
 		RETURN;
 	END IF;
-	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "lease_required": false}'
+	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
 		|| s.others
 		|| (SELECT jsonb_object_agg(key, regress_guard.t() + value::interval) FROM jsonb_each_text(s.times))
 		|| jsonb_build_object('user_id', regress_guard.u(), 'source', 'google_calendar')
@@ -200,7 +201,7 @@ BEGIN
 		before := jsonb_build_object('user_id', regress_guard.u(), 'source', 'google_calendar',
 									 'resource', '', 'status', 'idle', 'lease', 0,
 									 'items_synced', 0, 'failures', 0, 'token_losses', 0,
-									 'lease_required', false);
+									 'syncs_started', 0, 'lease_required', false);
 	END IF;
 	RETURN coalesce(regress_guard.diff(before, after), 'only updated_at');
 END

@@ -8,6 +8,7 @@
 --
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 DROP SCHEMA IF EXISTS regress_lifecycle CASCADE;
 DELETE FROM syncstate.sync_state;
 DELETE FROM syncstate.sync_policy;
@@ -100,7 +101,7 @@ BEGIN
 	IF set_up.state = 'missing' THEN
 		RETURN;
 	END IF;
-	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "lease_required": false}'
+	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
 		|| s.others
 		|| (SELECT jsonb_object_agg(key, regress_lifecycle.t() + value::interval) FROM jsonb_each_text(s.times))
 		|| jsonb_build_object('user_id', regress_lifecycle.u(), 'source', set_up.source)
@@ -219,7 +220,7 @@ BEGIN
 		before := jsonb_build_object('user_id', regress_lifecycle.u(), 'source', source,
 									 'resource', '', 'status', 'idle', 'lease', 0,
 									 'items_synced', 0, 'failures', 0, 'token_losses', 0,
-									 'lease_required', false);
+									 'syncs_started', 0, 'lease_required', false);
 	END IF;
 	RETURN told || coalesce(regress_lifecycle.diff(before, after), 'only updated_at');
 END
@@ -649,7 +650,7 @@ CREATE FUNCTION regress_lifecycle.many(source syncstate.sync_source, n integer, 
 	INSERT INTO syncstate.sync_state
 	SELECT r.* FROM generate_series(1, n) AS i,
 		jsonb_populate_record(NULL::syncstate.sync_state,
-			'{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "lease_required": false}'
+			'{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
 			|| jsonb_build_object('user_id', md5(i::text)::uuid, 'source', source, 'created_at', regress_lifecycle.t(), 'updated_at', regress_lifecycle.t())
 			|| more) AS r
 	$$;

@@ -11,6 +11,7 @@
 --
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 DROP SCHEMA IF EXISTS regress_property CASCADE;
 DELETE FROM syncstate.sync_state;
 DELETE FROM syncstate.sync_policy;

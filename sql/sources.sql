@@ -7,6 +7,7 @@
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS syncstate CASCADE;
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 RESET client_min_messages;
 \pset null '(null)'
 

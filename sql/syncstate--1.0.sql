@@ -28,6 +28,11 @@ COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never dec
  * Column order is part of the contract.  src/columns.h has the same list: keep
  * in sync.  New columns go to the end of both.
  *
+ * lease begins at the microseconds since 1970 when the row is made.  A start takes
+ * longer than a microsecond, so no number is ever given again for a key, however
+ * its row was deleted: a worker that still has a lease of the old row holds none
+ * of the new one.
+ *
  * resource compares bytewise: it ends both lane indexes, which must not
  * change their order with a new version of the locale library.
  *
@@ -49,7 +54,8 @@ CREATE TABLE syncstate.sync_state (
 	requested_at timestamptz,
 	parked_reason text,
 	sync_interval interval,
-	lease bigint NOT NULL DEFAULT 0,
+	lease bigint NOT NULL
+		DEFAULT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint,
 	lease_expires_at timestamptz,
 	last_sync_at timestamptz,
 	last_successful_sync_at timestamptz,
@@ -66,6 +72,7 @@ CREATE TABLE syncstate.sync_state (
 	changes_seen double precision,
 	seconds_watched double precision,
 	full_sync_id bigint,
+	syncs_started integer DEFAULT 0,
 	lease_required boolean NOT NULL DEFAULT false,
 	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, source, resource)
 ) WITH (fillfactor = 50);
@@ -111,7 +118,7 @@ COMMENT ON COLUMN syncstate.sync_state.due_at IS 'When the row is due; null = pa
 COMMENT ON COLUMN syncstate.sync_state.requested_at IS 'When a sync was asked for; non-null = priority lane';
 COMMENT ON COLUMN syncstate.sync_state.parked_reason IS 'Why the row is parked: paused, auth, failures or token_loop';
 COMMENT ON COLUMN syncstate.sync_state.sync_interval IS 'The row''s own interval; null = the policy''s';
-COMMENT ON COLUMN syncstate.sync_state.lease IS 'Fencing number: one more at each start';
+COMMENT ON COLUMN syncstate.sync_state.lease IS 'Fencing number: one more at each start; never one that the key had before';
 COMMENT ON COLUMN syncstate.sync_state.lease_expires_at IS 'Until when the sync in flight has the row; null = none in flight';
 COMMENT ON COLUMN syncstate.sync_state.last_sync_at IS 'When a sync last started';
 COMMENT ON COLUMN syncstate.sync_state.last_successful_sync_at IS 'When a sync last completed';
@@ -128,6 +135,7 @@ COMMENT ON COLUMN syncstate.sync_state.failing_since IS 'When the present run of
 COMMENT ON COLUMN syncstate.sync_state.changes_seen IS 'Changes that syncs found, at most 3 each; halved every 3 days; null = nothing learned yet';
 COMMENT ON COLUMN syncstate.sync_state.seconds_watched IS 'The time in which they were found; halved every 3 days likewise';
 COMMENT ON COLUMN syncstate.sync_state.full_sync_id IS 'The lease under which the full sync began that is not completed yet; null = none';
+COMMENT ON COLUMN syncstate.sync_state.syncs_started IS 'How many syncs of the row were started';
 COMMENT ON COLUMN syncstate.sync_state.lease_required IS 'Whether a claim handed out the sync in flight, so that its report takes the lease';
 
 /* ----------------------------------------------------------------- policy */

@@ -72,6 +72,7 @@ CREATE TYPE syncstate.sync_state AS (
 	changes_seen double precision,
 	seconds_watched double precision,
 	full_sync_id bigint,
+	syncs_started integer,
 	lease_required boolean
 );
 COMMENT ON TYPE syncstate.sync_state IS 'A row of sync_state on a shard';
@@ -916,7 +917,7 @@ BEGIN
 		FOR i IN 1 .. LEAST(missing, pg_catalog.cardinality(hungry)) LOOP
 			parts[hungry[i] OPERATOR(pg_catalog.+) 1] = missing OPERATOR(pg_catalog./) pg_catalog.cardinality(hungry)
 				OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (missing OPERATOR(pg_catalog.%) pg_catalog.cardinality(hungry)))::pg_catalog.int4;
-			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%sSELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L) AS c',
+			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%sSELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c',
 				CASE WHEN hungry[i] OPERATOR(pg_catalog.<>) ALL (begun) THEN 'BEGIN; ' END,
 				source, parts[hungry[i] OPERATOR(pg_catalog.+) 1], lease_time);
 		END LOOP;

@@ -38,8 +38,8 @@ SELECT syncstate.register_sync_source('regress_syncstate_source');
 SET syncstate.clock = '2030-01-01 00:00:00+00';
 SET ROLE regress_syncstate_worker;
 SELECT status FROM syncstate.connect_sync('aaaaaaaa-0000-4000-8000-000000000001', 'google_tasks');
-SELECT lease, resource FROM syncstate.claim_due_syncs();
-SELECT status, lease FROM syncstate.mark_sync_completed('aaaaaaaa-0000-4000-8000-000000000001', 'google_tasks', 1, lease => 1);
+SELECT lease FROM syncstate.claim_due_syncs() \gset
+SELECT status FROM syncstate.mark_sync_completed('aaaaaaaa-0000-4000-8000-000000000001', 'google_tasks', 1, lease => :lease);
 SELECT sync_interval FROM syncstate.set_sync_policy('google_tasks', '{"sync_interval": "42 minutes"}');
 RESET ROLE;
 
@@ -71,8 +71,8 @@ SELECT count(*) AS rows FROM syncstate.sync_state;
 SELECT sync_interval FROM syncstate.get_sync_policy('google_tasks');
 SELECT enum_range(NULL::syncstate.sync_source);
 SELECT status, failures FROM syncstate.connect_sync('aaaaaaaa-0000-4000-8000-000000000001', 'google_tasks');
-SELECT lease, resource FROM syncstate.claim_due_syncs();
-SELECT status, lease FROM syncstate.mark_sync_completed('aaaaaaaa-0000-4000-8000-000000000001', 'google_tasks', 1, lease => 1);
+SELECT lease FROM syncstate.claim_due_syncs() \gset
+SELECT status FROM syncstate.mark_sync_completed('aaaaaaaa-0000-4000-8000-000000000001', 'google_tasks', 1, lease => :lease);
 SELECT syncstate.disconnect_sync('aaaaaaaa-0000-4000-8000-000000000001', 'google_tasks');
 
 -- and a dropping that was rolled back was none

@@ -7,6 +7,7 @@
 --
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0; -- so that tests can name leases
 CREATE ROLE regress_syncstate_ways;
 RESET client_min_messages;
 \set VERBOSITY terse

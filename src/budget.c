@@ -87,7 +87,7 @@ typedef struct Population
 {
 	int64		rows;
 	int64		made;			/* since the last rebalance */
-	double		starts;			/* sum of the fencing numbers */
+	double		starts;			/* of all their syncs ever */
 	double		mean_rate;		/* changes per second */
 	BudgetPlan	plan;
 } Population;
@@ -354,7 +354,7 @@ correct_plan(const SyncPolicy *policy, const SyncBudget *last,
 	double		gone = rows_then + population->made - population->rows;
 	double		spent = population->starts - last->starts;
 
-	/* deleted rows took their numbers with them */
+	/* deleted rows took their counts with them */
 	if (gone > 0 && rows_then > 0)
 		spent += Min(gone, rows_then) * last->starts / rows_then;
 	spent = Max(spent, 0.0);

@@ -202,8 +202,7 @@ try_take(Claim *claim)
 											claim->walk.snapshot,
 											claim->locked, row);
 	MemoryContextSwitchTo(save);
-	if (!is_locked || row->key.source != claim->policy.source ||
-		syncstate_claimable_at(row, &claim->policy) > claim->now)
+	if (!is_locked || row->key.source != claim->policy.source)
 		return;
 	claim->start = syncstate_now();
 	(void) take(claim, true);

@@ -53,6 +53,7 @@
 	COLUMN(changes_seen,			AMOUNT,		OURS) \
 	COLUMN(seconds_watched,			AMOUNT,		OURS) \
 	COLUMN(full_sync_id,			COUNT,		OURS) \
+	COLUMN(syncs_started,			TALLY,		OURS) \
 	COLUMN(lease_required,			FLAG,		OURS)
 
 #define SYNC_STATE_COLUMNS(COLUMN) \

@@ -34,6 +34,7 @@
 #include "check.h"
 #include "policy.h"
 #include "store.h"
+#include "syncstate.h"
 
 /* The settings of a source nobody has said anything about. */
 static const SyncPolicy builtin_policy = {

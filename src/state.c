@@ -37,6 +37,7 @@ typedef enum Kind
 	KIND_NUMBER,
 	KIND_COUNT,
 	KIND_INTEGER,
+	KIND_TALLY,
 	KIND_AMOUNT,
 	KIND_FLAG,
 	NUM_KINDS,
@@ -57,6 +58,7 @@ static const bool nullable[NUM_KINDS] = {
 	[KIND_TIME] = true,
 	[KIND_INTERVAL] = true,
 	[KIND_COUNT] = true,
+	[KIND_TALLY] = true,
 	[KIND_AMOUNT] = true,
 };
 
@@ -110,6 +112,7 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 #define READ_NUMBER(name)	DatumGetInt64(value)
 #define READ_COUNT(name)	isnull ? NO_COUNT : count_of(value, #name)
 #define READ_INTEGER(name)	DatumGetInt32(value)
+#define READ_TALLY(name)	isnull ? 0 : DatumGetInt32(value)
 #define READ_AMOUNT(name)	isnull ? NO_AMOUNT : amount_of(value, #name)
 #define READ_FLAG(name)		DatumGetBool(value)
 
@@ -145,6 +148,7 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 #define NULL_NUMBER(field)	false
 #define NULL_COUNT(field)	((field) == NO_COUNT)
 #define NULL_INTEGER(field)	false
+#define NULL_TALLY(field)	false
 #define NULL_AMOUNT(field)	((field) == NO_AMOUNT)
 #define NULL_FLAG(field)	false
 
@@ -161,6 +165,7 @@ syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 #define DATUM_NUMBER(field)		Int64GetDatum(field)
 #define DATUM_COUNT(field)		Int64GetDatum(field)
 #define DATUM_INTEGER(field)	Int32GetDatum(field)
+#define DATUM_TALLY(field)		DATUM_INTEGER(field)
 #define DATUM_AMOUNT(field)		Float8GetDatum(field)
 #define DATUM_FLAG(field)		BoolGetDatum(field)
 
@@ -284,6 +289,7 @@ syncstate_state_keep(const SyncState *old, const SyncState *derived,
 #define SAME_NUMBER(a, b)	((a) == (b))
 #define SAME_COUNT(a, b)	((a) == (b))
 #define SAME_INTEGER(a, b)	((a) == (b))
+#define SAME_TALLY(a, b)	((a) == (b))
 #define SAME_AMOUNT(a, b)	((a) == (b))
 #define SAME_FLAG(a, b)		((a) == (b))
 
@@ -381,8 +387,8 @@ check_state(const SyncState *row)
 		!syncstate_is_duration(row->sync_interval, MIN_DURATION, MAX_DURATION))
 		breaks("sync_interval is from 1 second to 36500 days, without months.");
 	if (row->lease < 0 || row->items_synced < 0 || row->failures < 0 ||
-		row->token_losses < 0)
-		breaks("lease, items_synced, failures and token_losses are 0 or more.");
+		row->token_losses < 0 || row->syncs_started < 0)
+		breaks("lease, items_synced, failures, token_losses and syncs_started are 0 or more.");
 }
 
 /* Reads a row that is an argument of a function. */
@@ -457,6 +463,7 @@ syncstate_state_check(SyncState *row)
 #define CHECK_NUMBER(name) syncstate_check_count(#name, row->name)
 #define CHECK_COUNT(name)	/* checked as it was read */
 #define CHECK_INTEGER(name) syncstate_check_count(#name, row->name)
+#define CHECK_TALLY(name)	CHECK_INTEGER(name)
 #define CHECK_AMOUNT(name)
 #define CHECK_FLAG(name)
 

@@ -25,6 +25,7 @@ typedef Interval *SyncINTERVAL;
 typedef int64 SyncNUMBER;
 typedef int64 SyncCOUNT;
 typedef int32 SyncINTEGER;
+typedef int32 SyncTALLY;		/* null in a row of a client's is 0 */
 typedef double SyncAMOUNT;
 typedef bool SyncFLAG;
 

@@ -60,6 +60,7 @@
 #define REPLACED_NUMBER(name)		"COALESCE(r." name ", 0::pg_catalog.int8), "
 #define REPLACED_COUNT(name)		"r." name ", "
 #define REPLACED_INTEGER(name)		"COALESCE(r." name ", 0), "
+#define REPLACED_TALLY(name)		REPLACED_INTEGER(name)
 #define REPLACED_AMOUNT(name)		"r." name ", "
 #define REPLACED_FLAG(name)			"COALESCE(r." name ", false), "
 #define CHANGED_COLUMNS				SYNC_STATE_COLUMNS(REPLACED)
@@ -92,6 +93,7 @@ typedef enum PlanId
 	PLAN_POLICY_MAKE,
 	PLAN_POLICY_WRITE,
 	PLAN_POLICY_PAUSE,
+	PLAN_POLICY_RESYNC,
 	PLAN_POLICY_TIDY,
 	PLAN_BUDGET,
 	PLAN_BUDGET_WRITE,
@@ -245,12 +247,12 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"OPERATOR(pg_catalog./) g.seconds), "
 		"pg_catalog.sum(g.changes_seen), "
 		"pg_catalog.sum(g.seconds_watched), "
-		"pg_catalog.sum(g.lease::pg_catalog.float8), "
+		"pg_catalog.sum(g.syncs_started::pg_catalog.float8), "
 		"pg_catalog.count(*) FILTER (WHERE g.due_at "
 		"OPERATOR(pg_catalog.<) $4), "
 		"pg_catalog.count(*) FILTER (WHERE g.created_at "
 		"OPERATOR(pg_catalog.>) $3) "
-		"FROM (SELECT s.lease, s.due_at, s.created_at, s.changes_seen, "
+		"FROM (SELECT s.syncs_started, s.due_at, s.created_at, s.changes_seen, "
 		"s.seconds_watched, "
 		"CASE WHEN s.due_at IS NULL THEN 2 "
 		"WHEN s.sync_interval IS NOT NULL THEN 1 ELSE 0 END AS kind, "
@@ -773,8 +775,8 @@ syncstate_store_budget_drop(Oid source)
  * Reads the whole of a source once.  Leaves in SPI_tuptable a row per bucket:
  * its kind (0 by budget, 1 with their own interval, 2 parked), the number of
  * rows, the mean square root of their rates, their syncs per second by their
- * own intervals, the sums of changes_seen, seconds_watched and lease, and how
- * many fell due before "late" and how many were made after "since".
+ * own intervals, the sums of changes_seen, seconds_watched and syncs_started, how
+ * many fell due before "late", and how many were made after "since".
  */
 uint64
 syncstate_store_rates(Oid source, double mean_rate, TimestampTz since,

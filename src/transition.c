@@ -115,6 +115,12 @@ name_full_sync(SyncState *row)
 		row->full_sync_id = row->lease;
 }
 
+static void
+count_starts(SyncState *row, int64 starts)
+{
+	row->syncs_started = Min(row->syncs_started + starts, PG_INT32_MAX);
+}
+
 /*
  * A start, by a claim or by name.  A lease that ran out without a report counts
  * as a failure.  A cursor that the provider has forgotten by now is not handed
@@ -130,6 +136,7 @@ start(SyncState *row, const Report *report, const SyncPolicy *policy,
 		drop_cursor(row);
 	row->status = SYNC_SYNCING;
 	row->lease++;
+	count_starts(row, 1);
 	row->lease_expires_at = now +
 		(report->lease_time != 0 ? report->lease_time : policy->lease_time);
 	row->last_sync_at = now;
@@ -632,6 +639,8 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 	/* what the client says that a transition reads of the row */
 	derived.last_sync_at = row->last_sync_at;
 	derived.sync_interval = row->sync_interval;
+	if (row->lease > old->lease)
+		derived.lease = row->lease - 1; /* a start begins under that number */
 
 	/* what ends with the run waits, also where the same write brings the row back */
 	if (parking == TRANSITION_RESUME)
@@ -642,6 +651,10 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 					&report, policy, now);
 	if (parking == TRANSITION_PAUSE)
 		syncstate_apply(parking, &derived, &report, policy, now);
+
+	/* each number is a start, also where a client counts */
+	derived.syncs_started = old->syncs_started;
+	count_starts(&derived, Max(row->lease, derived.lease) - old->lease);
 	syncstate_state_keep(old, &derived, row);
 
 	/* users may write this column: nobody gets ahead by an early time */

@@ -57,7 +57,7 @@ typedef struct Report
 	text	   *page_token;		/* checkpoint; NULL keeps */
 	int64		progress_done;	/* checkpoint; NO_COUNT keeps */
 	int64		progress_total; /* checkpoint; NO_COUNT keeps */
-	int64		delay;			/* release */
+	int64		delay;			/* release, resume */
 } Report;
 
 /* Columns that a direct write names, whether or not it changes them. */

@@ -3,6 +3,7 @@
 #define SYNCSTATE_WALK_H
 
 #include "access/genam.h"
+#include "due.h"
 #include "state.h"
 #include "utils/snapshot.h"
 

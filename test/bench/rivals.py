@@ -159,6 +159,8 @@ class Floor(Rival):
 class Ours(Rival):
     """Reports: a call for each row, all of them in one statement."""
 
+    count = "SELECT sum(syncs_started), count(*) FILTER (WHERE status = 'syncing') FROM {table}"
+
     def fill(self, server, database, workers):
         if workers.interval != 900:     # the default
             server.db(database)(

@@ -91,7 +91,7 @@ class Small(demo_run.Demo):
         self.connect("jon")
         self.check(stop_during_claim(self, "one") == 0, "it ends with status 0")
         row = self.row("jon", CALENDAR)
-        self.check((row.status, row.lease, row.failures) == ("idle", 1, 0)
+        self.check((row.status, row.syncs_started, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
                    and not self.log("jon", CALENDAR),
                    "before the first page, and the row is released: due, nothing counted")
@@ -176,13 +176,13 @@ class Small(demo_run.Demo):
         self.wait_for("the first lease's end", lambda: self.value(
             "SELECT clock_timestamp() > %s::timestamptz + '0.2 s'", row.lease_expires_at))
         later = self.row("gina", CALENDAR)
-        self.check(later.lease == 1 and later.status == "syncing"
+        self.check(later.syncs_started == 1 and later.status == "syncing"
                    and later.lease_expires_at > row.lease_expires_at,
                    "while the provider takes its time, the lease is renewed")
 
         self.step("the end")
         self.signal_worker(agent, signal.SIGKILL).wait()
-        self.wait_for("the take-over", lambda: self.row("gina", CALENDAR).lease == 2)
+        self.wait_for("the take-over", lambda: self.row("gina", CALENDAR).syncs_started == 2)
         self.check(self.items("gina") == 0, "of a killed worker nothing stays, no heartbeat either")
         self.control("release", "gina", CALENDAR)
         self.start_worker(agent)
@@ -212,7 +212,7 @@ class Small(demo_run.Demo):
         self.control("release", "ida", CALENDAR)
         self.check(process.wait(demo_run.PATIENCE) == 0, "it ends with status 0")
         row = self.row("ida", CALENDAR)
-        self.check((row.status, row.lease, row.failures) == ("idle", 1, 0)
+        self.check((row.status, row.syncs_started, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
                    and self.log("ida", CALENDAR)[-1]["page"] < 6,
                    "between two pages, and the row is released: due, nothing counted")

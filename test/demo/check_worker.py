@@ -143,7 +143,7 @@ class WorkerTest(unittest.TestCase):
 
     def assert_not_begun(self, *account):
         row = self.demo.row(*account)
-        self.assertEqual((row.status, row.lease, row.failures), ("idle", 1, 0))
+        self.assertEqual((row.status, row.syncs_started, row.failures), ("idle", 1, 0))
         self.assertTrue(self.demo.value("SELECT %s <= clock_timestamp()", row.due_at))
 
     def worker_log(self):
@@ -189,7 +189,7 @@ class WorkerTest(unittest.TestCase):
                 self.connect(*account)
         self.until("the release", lambda: "released, waited too long" in self.worker_log())
         rows = [self.demo.row(*account) for account in accounts]
-        self.assertEqual(sorted((row.status, row.lease, row.failures) for row in rows),
+        self.assertEqual(sorted((row.status, row.syncs_started, row.failures) for row in rows),
                          [("idle", 1, 0), ("syncing", 1, 0)])
         for account in accounts:
             self.demo.control("release", *account)
@@ -226,7 +226,7 @@ class WorkerTest(unittest.TestCase):
         self.demo.control("release", *first)
         self.assertEqual(process.wait(demo_run.PATIENCE), 0)
         row = self.demo.row(*first)
-        self.assertEqual((row.status, row.lease, row.failures), ("idle", 1, 0))
+        self.assertEqual((row.status, row.syncs_started, row.failures), ("idle", 1, 0))
         self.assertEqual(self.demo.log(*second), [])
 
     def test_forgotten_page_token(self):
@@ -264,7 +264,7 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(self.demo.value(kill, demo_run.WORKER_ROLE), 1)
         self.demo.control("release", *account)
         self.assert_synced(*account)
-        self.assertGreater(self.demo.row(*account).lease, 1)
+        self.assertGreater(self.demo.row(*account).syncs_started, 1)
         pages = [e["page"] for e in self.demo.log(*account) if e["what"] == "messages"]
         self.assertEqual(pages[:4], [1, 2, 2, 3])
 

@@ -41,9 +41,6 @@ TIMES = ("updated_min", "token_issued_at", "last_full_sync_at", "due_at", "reque
          "last_sync_at", "last_successful_sync_at", "created_at", "updated_at", "failing_since")
 CURSOR = ("sync_token", "history_id", "updated_min")
 
-# A row that was deleted and made anew counts from 1 again (README, "Limits").
-NUMBERS_SURVIVE_DELETION = False
-
 # By how much the clocks of client and server may seem to differ.
 SLOP = 20_000
 
@@ -63,7 +60,7 @@ RUN = {"status", "lease_expires_at", "lease_required", "error_message", "updated
 LOSS = set(CURSOR) | {"token_issued_at", "full_sync_id", "page_token", "progress_done", "progress_total"}
 # What each call may change.
 COLUMNS = {
-    "start": RUN | LOSS | {"lease", "last_sync_at", "requested_at", "due_at", "failures", "failing_since"},
+    "start": RUN | LOSS | {"lease", "syncs_started", "last_sync_at", "requested_at", "due_at", "failures", "failing_since"},
     "complete": RUN | LOSS | {"due_at", "last_successful_sync_at", "items_synced", "failures", "failing_since",
                               "token_losses", "last_full_sync_at", "changes_seen", "seconds_watched"},
     "fail": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
@@ -408,13 +405,11 @@ class Judge:
     # ---------------------------------------------------- leases as a whole
 
     def check_numbers(self):
-        """Fencing numbers only grow."""
+        """Fencing numbers only grow, whether or not the row was deleted meanwhile."""
         for key, chain in self.chains.items():
             greatest = 0
             for write in chain:
                 old, new = write["old"], write["new"]
-                if new is None and not NUMBERS_SURVIVE_DELETION:
-                    greatest = 0
                 if new is None or (old is not None and new["lease"] == old["lease"]):
                     continue
                 if new["status"] == "syncing" and new["lease"] <= greatest:
@@ -449,10 +444,8 @@ class Judge:
                             not any(begin <= at and end >= holder["updated_at"] for begin, end in deletions[key]):
                         self.complain("holder", f"lease {row['lease']} was given at {at}, and lease "
                                       f"{holder['lease']} until {holder['lease_expires_at']}", key)
-                    if row["lease"] in given and (NUMBERS_SURVIVE_DELETION or not any(
-                            begin <= at and end >= given[row["lease"]] for begin, end in deletions[key])):
-                        if at != given[row["lease"]]:
-                            self.complain("holder", f"lease {row['lease']} was given twice", key)
+                    if at != given.get(row["lease"], at):
+                        self.complain("holder", f"lease {row['lease']} was given twice", key)
                     given[row["lease"]] = at
                 holder = row
 

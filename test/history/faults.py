@@ -142,8 +142,7 @@ def table_holds_another_row(h):
 def told(h, write):
     """Whether the lease before this start was told to a worker, and the row not deleted since.
 
-    From what the workers were told alone, a row that was made anew, and counts
-    from 1 again, cannot be told from the one before it.
+    A deletion ends the run as well, which the workers are not told.
     """
     key, lease = key_of(write["old"]), write["old"]["lease"]
     given, until = write["old"]["last_sync_at"], write["new"]["updated_at"]
@@ -189,7 +188,7 @@ fault("holder")(number_used_again)
 @fault("lease")
 def number_back_after_deletion(h):
     for write in h.writes:
-        if checker.NUMBERS_SURVIVE_DELETION and write["new"] is None and write["old"]["lease"] > 0:
+        if write["new"] is None and write["old"]["lease"] > 0:
             key, since = key_of(write["old"]), write["n"]
             later = [w for w in h.writes if w["n"] > since and w["new"] and key_of(w["new"]) == key
                      and w["new"]["status"] == "syncing"]

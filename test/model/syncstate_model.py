@@ -44,6 +44,7 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 INFINITY = float('inf')
+FIRST_LEASE = 10 ** 15     # the numbers of new rows are microseconds since 1970
 
 # Rounding: durations are computed in floating point.
 SLOP = 3
@@ -139,10 +140,13 @@ def literal(value, cast=''):
 # -------------------------------------------------------- what is left open
 
 class Within:
-    """A time that the contract leaves open between two bounds."""
+    """A number that the contract leaves open between two bounds, mostly a time."""
 
     def __init__(self, lo, hi, learn=None):
         self.lo, self.hi, self.learn = lo, hi, learn
+
+    def __add__(self, n):
+        return Within(self.lo + n, self.hi + n)
 
     def __repr__(self):
         return '%s .. %s' % tuple(
@@ -181,7 +185,7 @@ COLUMNS = ('user_id source resource status sync_token history_id updated_min '
            'last_successful_sync_at items_synced page_token progress_done '
            'progress_total failures token_losses error_message created_at '
            'updated_at failing_since changes_seen seconds_watched full_sync_id '
-           'lease_required').split()
+           'syncs_started lease_required').split()
 TIMES = ('updated_min token_issued_at last_full_sync_at due_at requested_at '
          'lease_expires_at last_sync_at last_successful_sync_at created_at '
          'updated_at failing_since').split()
@@ -219,6 +223,7 @@ class Model:
     def __init__(self):
         self.now = 0
         self.rows = {}
+        self.greatest = {}      # the last lease of each key, deleted or not
         self.overrides = {}
         # What was learned about budgets: multiplier and mean rate.
         self.plans = {}
@@ -475,7 +480,8 @@ class Model:
     def new_row(self, key):
         row = dict.fromkeys(COLUMNS)
         row['user_id'], row['source'], row['resource'] = key
-        row.update(status='idle', lease=0, items_synced=0, failures=0,
+        row.update(status='idle', items_synced=0, failures=0, syncs_started=0,
+                   lease=Within(self.greatest.get(key, FIRST_LEASE), 2 ** 53),
                    token_losses=0, due_at=self.first_due(key),
                    lease_required=False,
                    created_at=Within(-INFINITY, INFINITY), updated_at=self.now)
@@ -488,6 +494,7 @@ class Model:
         if row['status'] == 'syncing':
             self.count_failure(row)
         row.update(status='syncing', lease=row['lease'] + 1,
+                   syncs_started=row['syncs_started'] + 1,
                    lease_expires_at=now + (
                        lease_time or self.policy(row['source'])['lease_time']),
                    last_sync_at=now, requested_at=None, error_message=None,
@@ -520,7 +527,7 @@ class Model:
     def started(self, row, lease_time, got, claim=False):
         """start(), with the cursor cleared where it is dead.  Where that is
         left open, what the database did (got) tells."""
-        dead, alive = self.cursor_death(row)
+        dead, alive = self.death(row)
         if not dead and not alive:
             dead = got is not None and not has_cursor(got)
             self.learn_death(row, dead)
@@ -1058,7 +1065,7 @@ class Model:
         row['updated_at'] = Within(-INFINITY, INFINITY)     # DEFAULT now()
         row.update(changes)
         if row['status'] == 'syncing':
-            row.update(lease=1, last_sync_at=self.now, lease_expires_at=
+            row.update(last_sync_at=self.now, lease_expires_at=
                        self.now + self.policy(key[1])['lease_time'])
             name_full_sync(row)
         if has_cursor(row):
@@ -1120,7 +1127,8 @@ class Model:
                                     and (expired or lost)):
             if not expired:
                 row['status'] = 'idle'          # nothing has failed
-            dead, alive = self.cursor_death(old)
+            old = dict(old, last_sync_at=said['last_sync_at'])
+            dead, alive = self.death(old)
             if not dead and not alive:
                 rest = [c for c in CURSOR + ('page_token', 'progress_done')
                         if c not in given and old[c] is not None]
@@ -1570,7 +1578,7 @@ class Runner:
         r = self.rnd
         changes = {}
         for _ in range(r.choice([1, 1, 2, 4])):
-            k = r.choice(SETTINGS[:-1])
+            k = r.choice(SETTINGS[:-2])
             changes[k] = r.choice({
                 'sync_interval': [MINUTE, 15 * MINUTE, 6 * HOUR, DAY, 20 * DAY],
                 'lease_time': [SECOND, MINUTE, HOUR, DAY],
@@ -1724,6 +1732,7 @@ class Runner:
             if want is not None or got is not None:
                 raise Mismatch(what + ': there or not', want, got)
             return
+        self.model.greatest[key] = got['lease']
         if want == got:
             return
         wrong = {}
@@ -2325,7 +2334,7 @@ def arguments(key, a):
         if key[2]:
             out.append('resource => ' + literal(key[2]))
     for k, v in a.items():
-        if k in ('lease_time', 'retry_after', 'stale_after', 'delay'):
+        if k in ('lease_time', 'retry_after', 'stale_after', 'delay', 'spread'):
             v = interval_text(v)
         elif k == 'updated_min':
             v = time_text(v)

@@ -26,6 +26,7 @@ $node->safe_psql('postgres', q{
 # register_sync_source() commits before its label is used
 $node->safe_psql('original', q{
 	CREATE EXTENSION syncstate;
+	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 	SELECT syncstate.register_sync_source('custom_crm');
 	SELECT syncstate.register_sync_source('another_one');
 });

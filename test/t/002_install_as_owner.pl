@@ -39,6 +39,7 @@ $node->safe_psql('postgres', qq{
 
 is(as_role($worker, 'CREATE EXTENSION syncstate'), '42501', 'who does not own the database cannot install it');
 is(as_role($owner, 'CREATE EXTENSION syncstate'), '', 'who does, can');
+$node->safe_psql('app', 'ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 is(as_role($owner, q{SELECT DISTINCT pg_get_userbyid(owner) FROM (
 		SELECT nspowner FROM pg_namespace WHERE nspname = 'syncstate'
 		UNION ALL SELECT relowner FROM pg_class WHERE relnamespace = 'syncstate'::regnamespace

@@ -22,7 +22,7 @@ my $b = 'bbbbbbbb-0000-4000-8000-00000000000b';
 $node->safe_psql('postgres', q{
 	CREATE ROLE regress_syncstate_worker;
 	CREATE ROLE regress_syncstate_user;
-	CREATE EXTENSION syncstate});
+	CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0});
 
 sub connection
 {
@@ -106,17 +106,17 @@ sub same_life
 
 ### dropped and made again
 
-run_in($session, 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate');
+run_in($session, 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 same_life('dropped and made again by this connection');
-$node->safe_psql('postgres', 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate');
+$node->safe_psql('postgres', 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 same_life('dropped and made again by another');
-run_in($session, 'BEGIN; DROP EXTENSION syncstate; CREATE EXTENSION syncstate');
+run_in($session, 'BEGIN; DROP EXTENSION syncstate; CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 is(run_in($session, $life), $expected, 'within a transaction');
 run_in($session, 'ROLLBACK');
 same_life('and rolled back');
 $node->safe_psql('postgres', 'DROP EXTENSION syncstate');
 like(run_in($session, q{SELECT syncstate.claim_due_syncs()}), qr/^ERROR: +schema "syncstate" does not exist/, 'dropped is dropped');
-$node->safe_psql('postgres', 'CREATE EXTENSION syncstate');
+$node->safe_psql('postgres', 'CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 same_life('made again later');
 
 ### altered
@@ -153,7 +153,7 @@ is(run_in($session, qq{
 		SELECT user_id, lease FROM syncstate.claim_due_syncs('custom_crm');
 		SELECT sync_interval FROM syncstate.get_sync_policy('custom_crm')}),
 	"idle\n$a|1\n00:15:00", 'a source registered elsewhere is known');
-$node->safe_psql('postgres', 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate');
+$node->safe_psql('postgres', 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 
 ### a hostile search path
 
@@ -294,7 +294,7 @@ is(run_in($new, "SET ROLE regress_syncstate_worker; $ask"), '00:31:00', 'a cache
 $new->quit;
 
 # A dropped and new extension has its own.
-run_in($other, 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate');
+run_in($other, 'DROP EXTENSION syncstate; CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 is(run_in($session, $ask), '00:15:00', 'a new extension has no old policy');
 
 $_->quit foreach $session, $other;

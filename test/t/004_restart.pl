@@ -26,6 +26,7 @@ sub at
 
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION syncstate;
+	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 	CREATE TABLE items (user_id uuid, source syncstate.sync_source, item int);
 	CREATE FUNCTION id(n int) RETURNS uuid LANGUAGE sql IMMUTABLE
 		RETURN ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid;

@@ -17,6 +17,7 @@ $node->start;
 
 $node->safe_psql('postgres', <<'EOSQL');
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 
 -- What each session was given.  No row may be given twice under one lease, and
 -- none twice for one due time.

@@ -26,6 +26,7 @@ $node->start;
 
 $node->safe_psql('postgres', <<'EOSQL');
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 ANALYZE syncstate.sync_state;	-- it is empty, says the planner from now on
 CREATE TABLE held (user_id uuid, source syncstate.sync_source, lease bigint);
 EOSQL

@@ -32,6 +32,7 @@ $node->start;
 
 $node->safe_psql('postgres', <<'EOSQL');
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 CREATE TABLE held (user_id uuid, lease bigint);
 CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE
 RETURN ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid;

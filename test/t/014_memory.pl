@@ -28,6 +28,7 @@ $node->start;
 # until tomorrow: a walk passes over each.  Every fourth row is wide.
 $node->safe_psql('postgres', <<"EOSQL");
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 CREATE FUNCTION fill(source syncstate.sync_source, rows integer) RETURNS void LANGUAGE sql AS \$\$
 	INSERT INTO syncstate.sync_state (user_id, source, resource, status, lease, lease_expires_at, due_at, requested_at, sync_token)
 	SELECT '00000000-0000-4000-8000-000000000001', source, lpad(n::text, 965, 'x'), 'syncing', 1, '2030-01-02Z', '2029-12-31Z', '2029-12-31Z',

@@ -27,6 +27,7 @@ $node->start;
 $node->safe_psql('postgres', <<'EOSQL');
 CREATE EXTENSION injection_points;
 CREATE EXTENSION syncstate;
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 ALTER DATABASE postgres SET syncstate.clock = '2030-01-01 00:00:00+00';
 CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE
 RETURN ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid;

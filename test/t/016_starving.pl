@@ -14,7 +14,7 @@ my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
 $node->append_conf('postgresql.conf', 'fsync = off');
 $node->start;
-$node->safe_psql('postgres', 'CREATE EXTENSION syncstate');
+$node->safe_psql('postgres', 'CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 $node->safe_psql('postgres', <<'EOSQL');
 SET search_path = syncstate;
 CREATE FUNCTION public.u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE

@@ -37,6 +37,7 @@ $node->safe_psql('postgres', q{
 	CREATE ROLE auth_api;
 	CREATE ROLE site;
 	CREATE EXTENSION syncstate;
+	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 	CREATE SCHEMA auth AUTHORIZATION auth_admin;
 	SET ROLE auth_admin;
 	CREATE TABLE auth.tenants (tenant integer PRIMARY KEY);

@@ -76,6 +76,7 @@ sub send_query
 
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION syncstate;
+	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 	CREATE ROLE worker LOGIN;
 	CREATE ROLE member LOGIN;
 	SELECT syncstate.grant_worker('worker');

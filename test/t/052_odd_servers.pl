@@ -72,6 +72,7 @@ sub make_database
 	  unless $roles++;
 	$node->safe_psql($name, q{
 		CREATE EXTENSION syncstate;
+		ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 		SELECT syncstate.grant_worker('regress_syncstate_odd_worker');
 		SELECT syncstate.grant_user('regress_syncstate_odd_user')});
 	return;
@@ -245,6 +246,7 @@ $node->safe_psql('events', q{
 	CREATE EVENT TRIGGER note_start ON ddl_command_start EXECUTE FUNCTION note_start();
 	CREATE TABLE app_users (id uuid PRIMARY KEY);
 	CREATE EXTENSION syncstate;
+	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 	SELECT syncstate.grant_worker('regress_syncstate_odd_worker');
 	SELECT syncstate.grant_user('regress_syncstate_odd_user');
 	SELECT syncstate.register_sync_source('evented');

@@ -60,6 +60,7 @@ sub set_up
 {
 	$node->safe_psql('postgres', qq{
 		CREATE EXTENSION syncstate;
+		ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 		SELECT syncstate.grant_worker('regress_syncstate_pooled_worker');
 		SELECT syncstate.grant_user('regress_syncstate_pooled_user');
 		SELECT syncstate.set_sync_policy('google_calendar', '{"sync_interval": "1 day", "retry_base": "1 day", "retry_cap": "1 day"}');

@@ -27,6 +27,7 @@ $node->safe_psql('postgres', q{
 	CREATE ROLE worker LOGIN;
 	CREATE ROLE fenced LOGIN;
 	CREATE EXTENSION syncstate;
+	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 	SELECT syncstate.grant_worker('worker'), syncstate.grant_worker('fenced');
 	GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state TO auditor;
 	CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE

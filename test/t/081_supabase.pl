@@ -35,7 +35,8 @@ $node->safe_psql('postgres', q{
 	CREATE FUNCTION public.setting(name text) RETURNS text LANGUAGE sql STABLE AS 'SELECT current_setting(name)';
 	CREATE FUNCTION public.twice(a int, b int DEFAULT 0) RETURNS int LANGUAGE sql STABLE AS 'SELECT a + b';
 	CREATE FUNCTION public.twice(a int, c text DEFAULT '') RETURNS text LANGUAGE sql STABLE AS 'SELECT a || c';
-	CREATE EXTENSION syncstate});
+	CREATE EXTENSION syncstate;
+	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0});
 
 # The README's function that writes items and cursor.
 my ($commit) = slurp_file('README.md') =~ /^```sql\n(CREATE FUNCTION commit_events.*?)^```$/ms;

@@ -11,7 +11,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IPC::Run qw(run);
-use List::Util qw(sum0 uniq);
+use List::Util qw(max sum0 uniq);
 use PostgreSQL::Test::Utils;
 use Shards;
 use Test::More;
@@ -22,7 +22,7 @@ my $shards = 4;
 my $s = Shards->new($shards, conf => "syncstate.clock = '2026-01-10 12:00:00+00'\n");
 my $node = $s->{router};
 $node->safe_psql('postgres', 'CREATE DATABASE single');
-$node->safe_psql('single', 'CREATE EXTENSION syncstate');
+$node->safe_psql('single', 'CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 $ENV{PGHOST} = $node->host;
 $ENV{PGPORT} = $node->port;
 # Whatever the machine's; but not for the router, whose environment libpq reads, too.

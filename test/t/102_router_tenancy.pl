@@ -45,7 +45,7 @@ $node->safe_psql('postgres', q{CREATE DATABASE single;
 	GRANT looker TO authenticator;
 	CREATE ROLE nobody_special NOLOGIN;
 	GRANT nobody_special TO authenticator});
-$node->safe_psql('single', 'CREATE EXTENSION syncstate');
+$node->safe_psql('single', 'CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
 $node->safe_psql($_, 'GRANT USAGE ON SCHEMA syncstate TO looker') foreach qw(router single);
 
 # What psql prints for each of several transactions of a session, each made of

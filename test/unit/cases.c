@@ -26,7 +26,8 @@ const uint64 own_columns[NUM_TRANSITIONS] = {
 	[TRANSITION_NONE] = 0,
 	[TRANSITION_START] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(lease) | COLUMN(last_sync_at) |
-	COLUMN(requested_at) | COLUMN(due_at) | COLUMN(full_sync_id),
+	COLUMN(requested_at) | COLUMN(due_at) | COLUMN(full_sync_id) |
+	COLUMN(syncs_started),
 	[TRANSITION_GIVE_UP] = RUN | FAILURES | PARKING,
 	[TRANSITION_COMPLETE] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(token_losses) | COLUMN(last_full_sync_at) |
@@ -88,6 +89,7 @@ same_interval(const Interval *a, const Interval *b)
 #define SAME_NUMBER(a, b)		((a) == (b))
 #define SAME_COUNT(a, b)		((a) == (b))
 #define SAME_INTEGER(a, b)		((a) == (b))
+#define SAME_TALLY(a, b)		((a) == (b))
 #define SAME_AMOUNT(a, b)		((a) == (b))
 #define SAME_FLAG(a, b)			((a) == (b))
 
@@ -198,6 +200,7 @@ print_interval(const Interval *interval)
 #define PRINT_NUMBER(value)		printf("%lld", (long long) (value))
 #define PRINT_COUNT(value)		printf("%lld", (long long) (value))
 #define PRINT_INTEGER(value)	printf("%d", value)
+#define PRINT_TALLY(value)		PRINT_INTEGER(value)
 #define PRINT_AMOUNT(value)		printf("%g", value)
 #define PRINT_FLAG(value)		printf("%d", value)
 
@@ -407,6 +410,7 @@ pick_column(void)
 #define PICK_NUMBER()		PICK(numbers)
 #define PICK_COUNT()		PICK(counts)
 #define PICK_INTEGER()		PICK(run_lengths)
+#define PICK_TALLY()		PICK_INTEGER()
 #define PICK_AMOUNT()		PICK(amounts)
 #define PICK_FLAG()			(pick(2) == 0)
 
@@ -702,6 +706,7 @@ is_legal(const SyncState *row)
 #define LEGAL_NUMBER(value)		((value) >= 0)
 #define LEGAL_COUNT(value)		((value) >= NO_COUNT)
 #define LEGAL_INTEGER(value)	((value) >= 0)
+#define LEGAL_TALLY(value)		LEGAL_INTEGER(value)
 #define LEGAL_FLAG(value)		true
 #define LEGAL_AMOUNT(value) \
 	((value) == NO_AMOUNT || ((value) >= 0 && (value) <= 1e12))

@@ -26,6 +26,7 @@
 	PROPERTY(START_FULL, "a full sync has the number of its first lease, and no other sync has one") \
 	PROPERTY(START_FAILURE, "a lease that ran out counts as one failure, and no other start does") \
 	PROPERTY(START_DEAD, "a start drops a dead cursor, and keeps a live one") \
+	PROPERTY(START_RESYNC, "a start begins anew once the planned full sync of the source has come for the row") \
 	PROPERTY(WOULD_PARK, "a row is given up instead of started when it would reach both limits") \
 	PROPERTY(GIVE_UP, "a row that is given up has failed once more, and is parked") \
 	PROPERTY(COMPLETE, "a completion ends the run and all its trouble") \

@@ -109,6 +109,8 @@ expect_start(void)
 		  new.requested_at == NO_TIME && new.error_message == NULL &&
 		  new.lease_expires_at - now ==
 		  (report.lease_time != 0 ? report.lease_time : policy.lease_time));
+	holds(START, new.lease == old.lease + 1 &&
+		  new.syncs_started == one_more(old.syncs_started));
 	holds(START_DUE, new.due_at == (is_parked(&old) ? NO_TIME : Min(old.due_at, now)));
 	if (!is_parked(&new) && policy.paused_until == NO_TIME)
 	{

@@ -212,6 +212,9 @@ expect_call(Property property, Transition call, uint64 given)
 	if (call == TRANSITION_START && (given & COLUMN(lease)) &&
 		expected.full_sync_id == old.lease + 1)
 		expected.full_sync_id = written.lease;	/* it began under that one */
+	if (given & COLUMN(lease))
+		expected.syncs_started =
+			Min(old.syncs_started + Max(written.lease - old.lease, 0), PG_INT32_MAX);
 	write_row();
 	holds(property, (difference(&expected, &new) & ~given) == 0 &&
 		  (difference(&as_asked, &new) & given) == 0);

@@ -3,6 +3,7 @@
 -- reports of many rows in one call.
 CREATE SCHEMA b;
 CREATE TABLE b.sync_state (LIKE syncstate.sync_state INCLUDING DEFAULTS);
+ALTER TABLE b.sync_state ALTER lease SET DEFAULT 0;
 
 INSERT INTO b.sync_state (user_id, source, sync_token, due_at)
 SELECT user_id, 'google_calendar', cursor, due_at FROM bench.rows;

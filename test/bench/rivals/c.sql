@@ -3,6 +3,7 @@
 -- column, so that claims are HOT.
 CREATE SCHEMA c;
 CREATE TABLE c.sync_state (LIKE syncstate.sync_state INCLUDING DEFAULTS) WITH (fillfactor = 50);
+ALTER TABLE c.sync_state ALTER lease SET DEFAULT 0;
 
 INSERT INTO c.sync_state (user_id, source, sync_token, due_at)
 SELECT user_id, 'google_calendar', cursor, due_at FROM bench.rows;

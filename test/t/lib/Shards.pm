@@ -3,6 +3,7 @@
 #	my $s = Shards->new(4);						shards are databases of one cluster
 #	my $s = Shards->new(4, clusters => 1);		each shard is a cluster of its own
 #	my $s = Shards->new(4, conf => "...");		lines for every postgresql.conf
+#	my $s = Shards->new(4, real_leases => 1);	leases do not count from 0
 #
 # Roles anon, authenticated and service_role exist on the router, as the site's
 # roles do when the extension is created, and "router" on the shards: as whom
@@ -68,6 +69,8 @@ sub add_shard
 		GRANT SELECT, INSERT, DELETE ON syncstate.custom_source TO router;
 		GRANT EXECUTE ON FUNCTION syncstate.register_sync_source TO router;
 	});
+	$node->safe_psql("shard$n", 'ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0')
+	  unless $self->{real_leases};
 	$self->{shards}[$n] = $node;
 	return;
 }
