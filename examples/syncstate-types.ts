@@ -238,6 +238,7 @@ export type ClaimDueSyncsArgs = {
   source?: SyncSource | null;
   max_rows?: number;
   lease_time?: string | null;
+  kind?: string;
 };
 
 /** Arguments of clear_sync_token(). */

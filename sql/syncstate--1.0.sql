@@ -360,12 +360,13 @@ ALTER TABLE syncstate.sync_budget ENABLE ALWAYS TRIGGER sync_budget_truncated;
 
 CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL,
 										  max_rows integer DEFAULT 10,
-										  lease_time interval DEFAULT NULL)
+										  lease_time interval DEFAULT NULL,
+										  kind text DEFAULT 'any')
 	RETURNS SETOF syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_claim_due_syncs'
 	LANGUAGE C VOLATILE ROWS 10;
-COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
-REVOKE ALL ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
+REVOKE ALL ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.mark_sync_started(user_id uuid,
 											source syncstate.sync_source,
@@ -869,35 +870,35 @@ REVOKE ALL ON FUNCTION syncstate.watch_users(regclass, name) FROM PUBLIC;
 ALTER TABLE syncstate.sync_state ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY sync_state_select ON syncstate.sync_state FOR SELECT
-	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
-		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_select ON syncstate.sync_state IS 'Users see their own rows, workers all';
 
 CREATE POLICY sync_state_insert ON syncstate.sync_state FOR INSERT
-	WITH CHECK (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
-				AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
+	WITH CHECK (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+				AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_insert ON syncstate.sync_state IS 'Users make their own rows, workers any';
 
 CREATE POLICY sync_state_update ON syncstate.sync_state FOR UPDATE
-	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
-		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_update ON syncstate.sync_state IS 'Users change their own rows, workers all';
 
 CREATE POLICY sync_state_delete ON syncstate.sync_state FOR DELETE
-	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
-		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
 COMMENT ON POLICY sync_state_delete ON syncstate.sync_state IS 'Users delete their own rows, workers all';
 
 ALTER TABLE syncstate.sync_policy ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY sync_policy_worker ON syncstate.sync_policy
-	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
 COMMENT ON POLICY sync_policy_worker ON syncstate.sync_policy IS 'Workers see and change all policies';
 
 ALTER TABLE syncstate.sync_budget ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY sync_budget_worker ON syncstate.sync_budget
-	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)'::pg_catalog.regprocedure, 'EXECUTE')));
+	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
 COMMENT ON POLICY sync_budget_worker ON syncstate.sync_budget IS 'Workers see and change all budgets';
 
 /* ------------------------------------------------------------------ views */
@@ -1003,7 +1004,7 @@ BEGIN
 	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
 	FOREACH fn IN ARRAY ARRAY[
-		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)',
+		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)',
 		'syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text)',
 		'syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text)',
 		'syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text)',

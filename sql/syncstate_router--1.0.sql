@@ -611,7 +611,7 @@ CREATE FUNCTION syncstate_shard.is_worker() RETURNS boolean
 BEGIN
 	RETURN pg_catalog.has_function_privilege(
 		COALESCE(NULLIF(pg_catalog.current_setting('role'), 'none'), SESSION_USER)::pg_catalog.name,
-		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)', 'EXECUTE');
+		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)', 'EXECUTE');
 END
 $$;
 COMMENT ON FUNCTION syncstate_shard.is_worker() IS 'Whether the session''s role is a worker''s';
@@ -882,7 +882,8 @@ COMMENT ON FUNCTION syncstate_shard.commit(syncstate_shard.answer[]) IS 'Ends tr
  */
 CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL,
 										  max_rows integer DEFAULT 10,
-										  lease_time interval DEFAULT NULL)
+										  lease_time interval DEFAULT NULL,
+										  kind text DEFAULT 'any')
 	RETURNS SETOF syncstate.sync_state
 	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 10
 	SET search_path = pg_catalog, pg_temp
@@ -906,7 +907,7 @@ BEGIN
 	-- a bad number is for a shard to refuse
 	IF max_rows BETWEEN 1 AND 10000 IS NOT TRUE THEN
 		PERFORM syncstate_shard.check(ARRAY(SELECT a FROM syncstate_shard.ask(ARRAY[pg_catalog.format(
-			'SELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L) AS c', source, max_rows, lease_time)]) AS a), true);
+			'SELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c', source, max_rows, lease_time, kind)]) AS a), true);
 		RETURN;
 	END IF;
 
@@ -919,7 +920,7 @@ BEGIN
 				OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (missing OPERATOR(pg_catalog.%) pg_catalog.cardinality(hungry)))::pg_catalog.int4;
 			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%sSELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c',
 				CASE WHEN hungry[i] OPERATOR(pg_catalog.<>) ALL (begun) THEN 'BEGIN; ' END,
-				source, parts[hungry[i] OPERATOR(pg_catalog.+) 1], lease_time);
+				source, parts[hungry[i] OPERATOR(pg_catalog.+) 1], lease_time, kind);
 		END LOOP;
 		FOR answer IN SELECT a.* FROM syncstate_shard.ask(statements, begun) AS a LOOP
 			IF answer.state IS NOT NULL THEN
@@ -953,7 +954,7 @@ EXCEPTION WHEN query_canceled OR OTHERS THEN
 	RAISE;
 END
 $$;
-COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
+COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
 
 /*
  * Each shard gets the reports about its users in one call.  What is no report

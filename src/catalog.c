@@ -175,7 +175,7 @@ load_ids(void)
 	uint64		before = invalidations;
 	CatalogIds	found;
 	Oid			namespace;
-	Oid			claim_args[3];
+	Oid			claim_args[4];
 
 	if (!callback_registered)
 	{
@@ -198,6 +198,7 @@ load_ids(void)
 	claim_args[0] = found.source_type;
 	claim_args[1] = INT4OID;
 	claim_args[2] = INTERVALOID;
+	claim_args[3] = TEXTOID;
 	found.claim_function = function_oid("claim_due_syncs", namespace,
 										claim_args, lengthof(claim_args));
 	found.guard_function = function_oid("guard", namespace, NULL, 0);

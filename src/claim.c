@@ -88,6 +88,7 @@ typedef struct Claim
 	TimestampTz now;			/* what is due, is due by now */
 	TimestampTz start;			/* of the syncs: not before the snapshot */
 	Report		report;			/* what the claim says of each row */
+	SyncKind	kind;			/* of the syncs */
 	int			first;			/* rows taken of the sources before */
 	int			quota;			/* rows that the source at hand may start */
 	bool		drawn;			/* as many permits were drawn */
@@ -142,6 +143,16 @@ has_permit(Claim *claim)
 		claim->drawn = true;
 	}
 	return claim->ntaken < limit_of(claim);
+}
+
+/* Whether the claim wants the row at hand. */
+static bool
+is_wanted(Claim *claim)
+{
+	SyncState  *row = &claim->walk.row;
+
+	return syncstate_claimable_at(row, &claim->policy) <= claim->now &&
+		syncstate_is_of_kind(row, &claim->policy, claim->kind, claim->start);
 }
 
 /*
@@ -205,7 +216,8 @@ try_take(Claim *claim)
 	if (!is_locked || row->key.source != claim->policy.source)
 		return;
 	claim->start = syncstate_now();
-	(void) take(claim, true);
+	if (is_wanted(claim))
+		(void) take(claim, true);
 }
 
 /*
@@ -233,7 +245,7 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 			return WALK_ALL;
 		if (syncstate_walk_fetch(walk) &&
 			!(claim->no_requested && walk->row.requested_at != NO_TIME) &&
-			syncstate_claimable_at(&walk->row, &claim->policy) <= claim->now)
+			is_wanted(claim))
 		{
 			/* before the place: the next claim shall find the row here */
 			if (!has_permit(claim))
@@ -365,7 +377,8 @@ claim_source(Claim *claim, int quota)
 
 	if (claim->policy.paused_until > claim->now)
 		return;
-	claim->hints = syncstate_source_hints(claim->policy.source, claim->now);
+	claim->hints = syncstate_source_hints(claim->policy.source, claim->kind,
+										  claim->now);
 	claim->first = claim->ntaken;
 	claim->quota = quota;
 	claim->drawn = false;
@@ -429,8 +442,8 @@ compare_order(const void *a, const void *b)
 }
 
 /*
- * syncstate_claim_due_syncs(source, max_rows, lease_time) -> setof sync_state:
- * see doc/syncstate.md.
+ * syncstate_claim_due_syncs(source, max_rows, lease_time, kind) -> setof
+ * sync_state: see doc/syncstate.md.
  */
 Datum
 syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
@@ -443,6 +456,8 @@ syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
 
 	claim.report.lease_time = syncstate_arg_duration(fcinfo, 2, "lease_time",
 													 MIN_DURATION, MAX_LEASE_TIME);
+	claim.kind = syncstate_arg_word(fcinfo, 3, "kind", syncstate_sync_kinds,
+									NUM_SYNC_KINDS);
 	PreventCommandIfReadOnly("claim_due_syncs()");
 	PreventCommandIfParallelMode("claim_due_syncs()");
 	InitMaterializedSRF(fcinfo, 0);

@@ -175,7 +175,7 @@ next_in_lane(Peek *peek, Lane lane, TimestampTz next)
 		return next;
 
 	next = Min(next, peek->now + SWEEP_PAUSE);
-	hints = syncstate_source_hints(peek->policy.source, peek->now);
+	hints = syncstate_source_hints(peek->policy.source, KIND_ANY, peek->now);
 	place = hints->lanes[lane].mark;
 	next = next_after(peek, lane, &place, next, &sure);
 

@@ -220,26 +220,28 @@ syncstate_place_after(Place *place, TimestampTz at)
 }
 
 /*
- * What this session remembers of a source.  Nothing is ever removed, since a
- * claim further up may be using it; labels of a new extension are new ones.
+ * What this session remembers of a source, for each kind of claims by itself: what
+ * one kind passes over, the other takes.  Nothing is ever removed, since a claim
+ * further up may be using it; labels of a new extension are new ones.
  */
 SourceHints *
-syncstate_source_hints(Oid source, TimestampTz now)
+syncstate_source_hints(Oid source, SyncKind kind, TimestampTz now)
 {
 	static HTAB *hints = NULL;
+	HintsKey	key = {source, kind};
 	SourceHints *found;
 	bool		is_old;
 
 	if (hints == NULL)
 	{
-		HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(SourceHints)};
+		HASHCTL		ctl = {.keysize = sizeof(HintsKey), .entrysize = sizeof(SourceHints)};
 
 		ctl.hcxt = TopMemoryContext;
 		hints = hash_create("syncstate hints", 16, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
 
-	found = hash_search(hints, &source, HASH_ENTER, &is_old);
+	found = hash_search(hints, &key, HASH_ENTER, &is_old);
 	if (!is_old)
 	{
 		for (Lane lane = 0; lane < NUM_LANES; lane++)

@@ -45,10 +45,17 @@ typedef struct LaneHints
 								 * the way */
 } LaneHints;
 
+/* Whose hints they are; without padding, since it is hashed. */
+typedef struct HintsKey
+{
+	Oid			source;
+	uint32		kind;
+} HintsKey;
+
 /* What a session remembers of a source. */
 typedef struct SourceHints
 {
-	Oid			source;			/* hash key */
+	HintsKey	key;
 	LaneHints	lanes[NUM_LANES];
 	int			share_carry;	/* starts since the last ordinary one */
 	bool		claimed;		/* it has claimed before */
@@ -83,6 +90,7 @@ extern bool syncstate_walk_fetch(Walk *walk);
 extern bool syncstate_walk_is_past(const Walk *walk, const Place *place);
 extern void syncstate_walk_place(const Walk *walk, Place *place);
 extern void syncstate_place_after(Place *place, TimestampTz at);
-extern SourceHints *syncstate_source_hints(Oid source, TimestampTz now);
+extern SourceHints *syncstate_source_hints(Oid source, SyncKind kind,
+										   TimestampTz now);
 
 #endif

@@ -269,6 +269,11 @@ class Judge:
                 self.complain("result", "a claim started a row, and returned it otherwise or not at all", key_of(row))
         for key in returned.keys() - {key_of(row) for row in started}:
             self.complain("result", "a claim returned a row that it did not start", key)
+        for row in started:
+            kind = "incremental" if any(row[c] is not None for c in CURSOR) else "full"
+            if call["args"]["kind"] not in ("any", kind):
+                self.complain("claimable", f"a claim of kind {call['args']['kind']} took the row for a sync that is {kind}",
+                              key_of(row))
 
     def check_batch(self, call, writes):
         reports = collections.defaultdict(list)

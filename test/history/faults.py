@@ -395,6 +395,14 @@ def worker_told_of_another_row(h):
 
 
 @fault("claimable")
+def claimed_by_another_kind(h):
+    call, write = first(h, "claim", started)
+    if write:
+        call["args"]["kind"] = "full" if any(write["new"][c] is not None for c in checker.CURSOR) else "incremental"
+    return write
+
+
+@fault("claimable")
 def claimed_before_due(h):
     call, write = first(h, "claim", started)
     if write:

@@ -201,7 +201,7 @@ class Session:
                 if not function.startswith("DELETE") else self.conn.run(sql, *args.values())
             record["results"] = [json.loads(v) for v in values if v is not None]
             if kind == "claim":
-                record["spare"] = len(record["results"]) < args["max_rows"]
+                record["spare"] = len(record["results"]) < args["max_rows"] and args["kind"] == "any"
         except Failed as failed:
             record["error"] = failed.args[0]
             record["undone"] = True
@@ -258,7 +258,8 @@ class Session:
         rows = self.random.choice([1, 1, 2, 3, 5, 10, 40, 1000])
         self.call("claim", "syncstate.claim_due_syncs", [],
                   {"source": source, "max_rows": rows,
-                   "lease_time": self.random.choice([None, None, "1 s", "2 s"])},
+                   "lease_time": self.random.choice([None, None, "1 s", "2 s"]),
+                   "kind": self.random.choice(["any"] * 6 + ["incremental", "full"])},
                   sources=[source] if source else SOURCES)
 
     def start(self, key):
@@ -549,7 +550,7 @@ class Session:
             try:
                 rows = self.call("claim", "syncstate.claim_due_syncs", [],
                                  {"source": None, "max_rows": self.random.choice([1, 7, 50, 1000]),
-                                  "lease_time": None}, sources=SOURCES)
+                                  "lease_time": None, "kind": "any"}, sources=SOURCES)
                 self.end(True)
                 for row in sorted(rows, key=lambda row: key_order(key_of(row))):
                     self.begin()

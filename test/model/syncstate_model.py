@@ -840,14 +840,21 @@ class Model:
 
     # ------------------------------------------------------------ claims
 
-    def lanes(self, source, taken):
+    def is_of_kind(self, row, kind):
+        """Whether a sync of the row that started now would be of a kind, where
+        that is not left open: see do_claim()."""
+        if kind == 'any':
+            return True
+        return (has_cursor(row) and self.death(row)[1]) == (kind == 'incremental')
+
+    def lanes(self, source, taken, kind):
         """The priority lane and the due lane as far as they are claimable,
         in order; rows of which it is not known whether they are open after a
         pause are in if they were taken."""
         now = self.now
         priority, due = [], []
         for key, row in self.rows.items():
-            if key[1] != source:
+            if key[1] != source or not self.is_of_kind(row, kind):
                 continue
             opens = self.opens(row)
             if opens is None or opens[0] > now:
@@ -862,11 +869,12 @@ class Model:
         due.sort()
         return [p[-1] for p in priority], [d[-1] for d in due]
 
-    def claim(self, source, max_rows, lease_time, got):
+    def claim(self, source, max_rows, lease_time, kind, got):
         """Checks which rows were handed out, in which order, and what became
         of them and of those that were parked.  got: rows, in order"""
         refuse_unless(max_rows is not None and 1 <= max_rows <= 10000)
         refuse_unless(lease_time is None or SECOND <= lease_time <= DAY)
+        refuse_unless(kind in ('any', 'incremental', 'full'))
         order = [key_of(g) for g in got]
         taken = set(order)
         if len(taken) < len(order):
@@ -876,7 +884,7 @@ class Model:
         hopeless, perhaps = [], []
         claimable = {}
         for s in sources:
-            priority, due = self.lanes(s, taken)
+            priority, due = self.lanes(s, taken, kind)
             mine = [k for k in order if k[1] == s]
             bad = {k for k in priority + due if self.hopeless(self.rows[k])}
             good_p = [k for k in priority if k not in bad]
@@ -901,7 +909,8 @@ class Model:
             # All rows not taken although there was room are closed yet; those
             # to be parked tell by whether they were.
             for k, row in self.rows.items():
-                if k[1] != s or k in taken or k in bad:
+                if k[1] != s or k in taken or k in bad \
+                        or not self.is_of_kind(row, kind):
                     continue
                 opens = self.opens(row)
                 if opens is not None and opens[0] <= self.now < opens[1] \
@@ -1422,6 +1431,10 @@ class Runner:
             a['lease_time'] = r.choice([SECOND, 30 * SECOND, HOUR, DAY])
             if r.random() < 0.05:
                 a['lease_time'] = r.choice([0, SECOND - 1, DAY + 1, -SECOND])
+        if r.random() < 0.25:
+            a['kind'] = r.choice(['any', 'incremental', 'incremental', 'full', 'full'])
+            if r.random() < 0.02:
+                a['kind'] = r.choice(['', 'FULL', None])
         return a
 
     def invent_start(self):
@@ -1850,13 +1863,18 @@ class Runner:
 
     def do_claim(self, call):
         session = self.session(call.who)
-        a = call.args
+        a = dict(call.args)
+        # of which kind a row is must be known for a claim of one kind
+        if 'kind' in a and not all(any(self.model.death(row))
+                                   for row in self.model.rows.values()):
+            del a['kind']
         sql = arguments(None, a)
         out = self.call(session, 'SELECT row_to_json(r)::text '
                         'FROM syncstate.claim_due_syncs(%s) AS r' % sql)
         got = [parse_row(x) for x in out or ()]
         done = self.settle(session, lambda: self.model.claim(
-            a.get('source'), a['max_rows'], a.get('lease_time'), got))
+            a.get('source'), a['max_rows'], a.get('lease_time'),
+            a.get('kind', 'any'), got))
         if done is None:
             return
         self.facts['rows claimed'] += len(got)

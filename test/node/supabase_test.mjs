@@ -94,7 +94,7 @@ const isTime = (data) => assert.ok(Math.abs(Date.parse(data) - Date.now()) < 600
 const ROW = { ...state, resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z', lease_required: false };
 const CALLS = {
   // workers
-  claim_due_syncs: { args: { source: 'google_gmail', max_rows: 10, lease_time: '1 minute' }, free: true, expect: isStates('syncing') },
+  claim_due_syncs: { args: { source: 'google_gmail', max_rows: 10, lease_time: '1 minute', kind: 'full' }, free: true, expect: isStates('syncing') },
   mark_sync_started: { args: { ...state, lease_time: '1 minute', resource: '' }, free: true, expect: isState('syncing', { lease: 2 }) },
   mark_sync_completed: {
     args: { ...held, items_synced: 3, sync_token: null, history_id: '18446744073709551615', updated_min: null, resource: '' },

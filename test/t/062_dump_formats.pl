@@ -214,7 +214,7 @@ psql_file('no_triggers', 'no_triggers');
 same('no_triggers', 1, 1);
 
 # Who owned the extension has lost it, where a superuser restored.
-my $may = qq{SELECT has_function_privilege('$owner', 'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)', 'EXECUTE')};
+my $may = qq{SELECT has_function_privilege('$owner', 'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)', 'EXECUTE')};
 is(join(' ', map { $node->safe_psql($_, $may) } qw(app tar jobs)), 't f t', 'the owner of the extension is who made it');
 
 ### parts

@@ -116,7 +116,7 @@ is(difference($others, $owned), '', 'installed by an owner, only privileges diff
 ### not the same
 
 # [what, how]; each must show, and be gone when it is undone.
-my $claim = 'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval)';
+my $claim = 'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)';
 my @changes = (
 	[ 'a table', 'CREATE TABLE syncstate.more ()' ],
 	[ 'a member more', 'CREATE VIEW public.v AS SELECT 1; ALTER EXTENSION syncstate ADD VIEW public.v' ],

@@ -370,7 +370,7 @@ is(count($claimed), 12, 'the others gave what was missing');
 fill({});
 my $body = $s->shard_query(3, q{SELECT pg_get_functiondef('syncstate.claim_due_syncs'::regproc)});
 $s->shard_query(3, q{
-	CREATE OR REPLACE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL, max_rows int DEFAULT 10, lease_time interval DEFAULT NULL)
+	CREATE OR REPLACE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL, max_rows int DEFAULT 10, lease_time interval DEFAULT NULL, kind text DEFAULT 'any')
 		RETURNS SETOF syncstate.sync_state LANGUAGE plpgsql AS $$ BEGIN RAISE division_by_zero USING DETAIL = 'On purpose.'; END $$});
 (undef, my $error) = ask($router, claim());
 like($error, qr/ERROR:  22012: division_by_zero\nDETAIL:  On purpose\.\n/, 'a claim that a shard refuses fails as there');
@@ -380,7 +380,7 @@ is(held(), '', 'and nothing is held');
 # One that is damaged does not.
 fill({});
 $s->shard_query(3, q{
-	CREATE OR REPLACE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL, max_rows int DEFAULT 10, lease_time interval DEFAULT NULL)
+	CREATE OR REPLACE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL, max_rows int DEFAULT 10, lease_time interval DEFAULT NULL, kind text DEFAULT 'any')
 		RETURNS SETOF syncstate.sync_state LANGUAGE plpgsql AS $$ BEGIN RAISE data_corrupted; END $$});
 (my $given, $error) = ask($router, claim());
 like($error, qr/WARNING:  08006: not all shards answer: not 3\nDETAIL:  Shard 3: data_corrupted\./, 'a damaged shard is a warning');
