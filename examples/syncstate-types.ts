@@ -397,6 +397,20 @@ export type ResumeSyncSourceArgs = {
   source: SyncSource;
 };
 
+/** Arguments of resync_source(). */
+export type ResyncSourceArgs = {
+  source: SyncSource;
+  spread?: string;
+};
+
+/** Arguments of revive_syncs(). */
+export type ReviveSyncsArgs = {
+  source: SyncSource;
+  reason?: string | null;
+  spread?: string;
+  max_rows?: number;
+};
+
 /** Arguments of set_sync_policy(). */
 export type SetSyncPolicyArgs = {
   source: SyncSource;
@@ -470,6 +484,9 @@ export type Database = {
           rate_per_minute?: number | null;
           request_gap?: string | null;
           auth_failures?: number | null;
+          resync_from?: string | null;
+          resync_spread?: string | null;
+          max_vanished?: number | null;
         };
         Update: {
           source?: SyncSource;
@@ -490,6 +507,9 @@ export type Database = {
           rate_per_minute?: number | null;
           request_gap?: string | null;
           auth_failures?: number | null;
+          resync_from?: string | null;
+          resync_spread?: string | null;
+          max_vanished?: number | null;
         };
         Relationships: [];
       };
@@ -819,6 +839,22 @@ export type Database = {
           isOneToOne: true;
           isSetofReturn: false;
         };
+      };
+      /** Plans a full sync of every row of a source, spread over a time. */
+      resync_source: {
+        Args: ResyncSourceArgs;
+        Returns: SyncPolicy;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_policy';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Takes parked rows of a source back, spread over a time, and returns how many. */
+      revive_syncs: {
+        Args: ReviveSyncsArgs;
+        Returns: number;
       };
       /** Overrides settings of a source and returns the effective ones: keys present change, null restores the built-in default, keys absent stay. */
       set_sync_policy: {

@@ -420,7 +420,9 @@ SELECT regress_errors.all_fail(VARIADIC ARRAY(
 		'{"daily_budget": 0}', '{"daily_budget": -1}', '{"daily_budget": 2147483648}', '{"daily_budget": "x"}', '{"daily_budget": "0.4"}',
 		'{"min_interval": "25 hours"}', '{"max_interval": "59 seconds"}', '{"min_interval": "2 hours", "max_interval": "1 hour"}',
 		'{"rate_per_minute": 0}', '{"rate_per_minute": -1}', '{"rate_per_minute": 1000001}', '{"rate_per_minute": "x"}',
-		'{"request_gap": "-1 us"}', '{"request_gap": "24:00:00.000001"}', '{"request_gap": "1 month"}', '{"auth_failures": 0}', '{"auth_failures": 2147483648}']) AS changes));
+		'{"request_gap": "-1 us"}', '{"request_gap": "24:00:00.000001"}', '{"request_gap": "1 month"}', '{"auth_failures": 0}', '{"auth_failures": 2147483648}',
+		'{"resync_from": "infinity"}', '{"resync_from": "-infinity"}', '{"resync_from": "soon"}', '{"resync_spread": "-1 us"}',
+		'{"resync_spread": "36501 days"}', '{"resync_spread": "1 month"}', '{"max_vanished": -0.01}', '{"max_vanished": 1.01}', '{"max_vanished": "NaN"}']) AS changes));
 -- together with what was set before
 SELECT retry_cap FROM syncstate.set_sync_policy('google_contacts', '{"retry_cap": "1 minute"}');
 SELECT regress_errors.fails($$set_sync_policy('google_contacts', '{"retry_base": "2 minutes"}')$$);
@@ -446,7 +448,8 @@ FROM unnest(ARRAY['sync_interval = ''0''', 'sync_interval = ''36501 days''', 'le
 	'daily_budget = 0', 'min_interval = ''0''', 'max_interval = ''36501 days''', 'min_interval = ''1 month''',
 	'min_interval = ''2 s'', max_interval = ''1 s''', 'rate_per_minute = 0', 'rate_per_minute = 1000001',
 	'request_gap = ''-1 us''', 'request_gap = ''24:00:00.000001''', 'request_gap = ''1 month''', 'auth_failures = 0',
-	'source = NULL']) AS changes;
+	'resync_from = ''infinity''', 'resync_from = ''-infinity''', 'resync_spread = ''-1 us''', 'resync_spread = ''36501 days''', 'resync_spread = ''1 year''',
+	'max_vanished = -0.1', 'max_vanished = 1.1', 'max_vanished = ''NaN''', 'source = NULL']) AS changes;
 
 ------------------------------------------------------------------------
 -- current_user_id, grant_worker, grant_user, register_sync_source,
@@ -565,12 +568,14 @@ SELECT count(*) FROM syncstate.get_users_needing_sync('google_calendar', '0', 10
 SELECT count(*) FROM syncstate.get_users_needing_sync('google_calendar', '36500 days', 1);
 SELECT * FROM syncstate.set_sync_policy('google_calendar', '{"sync_interval": "1 second", "lease_time": "1 second", "retry_base": "1 second",
 	"retry_cap": "1 second", "rate_limit_wait": "1 second", "max_failures": 1, "park_after": "1 second", "token_ttl": "1 second", "jitter": 0,
-	"daily_budget": 1, "min_interval": "1 second", "max_interval": "1 second", "rate_per_minute": 1, "request_gap": 0, "auth_failures": 1}');
+	"daily_budget": 1, "min_interval": "1 second", "max_interval": "1 second", "rate_per_minute": 1, "request_gap": 0, "auth_failures": 1,
+	"resync_from": "0001-01-01 00:00:00+00", "resync_spread": 0, "max_vanished": 0}');
 SELECT * FROM syncstate.set_sync_policy('google_calendar', '{"sync_interval": "36500 days", "lease_time": "1 day", "retry_base": "36500 days",
 	"retry_cap": "36500 days", "rate_limit_wait": "30 days", "max_failures": 2147483647, "park_after": "36500 days", "token_ttl": "36500 days",
 	"token_ttl_from": "full", "jitter": 0.9, "paused_until": "infinity",
 	"daily_budget": 2147483647, "min_interval": "36500 days", "max_interval": "36500 days", "rate_per_minute": 1000000,
-	"request_gap": "1 day", "auth_failures": 2147483647}');
+	"request_gap": "1 day", "auth_failures": 2147483647,
+	"resync_from": "9999-12-31 23:59:59.999999+00", "resync_spread": "36500 days", "max_vanished": 1}');
 ROLLBACK;
 
 SELECT regress_errors.everything() = everything FROM regress_errors.before;

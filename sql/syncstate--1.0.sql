@@ -160,6 +160,9 @@ CREATE TABLE syncstate.sync_policy (
 	rate_per_minute integer,
 	request_gap interval,
 	auth_failures integer,
+	resync_from timestamptz,
+	resync_spread interval,
+	max_vanished double precision,
 	CONSTRAINT sync_policy_pkey PRIMARY KEY (source),
 	CONSTRAINT sync_policy_intervals_range
 		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
@@ -181,7 +184,9 @@ CREATE TABLE syncstate.sync_policy (
 			   AND max_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
 			   AND max_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
 			   AND request_gap OPERATOR(pg_catalog.>=) '0 seconds'::pg_catalog.interval
-			   AND request_gap OPERATOR(pg_catalog.<=) '1 day'::pg_catalog.interval),
+			   AND request_gap OPERATOR(pg_catalog.<=) '1 day'::pg_catalog.interval
+			   AND resync_spread OPERATOR(pg_catalog.>=) '0 seconds'::pg_catalog.interval
+			   AND resync_spread OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
 	CONSTRAINT sync_policy_intervals_without_months
 		CHECK (pg_catalog.date_part('year', sync_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', sync_interval) OPERATOR(pg_catalog.=) 0
@@ -197,7 +202,9 @@ CREATE TABLE syncstate.sync_policy (
 			   AND pg_catalog.date_part('year', min_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', min_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('year', max_interval) OPERATOR(pg_catalog.=) 0
-			   AND pg_catalog.date_part('month', max_interval) OPERATOR(pg_catalog.=) 0),
+			   AND pg_catalog.date_part('month', max_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', resync_spread) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', resync_spread) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT sync_policy_retry_base_below_cap
 		CHECK (retry_base OPERATOR(pg_catalog.<=) retry_cap),
 	CONSTRAINT sync_policy_paused_until_range
@@ -218,7 +225,12 @@ CREATE TABLE syncstate.sync_policy (
 		CHECK (rate_per_minute OPERATOR(pg_catalog.>=) 1
 			   AND rate_per_minute OPERATOR(pg_catalog.<=) 1000000),
 	CONSTRAINT sync_policy_auth_failures_range
-		CHECK (auth_failures OPERATOR(pg_catalog.>=) 1)
+		CHECK (auth_failures OPERATOR(pg_catalog.>=) 1),
+	CONSTRAINT sync_policy_resync_from_range
+		CHECK (resync_from OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND resync_from OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz),
+	CONSTRAINT sync_policy_max_vanished_range
+		CHECK (max_vanished OPERATOR(pg_catalog.>=) 0 AND max_vanished OPERATOR(pg_catalog.<=) 1)
 );
 REVOKE ALL ON TABLE syncstate.sync_policy FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
@@ -597,6 +609,26 @@ CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
 	LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) IS 'Ends the pause of a source; its due rows can be claimed at once';
 REVOKE ALL ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) FROM PUBLIC;
+
+/* --------------------------------------------------------- many rows at once */
+
+CREATE FUNCTION syncstate.resync_source(source syncstate.sync_source,
+										spread interval DEFAULT '1 day')
+	RETURNS syncstate.sync_policy
+	AS 'MODULE_PATHNAME', 'syncstate_resync_source'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.resync_source(syncstate.sync_source, interval) IS 'Plans a full sync of every row of a source, spread over a time';
+REVOKE ALL ON FUNCTION syncstate.resync_source(syncstate.sync_source, interval) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.revive_syncs(source syncstate.sync_source,
+									   reason text DEFAULT NULL,
+									   spread interval DEFAULT '1 hour',
+									   max_rows integer DEFAULT 10000)
+	RETURNS integer
+	AS 'MODULE_PATHNAME', 'syncstate_revive_syncs'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) IS 'Takes parked rows of a source back, spread over a time, and returns how many';
+REVOKE ALL ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) FROM PUBLIC;
 
 /* ----------------------------------------------------------------- budgets */
 
@@ -1021,6 +1053,8 @@ BEGIN
 		'syncstate.set_sync_policy(syncstate.sync_source, jsonb)',
 		'syncstate.pause_sync_source(syncstate.sync_source, timestamptz)',
 		'syncstate.resume_sync_source(syncstate.sync_source)',
+		'syncstate.resync_source(syncstate.sync_source, interval)',
+		'syncstate.revive_syncs(syncstate.sync_source, text, interval, integer)',
 		'syncstate.rebalance_syncs(syncstate.sync_source)',
 		'syncstate.get_sync_state(uuid, syncstate.sync_source, text)',
 		'syncstate.get_sync_states(uuid)',

@@ -95,7 +95,10 @@ CREATE TYPE syncstate.sync_policy AS (
 	max_interval interval,
 	rate_per_minute integer,
 	request_gap interval,
-	auth_failures integer
+	auth_failures integer,
+	resync_from timestamptz,
+	resync_spread interval,
+	max_vanished double precision
 );
 COMMENT ON TYPE syncstate.sync_policy IS 'The settings of a source on all shards together';
 
@@ -1192,6 +1195,50 @@ END
 $$;
 COMMENT ON FUNCTION syncstate.resume_sync_source(syncstate.sync_source) IS 'Ends the pause of a source; its due rows can be claimed at once';
 
+/* All shards count from the same time, which is ours. */
+CREATE FUNCTION syncstate.resync_source(source syncstate.sync_source,
+										spread interval DEFAULT '1 day')
+	RETURNS syncstate.sync_policy
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	SET intervalstyle = postgres
+	AS $$
+BEGIN
+	PERFORM syncstate_shard.enter('resync_source');
+	RETURN syncstate_shard.policy(ARRAY(SELECT a FROM syncstate_shard.ask_all(pg_catalog.format(
+		'SELECT p::text FROM syncstate.set_sync_policy(%L, %L) AS p', source,
+		pg_catalog.jsonb_build_object('resync_from', syncstate.sync_clock(), 'resync_spread', spread)), true) AS a));
+END
+$$;
+COMMENT ON FUNCTION syncstate.resync_source(syncstate.sync_source, interval) IS 'Plans a full sync of every row of a source, spread over a time';
+
+/* Each shard takes back its part of max_rows, rounded up. */
+CREATE FUNCTION syncstate.revive_syncs(source syncstate.sync_source,
+									   reason text DEFAULT NULL,
+									   spread interval DEFAULT '1 hour',
+									   max_rows integer DEFAULT 10000)
+	RETURNS integer
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	SET intervalstyle = postgres
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter('revive_syncs');
+	revived pg_catalog.int4;
+BEGIN
+	SELECT pg_catalog.sum(a.rows[1]::pg_catalog.int4) INTO revived
+		FROM syncstate_shard.ask_all(pg_catalog.format('SELECT syncstate.revive_syncs(%L, %L, %L, %L)::text', source, reason, spread,
+			CASE WHEN max_rows BETWEEN 1 AND 10000
+				THEN (max_rows OPERATOR(pg_catalog.+) shards OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) shards
+				ELSE max_rows END), true) AS a;
+	IF revived OPERATOR(pg_catalog.>) 0 THEN
+		PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);
+	END IF;
+	RETURN revived;
+END
+$$;
+COMMENT ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) IS 'Takes parked rows of a source back, spread over a time, and returns how many';
+
 /* Each shard divides its part of the budget among its rows. */
 CREATE FUNCTION syncstate.rebalance_syncs(INOUT source syncstate.sync_source DEFAULT NULL,
 										  OUT rows bigint,
@@ -1540,7 +1587,8 @@ BEGIN
 				'renew_sync_lease', 'checkpoint_sync', 'release_sync',
 				'report_syncs', 'update_sync_state', 'get_users_needing_sync',
 				'next_sync_due', 'get_sync_policy', 'set_sync_policy',
-				'pause_sync_source', 'resume_sync_source', 'rebalance_syncs',
+				'pause_sync_source', 'resume_sync_source', 'resync_source',
+				'revive_syncs', 'rebalance_syncs',
 				'get_sync_state', 'get_sync_states', 'connect_sync',
 				'disconnect_sync', 'pause_sync', 'resume_sync', 'request_sync',
 				'current_user_id', 'sync_clock', 'shard_of', 'get_my_syncs',

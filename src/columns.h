@@ -90,7 +90,10 @@
 	SETTING(max_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	USECS_PER_DAY) \
 	SETTING(rate_per_minute, COUNT_OR_OFF, 1, MAX_RATE_PER_MINUTE,	0) \
 	SETTING(request_gap,	DURATION,	0, USECS_PER_DAY,			10 * USECS_PER_SEC) \
-	SETTING(auth_failures,	COUNT,		1, PG_INT32_MAX,			1)
+	SETTING(auth_failures,	COUNT,		1, PG_INT32_MAX,			1) \
+	SETTING(resync_from,	TIME_OR_OFF, 0, 0,						NO_TIME) \
+	SETTING(resync_spread,	DURATION,	0, MAX_DURATION,			USECS_PER_DAY) \
+	SETTING(max_vanished,	FRACTION,	0, 1.0,						0.1)
 
 /* sync_budget, but for its key: COLUMN(name, C type, SQL type). */
 #define SYNC_BUDGET_COLUMNS(COLUMN) \

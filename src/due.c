@@ -8,6 +8,26 @@
 #include "due.h"
 #include "schedule.h"
 
+const char *const syncstate_sync_kinds[NUM_SYNC_KINDS] = {
+	[KIND_ANY] = "any",
+	[KIND_INCREMENTAL] = "incremental",
+	[KIND_FULL] = "full",
+};
+
+/* Whether a sync of the row that started now would be of a kind. */
+bool
+syncstate_is_of_kind(const SyncState *row, const SyncPolicy *policy,
+					 SyncKind kind, TimestampTz now)
+{
+	bool		is_incremental;
+
+	if (kind == KIND_ANY)
+		return true;
+	is_incremental = syncstate_has_cursor(row) &&
+		!syncstate_begins_anew(policy, row, now);
+	return is_incremental == (kind == KIND_INCREMENTAL);
+}
+
 /*
  * The time from which a claim takes the row, if nothing happens to it;
  * DT_NOEND: never.

@@ -73,6 +73,7 @@ static const JsonKey settings[] = {
 #define JSON_OF_FRACTION		JSON_NUMBER
 #define JSON_OF_TTL_FROM		JSON_TEXT
 #define JSON_OF_PAUSE			JSON_TIME
+#define JSON_OF_TIME_OR_OFF		JSON_TIME
 
 #define KEY(name, kind, least, most, builtin) {#name, JSON_OF_##kind},
 	SYNC_POLICY_SETTINGS(KEY)
@@ -95,6 +96,7 @@ PG_FUNCTION_INFO_V1(syncstate_get_sync_policy);
 PG_FUNCTION_INFO_V1(syncstate_set_sync_policy);
 PG_FUNCTION_INFO_V1(syncstate_pause_sync_source);
 PG_FUNCTION_INFO_V1(syncstate_resume_sync_source);
+PG_FUNCTION_INFO_V1(syncstate_resync_source);
 
 /* syncstate_policy_changed() -> trigger: tells all sessions. */
 Datum
@@ -225,6 +227,7 @@ apply_overrides(SyncPolicy *policy, const Datum *values, const bool *nulls)
 #define FROM_FRACTION(value)		DatumGetFloat8(value)
 #define FROM_TTL_FROM(value)		ttl_from_of(value)
 #define FROM_PAUSE(value)			DatumGetTimestampTz(value)
+#define FROM_TIME_OR_OFF(value)		FROM_PAUSE(value)
 
 #define OVERRIDE(name, kind, least, most, builtin) \
 	if (!nulls[Anum_sync_policy_##name - 1]) \
@@ -345,6 +348,7 @@ policy_row(const SyncPolicy *policy)
 #define IS_OFF_FRACTION(field)			false
 #define IS_OFF_TTL_FROM(field)			(policy->token_ttl == 0)
 #define IS_OFF_PAUSE(field)				((field) == NO_TIME)
+#define IS_OFF_TIME_OR_OFF(field)		IS_OFF_PAUSE(field)
 
 #define TO_DURATION(field)				IntervalPGetDatum(usecs_interval(field))
 #define TO_DURATION_OR_OFF(field)		TO_DURATION(field)
@@ -353,6 +357,7 @@ policy_row(const SyncPolicy *policy)
 #define TO_FRACTION(field)				Float8GetDatum(field)
 #define TO_TTL_FROM(field)				CStringGetTextDatum(ttl_words[field])
 #define TO_PAUSE(field)					TimestampTzGetDatum(field)
+#define TO_TIME_OR_OFF(field)			TO_PAUSE(field)
 
 #define SET(name, kind, least, most, builtin) \
 	if (!IS_OFF_##kind(policy->name)) \
@@ -452,6 +457,8 @@ check_overrides(HeapTupleHeader overrides)
 #define CHECK_PAUSE(name, value, least, most) \
 	if (!TIMESTAMP_IS_NOEND(DatumGetTimestampTz(value))) \
 		syncstate_check_time(#name, DatumGetTimestampTz(value))
+#define CHECK_TIME_OR_OFF(name, value, least, most) \
+	syncstate_check_time(#name, DatumGetTimestampTz(value))
 
 #define CHECK(name, kind, least, most, builtin) \
 	if (!nulls[Anum_sync_policy_##name - 1]) \
@@ -534,6 +541,22 @@ syncstate_resume_sync_source(PG_FUNCTION_ARGS)
 	SPI_finish();
 	policy = syncstate_policy(source);
 	syncstate_wake_workers(&policy);
+	return policy_row(&policy);
+}
+
+/* syncstate_resync_source(source, spread) -> sync_policy: see doc/syncstate.md. */
+Datum
+syncstate_resync_source(PG_FUNCTION_ARGS)
+{
+	Oid			source = syncstate_arg_source(fcinfo, 0);
+	SyncPolicy	policy;
+
+	(void) syncstate_arg_duration(fcinfo, 1, "spread", 0, MAX_DURATION);
+	SPI_connect();
+	syncstate_store_resync(source, syncstate_now(),
+						   PG_ARGISNULL(1) ? NULL : PG_GETARG_INTERVAL_P(1));
+	SPI_finish();
+	policy = syncstate_policy(source);
 	return policy_row(&policy);
 }
 

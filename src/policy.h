@@ -21,6 +21,7 @@ typedef int32 SettingCOUNT_OR_OFF;
 typedef double SettingFRACTION;
 typedef TokenTtlFrom SettingTTL_FROM;
 typedef TimestampTz SettingPAUSE;	/* NO_TIME: not paused */
+typedef TimestampTz SettingTIME_OR_OFF; /* NO_TIME: off */
 
 /* The effective policy of a source. */
 typedef struct SyncPolicy

@@ -390,12 +390,38 @@ syncstate_source_opens(const SyncPolicy *policy, const SyncKey *key)
 }
 
 /*
- * Whether a row has a cursor that the provider has forgotten by now, or will
- * before the row is likely to be seen again.
+ * From when on the row's next start belongs to the planned full sync of its
+ * source; DT_NOEND: it does not, or no more.
+ *
+ * A row comes at its own part of the spread.  A full sync that was running when
+ * the plan was made began before it, so that row's next start begins anew: only
+ * then does last_sync_at still tell.
+ */
+static TimestampTz
+resync_at(const SyncPolicy *policy, const SyncState *row)
+{
+	TimestampTz from = policy->resync_from;
+	bool		was_running = row->last_sync_at != NO_TIME &&
+		row->last_sync_at < from;
+
+	if (from == NO_TIME)
+		return DT_NOEND;
+	if (!syncstate_has_cursor(row))
+		return was_running && row->full_sync_id != NO_COUNT ? from : DT_NOEND;
+	if (row->last_full_sync_at == NO_TIME || row->last_full_sync_at < from)
+		return from + (int64) (syncstate_row_part(policy, &row->key) *
+							   policy->resync_spread);
+	return was_running ? from : DT_NOEND;
+}
+
+/*
+ * Whether a start drops the cursor and the place in a listing: the provider has
+ * forgotten the cursor by now, or will before the row is likely to be seen again,
+ * or a full sync of the whole source is planned.
  */
 bool
-syncstate_cursor_is_dead(const SyncPolicy *policy, const SyncState *row,
-						 TimestampTz now)
+syncstate_begins_anew(const SyncPolicy *policy, const SyncState *row,
+					  TimestampTz now)
 {
-	return now > cursor_dies_at(policy, row);
+	return now > cursor_dies_at(policy, row) || now >= resync_at(policy, row);
 }

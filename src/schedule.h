@@ -37,8 +37,8 @@ extern TimestampTz syncstate_limit_end(const SyncPolicy *policy,
 extern TimestampTz syncstate_source_opens(const SyncPolicy *policy,
 										  const SyncKey *key);
 extern bool syncstate_has_cursor(const SyncState *row);
-extern bool syncstate_cursor_is_dead(const SyncPolicy *policy,
-									 const SyncState *row, TimestampTz now);
+extern bool syncstate_begins_anew(const SyncPolicy *policy,
+								  const SyncState *row, TimestampTz now);
 extern bool syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
 								  TimestampTz failing_since, TimestampTz now);
 extern void syncstate_learn(SyncState *row, TimestampTz now);

@@ -89,6 +89,7 @@ typedef enum PlanId
 	PLAN_REQUEST_LOCK,
 	PLAN_REQUEST,
 	PLAN_CHANGE,
+	PLAN_PARKED,
 	PLAN_POLICY_CHANGES,
 	PLAN_POLICY_MAKE,
 	PLAN_POLICY_WRITE,
@@ -183,6 +184,15 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		2, {TIDOID, JSONBOID}, BY_KEY
 	},
 
+	/* in the order of the key, as rows are locked */
+	[PLAN_PARKED] = {
+		"SELECT s.user_id, s.resource FROM syncstate.sync_state AS s "
+		"WHERE s.source OPERATOR(pg_catalog.=) $1 AND s.due_at IS NULL "
+		"AND s.parked_reason OPERATOR(pg_catalog.=) ANY ($2) "
+		"ORDER BY s.user_id, s.source, s.resource LIMIT $3",
+		3, {ARG_SOURCE, TEXTARRAYOID, INT8OID}, READS_ALL
+	},
+
 	/* the row as it would be; locks what is there */
 	[PLAN_POLICY_CHANGES] = {
 		"SELECT r FROM (SELECT p FROM syncstate.sync_policy AS p "
@@ -209,6 +219,13 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"OR p.paused_until OPERATOR(pg_catalog.<) EXCLUDED.paused_until "
 		"RETURNING true",
 		3, {ARG_SOURCE, TIMESTAMPTZOID, BOOLOID}, BY_KEY
+	},
+	[PLAN_POLICY_RESYNC] = {
+		"INSERT INTO syncstate.sync_policy AS p (source, resync_from, "
+		"resync_spread) VALUES ($1, $2, $3) ON CONFLICT (source) DO UPDATE "
+		"SET resync_from = EXCLUDED.resync_from, "
+		"resync_spread = EXCLUDED.resync_spread RETURNING true",
+		3, {ARG_SOURCE, TIMESTAMPTZOID, INTERVALOID}, BY_KEY
 	},
 	[PLAN_POLICY_TIDY] = {
 		"DELETE FROM syncstate.sync_policy AS p "
@@ -672,6 +689,34 @@ syncstate_store_change(const SyncState *row, Datum changes, SyncState *changed)
 }
 
 /*
+ * The keys of rows of a source that are parked for one of these reasons: at most
+ * so many, in the order of the key.
+ */
+SyncKey *
+syncstate_store_parked(Oid source, ArrayType *reasons, int max_rows, int *nkeys)
+{
+	Datum		values[3];
+	SyncKey    *keys;
+
+	values[0] = ObjectIdGetDatum(source);
+	values[1] = PointerGetDatum(reasons);
+	values[2] = Int64GetDatum(max_rows);
+	*nkeys = (int) run(PLAN_PARKED, values, NULL);
+	keys = palloc(Max(*nkeys, 1) * sizeof(SyncKey));
+	for (int i = 0; i < *nkeys; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	tupdesc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		keys[i].user_id = *DatumGetUUIDP(SPI_getbinval(tuple, tupdesc, 1, &isnull));
+		keys[i].source = source;
+		keys[i].resource = DatumGetTextPP(SPI_getbinval(tuple, tupdesc, 2, &isnull));
+	}
+	return keys;
+}
+
+/*
  * Makes and locks the overrides of a source; returns what they would be with
  * the changes of a JSON object.
  */
@@ -714,6 +759,18 @@ syncstate_store_pause(Oid source, TimestampTz until, bool extend)
 	run(PLAN_POLICY_PAUSE, values, until == NO_TIME ? " n " : NULL);
 	if (until == NO_TIME)
 		run(PLAN_POLICY_TIDY, values, NULL);
+}
+
+/* Plans a full sync of all rows of a source; a spread of NULL is the built-in one. */
+void
+syncstate_store_resync(Oid source, TimestampTz from, Interval *spread)
+{
+	Datum		values[3];
+
+	values[0] = ObjectIdGetDatum(source);
+	values[1] = TimestampTzGetDatum(from);
+	values[2] = IntervalPGetDatum(spread);
+	run(PLAN_POLICY_RESYNC, values, spread == NULL ? "  n" : NULL);
 }
 
 /* Writes the overrides of a source; none left, no row. */

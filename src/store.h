@@ -3,6 +3,7 @@
 #define SYNCSTATE_STORE_H
 
 #include "state.h"
+#include "utils/array.h"
 
 /* How often to make a row and lock it, if somebody deletes it each time. */
 #define MAX_TRIES		100
@@ -29,11 +30,15 @@ extern bool syncstate_store_lock_request(SyncState *row);
 extern bool syncstate_store_request(const SyncKey *key, TimestampTz now);
 extern void syncstate_store_change(const SyncState *row, Datum changes,
 								   SyncState *changed);
+extern SyncKey *syncstate_store_parked(Oid source, ArrayType *reasons,
+									   int max_rows, int *nkeys);
 
 /* Rows of sync_policy and sync_budget. */
 extern Datum syncstate_store_policy_changes(Oid source, Datum changes);
 extern void syncstate_store_policy_write(Oid source, Datum policy);
 extern void syncstate_store_pause(Oid source, TimestampTz until, bool extend);
+extern void syncstate_store_resync(Oid source, TimestampTz from,
+								   Interval *spread);
 extern bool syncstate_store_budget(Oid source, SyncBudget *budget);
 extern void syncstate_store_budget_write(const SyncBudget *budget);
 extern void syncstate_store_budget_drop(Oid source);

@@ -132,7 +132,7 @@ start(SyncState *row, const Report *report, const SyncPolicy *policy,
 {
 	if (row->status == SYNC_SYNCING && row->lease_expires_at <= now)
 		count_failure(row, now);
-	if (syncstate_cursor_is_dead(policy, row, now))
+	if (syncstate_begins_anew(policy, row, now))
 		drop_cursor(row);
 	row->status = SYNC_SYNCING;
 	row->lease++;
@@ -373,7 +373,7 @@ resume_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 	if (row->due_at == NO_TIME)
 	{
 		row->parked_reason = NULL;
-		row->due_at = now;
+		row->due_at = now + report->delay;
 	}
 	begin_anew(row, policy, now);
 }

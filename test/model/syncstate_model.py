@@ -197,14 +197,15 @@ MINE = ('user_id source resource status due_at requested_at parked_reason '
 SETTINGS = ('sync_interval lease_time retry_base retry_cap rate_limit_wait '
             'max_failures park_after token_ttl token_ttl_from jitter '
             'daily_budget min_interval max_interval request_gap auth_failures '
-            'paused_until').split()
+            'resync_spread max_vanished resync_from paused_until').split()
 BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                retry_base=30 * SECOND, retry_cap=HOUR,
                rate_limit_wait=60 * SECOND, max_failures=30,
                park_after=7 * DAY, token_ttl=None, token_ttl_from=None,
                jitter=0.1, paused_until=None, daily_budget=None,
                min_interval=MINUTE, max_interval=DAY, rate_per_minute=None,
-               request_gap=10 * SECOND, auth_failures=1)
+               request_gap=10 * SECOND, auth_failures=1,
+               resync_from=None, resync_spread=DAY, max_vanished=0.1)
 BUILTIN_TTL = {'google_gmail': (7 * DAY, 'token'),
                'google_contacts': (7 * DAY, 'full')}
 # From this many losses of the cursor in a row on the row waits, is parked.
@@ -237,6 +238,7 @@ class Model:
         self.first_part = collections.defaultdict(Part)
         self.open_part = collections.defaultdict(Part)
         self.life_part = collections.defaultdict(Part)
+        self.resync_part = collections.defaultdict(Part)
 
     def save(self):
         return dict(self.rows), dict(self.overrides), self.announced, \
@@ -503,6 +505,44 @@ class Model:
             row['due_at'] = now
         return row
 
+    def resync(self, row):
+        """(earliest, latest) time from which a start of the row belongs to the
+        planned full sync of its source, or None"""
+        p = self.policy(row['source'])
+        since = p['resync_from']
+        if since is None:
+            return None
+        began_before = row['last_sync_at'] is not None \
+            and row['last_sync_at'] < since
+        if not has_cursor(row):
+            began_before = began_before and row['full_sync_id'] is not None
+        elif row['last_full_sync_at'] is None or row['last_full_sync_at'] < since:
+            part = self.resync_part[key_of(row)]
+            return (since + part.lo * p['resync_spread'] - SLOP,
+                    since + part.hi * p['resync_spread'] + SLOP)
+        return (since, since) if began_before else None
+
+    def death(self, row):
+        """(surely, surely not) whether a start drops the row's cursor and its
+        place in a listing"""
+        dead, alive = self.cursor_death(row)
+        resync = self.resync(row)
+        if resync is None:
+            return dead, alive
+        return dead or resync[1] <= self.now, alive and resync[0] > self.now
+
+    def learn_resync(self, row, dead):
+        """Where that was left open by nothing but the row's part of the spread"""
+        resync = self.resync(row)
+        spread = self.policy(row['source'])['resync_spread']
+        if resync is None or not spread or not self.cursor_death(row)[1]:
+            return
+        at = (self.now - self.policy(row['source'])['resync_from']) / spread
+        if dead:
+            self.resync_part[key_of(row)].narrow(0, at + SLOP / spread)
+        else:
+            self.resync_part[key_of(row)].narrow(at - SLOP / spread, 1)
+
     def cursor_death(self, row):
         """(surely dead, surely alive) of the row's cursor"""
         life = self.life(row)
@@ -514,7 +554,11 @@ class Model:
         return self.now > hi + SLOP, self.now < lo - SLOP
 
     def learn_death(self, row, dead):
+        self.learn_resync(row, dead)
         life = self.life(row)
+        resync = self.resync(row)
+        if dead and resync is not None and resync[0] <= self.now:
+            return          # that may have been it
         if life is None or self.policy(row['source'])['token_ttl_from'] == 'token':
             return
         at = ((self.now - life[0]) / life[1] - 0.80) / 0.05
@@ -802,6 +846,25 @@ class Model:
         self.perhaps |= {key[1]}
         self.rows[key] = row
         return row
+
+    def revive_syncs(self, source, reason, spread, max_rows):
+        """The keys of rows that are parked for a reason, in their order, and
+        taken back"""
+        refuse_unless(reason in (None, 'paused', 'auth', 'failures', 'token_loop'))
+        refuse_unless(0 <= spread <= DAY)
+        refuse_unless(1 <= max_rows <= 10000)
+        keys = sorted(k for k, row in self.rows.items() if k[1] == source
+                      and row['parked_reason'] is not None
+                      and row['parked_reason'] == (reason or row['parked_reason'])
+                      and (reason or row['parked_reason'] != 'paused'))[:max_rows]
+        for key in keys:
+            row = dict(self.rows[key], updated_at=self.now)
+            self.revive(row)
+            row['due_at'] = Within(self.now, self.now + spread)
+            self.rows[key] = row
+        if keys:
+            self.announced |= {source}
+        return keys
 
     def pause_sync(self, key):
         row = self.locate(key, {}, make=False)
@@ -1607,6 +1670,8 @@ class Runner:
                 'max_interval': [MINUTE, HOUR, DAY, 30 * DAY],
                 'request_gap': [0, SECOND, MINUTE, DAY],
                 'auth_failures': [1, 2, 3, 1000],
+                'resync_spread': [0, MINUTE, HOUR, DAY],
+                'max_vanished': [0, 0.5, 1],
                 'jitter': [0, 0.05, 0.1, 0.5, 0.9]}[k] + [None])
         if r.random() < 0.02:
             changes['jitter'] = 0.95
@@ -1614,6 +1679,32 @@ class Runner:
 
     def invent_rebalance(self):
         return {'source': self.rnd.choice(self.model.sources + [None])}
+
+    def invent_resync(self):
+        a = {'source': self.rnd.choice(self.model.sources)}
+        if self.rnd.random() < 0.7:
+            a['spread'] = self.rnd.choice([0, MINUTE, HOUR, DAY, 30 * DAY, -1])
+        return a
+
+    def invent_revive(self):
+        r = self.rnd
+        a = {'source': r.choice(self.model.sources)}
+        if r.random() < 0.6:
+            a['reason'] = r.choice(['paused', 'auth', 'failures', 'token_loop', 'none'])
+        if r.random() < 0.6:
+            a['spread'] = r.choice([0, SECOND, HOUR, DAY, DAY + 1])
+        if r.random() < 0.6:
+            a['max_rows'] = r.choice([1, 2, 3, 10000, 0])
+        return a
+
+    def invent_sweep(self):
+        r = self.rnd
+        a = {'key': self.some_key('syncing'),
+             'lease': r.choice([0, 0, 0, 0, 0, -1, 'none']),
+             'vanished': r.choice([0, 10, 11, 50, 100]), 'total': r.choice([10, 100, 200])}
+        if r.random() < 0.2:
+            a['force'] = True
+        return a
 
     def invent_pause_source(self):
         r = self.rnd
@@ -2333,14 +2424,16 @@ def nice(column, value):
 
 INTERVAL_SETTINGS = ('sync_interval', 'lease_time', 'retry_base', 'retry_cap',
                      'rate_limit_wait', 'park_after', 'token_ttl',
-                     'min_interval', 'max_interval', 'request_gap')
+                     'min_interval', 'max_interval', 'request_gap',
+                     'resync_spread')
 
 
 def parse_policy(data):
     p = json.loads(data)
     for k in INTERVAL_SETTINGS:
         p[k] = parse_interval(p[k])
-    p['paused_until'] = parse_time(p['paused_until'])
+    for k in ('paused_until', 'resync_from'):
+        p[k] = parse_time(p[k])
     return p
 
 
@@ -2364,6 +2457,7 @@ MIX = dict(claim=22, start=7, complete=15, fail=10, limit=4, clear=3,
            clear_again=2, renew=4, checkpoint=5, release=3, batch=6, update=5,
            upsert=4, request=5, user_request=3, connect=6, disconnect=1.2,
            pause=2, resume=3, policy=1.5, pause_source=0.5, resume_source=0.7,
+           resync=0.3, revive=1, sweep=1,
            get=1, get_all=0.5, my_syncs=1, users=3, next=3, overview=2,
            get_policy=0.5, rebalance=0.7, user_forbidden=0.7, key_change=0.2, forget=0.1,
            register=0.01, reconnect=0.3)

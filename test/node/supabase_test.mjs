@@ -123,6 +123,8 @@ const CALLS = {
   set_sync_policy: { args: { source: 'google_gmail', changes: { sync_interval: '5 minutes' } }, expect: isPolicy({ sync_interval: '00:05:00' }) },
   pause_sync_source: { args: { source: 'google_gmail', until: '2999-01-01T00:00:00Z' }, expect: isPolicy({ paused_until: '2999-01-01T00:00:00+00:00' }) },
   resume_sync_source: { args: { source: 'google_gmail' }, expect: isPolicy({ paused_until: null }) },
+  resync_source: { args: { source: 'google_gmail', spread: '2 days' }, expect: isPolicy({ resync_spread: '2 days' }) },
+  revive_syncs: { args: { source: 'google_gmail', reason: 'paused', spread: '1 minute', max_rows: 10 }, expect: is(0) },
 
   // workers and users
   request_sync: { kind: 'user', args: { ...state, resource: '' }, expect: is(true) },

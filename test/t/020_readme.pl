@@ -297,6 +297,8 @@ my %provoke = (
 	},
 	pause_sync_source => { '22023' => q{pause_sync_source('google_tasks', NULL)} },
 	resume_sync_source => { '22023' => 'resume_sync_source(NULL)' },
+	resync_source => { '22023' => 'resync_source(NULL)' },
+	revive_syncs => { '22023' => q{revive_syncs('google_tasks', 'none')} },
 	current_user_id => {
 		'22P02' => [ q{SET request.jwt.claims = '{"sub": "x"}'}, 'SELECT syncstate.current_user_id()', 'RESET request.jwt.claims' ],
 	},

@@ -191,7 +191,7 @@ my %writers = (
 	update_sync_state => "$row, '{}'", connect_sync => $row, disconnect_sync => $row, pause_sync => $row,
 	resume_sync => $row, request_sync => $row, set_sync_policy => q('google_gmail', '{}'),
 	pause_sync_source => q('google_gmail'), resume_sync_source => q('google_gmail'), rebalance_syncs => '',
-	register_sync_source => q('another'), watch_users => q('app_users'),
+	resync_source => q('google_gmail'), revive_syncs => q('google_gmail'), register_sync_source => q('another'), watch_users => q('app_users'),
 	grant_worker => q('regress_syncstate_odd_worker'), grant_user => q('regress_syncstate_odd_user'));
 my %readers = (
 	get_users_needing_sync => q('google_gmail'), next_sync_due => '', get_sync_state => $row,

@@ -256,7 +256,11 @@ compare('service_role', 'LISTEN syncstate', q{set_sync_policy('google_tasks', '{
 	q{set_sync_policy('google_tasks', '{"daily_budget": null, "rate_per_minute": null, "jitter": null}')},
 	q{pause_sync_source('google_calendar', '2026-02-03 00:00:00+00')}, $next_due, q{get_users_needing_sync('google_calendar')},
 	'claim_due_syncs()', q{resume_sync_source('google_calendar')}, q{resume_sync_source('google_calendar')},
-	q{pause_sync_source('google_gmail')}, q{get_sync_policy('google_gmail')});
+	q{pause_sync_source('google_gmail')}, q{get_sync_policy('google_gmail')},
+	q{resync_source('google_gmail', '2 days')}, q{get_sync_policy('google_gmail')}, q{resync_source('google_gmail', NULL)},
+	q{set_sync_policy('google_gmail', '{"resync_from": null}')}, 'resync_source(NULL)',
+	q{claim_due_syncs('google_calendar', 3, kind => 'full')}, q{claim_due_syncs('google_calendar', 3, kind => 'incremental')},
+	q{claim_due_syncs(kind => 'neither')});
 compare_states('after policies');
 
 # A limit of the source, told by one, stops all; a longer one is not cut short.
@@ -317,6 +321,20 @@ compare('none', "register_sync_source('custom_crm')", "register_sync_source('cus
 compare('service_role', 'LISTEN syncstate', 'connect_sync(' . key(1, 'custom_crm') . ')', 'claim_due_syncs(\'custom_crm\')',
 	q{get_sync_policy('custom_crm')}, q{pause_sync_source('custom_crm')}, 'SELECT to_jsonb(o) FROM syncstate.sync_overview AS o',
 	"register_sync_source('custom_erp')");
+
+### What is parked comes back, on all shards
+
+empty();
+compare('service_role', map({ 'connect_sync(' . key($_) . ')', 'pause_sync(' . key($_) . ')' } @users),
+	'LISTEN syncstate', q{revive_syncs('google_calendar')}, q{revive_syncs('google_calendar', 'auth')},
+	q{revive_syncs('google_calendar', 'paused', '0')}, q{revive_syncs('google_calendar', 'paused')},
+	q{revive_syncs('google_calendar', max_rows => 0)}, q{revive_syncs('google_calendar', max_rows => NULL)}, q{revive_syncs(NULL)},
+	q{revive_syncs('google_calendar', spread => '2 days')}, q{revive_syncs('google_calendar', 'tired')});
+compare_states('after reviving');
+compare('service_role', map({ 'pause_sync(' . key($_) . ')' } @users));
+my @some = map { $node->safe_psql('router', q{SELECT syncstate.revive_syncs('google_calendar', 'paused', max_rows => 8)}) } 1 .. 20;
+is(sum0(@some), scalar(@users), 'some at a time, until none is left');
+cmp_ok(max(@some), '<=', 8, 'and no more than that');
 
 ### The plans of rebalance_syncs() are each shard's own; their sums are as asked for
 

@@ -264,6 +264,9 @@ my @all = (
 	[ q{SELECT syncstate.register_sync_source('custom')}, q{SELECT enum_last(NULL::syncstate.sync_source)}, 'custom' ],
 	[ q{SELECT syncstate.resume_sync_source('google_gmail')},
 		q{SELECT paused_until FROM syncstate.get_sync_policy('google_gmail')}, '' ],
+	[ q{SELECT syncstate.resync_source('google_contacts', '3 days')},
+		q{SELECT resync_spread FROM syncstate.get_sync_policy('google_contacts') WHERE resync_from < clock_timestamp()}, '3 days' ],
+	[ q{SELECT syncstate.revive_syncs('google_tasks')}, q{SELECT 'done'}, 'done' ],
 	[ q{SELECT syncstate.rebalance_syncs('google_tasks')}, q{SELECT 'done'}, 'done' ],
 	[ q{DELETE FROM app_user}, q{SELECT count(*) FROM syncstate.sync_state WHERE user_id = '%s'}, '0' ],
 	[ q{SELECT * FROM syncstate.sync_overview}, q{SELECT 'done'}, 'done' ]);

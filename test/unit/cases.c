@@ -446,6 +446,7 @@ draw_policy(void)
 #define DRAW_COUNT_OR_OFF(least, most, builtin)	BETWEEN(least, most, builtin)
 #define DRAW_TTL_FROM(least, most, builtin)	pick(NUM_TTL_FROM)
 #define DRAW_PAUSE(least, most, builtin)	(pick(4) == 0 ? pick_set_time() : NO_TIME)
+#define DRAW_TIME_OR_OFF(least, most, builtin)	DRAW_PAUSE(least, most, builtin)
 #define DRAW(name, kind, least, most, builtin) \
 	policy.name = DRAW_##kind(least, most, builtin);
 	SYNC_POLICY_SETTINGS(DRAW)

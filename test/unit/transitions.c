@@ -100,10 +100,31 @@ life_begins(const SyncState *row)
 	return row->token_issued_at;
 }
 
+/*
+ * Whether the planned full sync of the source has come for the row at hand: surely,
+ * or perhaps, since each row has its own part of the spread.
+ */
+static bool
+resync_has_come(bool *perhaps)
+{
+	TimestampTz from = policy.resync_from;
+	bool		began_before = old.last_sync_at != NO_TIME && old.last_sync_at < from;
+	bool		is_planned = from != NO_TIME && now >= from;
+
+	*perhaps = is_planned && has_cursor(&old) &&
+		(old.last_full_sync_at == NO_TIME || old.last_full_sync_at < from);
+	if (*perhaps)
+		return now - from >= policy.resync_spread;
+	return is_planned && began_before &&
+		(has_cursor(&old) || old.full_sync_id != NO_COUNT);
+}
+
 static void
 expect_start(void)
 {
 	TimestampTz begins = life_begins(&old);
+	bool		may_resync;
+	bool		is_resync = resync_has_come(&may_resync);
 
 	holds(START, new.status == SYNC_SYNCING && new.last_sync_at == now &&
 		  new.requested_at == NO_TIME && new.error_message == NULL &&
@@ -127,13 +148,17 @@ expect_start(void)
 	holds(START_CLAIM, new.lease_required == report.is_claim);
 	holds(START_FULL, new.full_sync_id ==
 		  (has_cursor(&new) ? NO_COUNT :
-		   has_cursor(&old) || old.full_sync_id == NO_COUNT ? new.lease :
+		   has_cursor(&old) || old.full_sync_id == NO_COUNT || is_resync ? new.lease :
 		   old.full_sync_id));
 	holds(START_FAILURE, old.status == SYNC_SYNCING ?
 		  has_failed_once_more() : !changes(FAILURES));
 
 	/* counted from a full sync, each row gives it up at its own time before */
-	if (begins == NO_TIME)
+	if (is_resync)
+		holds(START_RESYNC, !has_cursor(&new) && has_no_progress());
+	else if (may_resync)
+		holds(START_RESYNC, has_cursor(&new) || has_no_progress());
+	else if (begins == NO_TIME)
 		holds(START_DEAD, !changes(CURSOR));
 	else if (policy.token_ttl_from == TTL_FROM_TOKEN)
 		holds(START_DEAD, has_cursor(&new) == (now - begins <= policy.token_ttl));
@@ -345,7 +370,7 @@ expect_checkpoint(void)
 static bool
 is_resumed(bool was_parked)
 {
-	TimestampTz due = was_parked ? now : old.due_at;
+	TimestampTz due = was_parked ? now + report.delay : old.due_at;
 	TimestampTz lease_end = old.lease_expires_at;
 
 	if (due > latest_due(&old))
@@ -436,8 +461,12 @@ takes_back(void)
 static bool
 may_drop(void)
 {
-	return transition == TRANSITION_CLEAR_TOKEN ||
-		(transition == TRANSITION_START && life_begins(&old) != NO_TIME);
+	bool		may_resync;
+
+	if (transition != TRANSITION_START)
+		return transition == TRANSITION_CLEAR_TOKEN;
+	return resync_has_come(&may_resync) || may_resync ||
+		life_begins(&old) != NO_TIME;
 }
 
 /* What holds of the cursor after every transition. */
