@@ -69,9 +69,9 @@ async function sync(db, row) {
   }
   const count = Object.keys(found).length
   await db.query('BEGIN')
+  await db.query('SELECT write_items($1, $2, $3, $4, $5, $6)',
+    [row.user_id, row.source, row.resource, row.lease, found, !row.sync_token])
   await call(db, 'mark_sync_completed', row, { items_synced: count, sync_token: page.nextSyncToken })
-  await db.query('SELECT write_items($1, $2, $3, $4, $5)',
-    [row.user_id, row.source, row.resource, found, !row.sync_token])
   await db.query('COMMIT')
   return `${row.sync_token ? 'incremental' : 'full'} sync, ${count} items`
 }

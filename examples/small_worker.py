@@ -94,9 +94,9 @@ def sync(db, row):
         call(db, "checkpoint_sync", row, progress_done=len(found))      # renews the lease, too
     is_full = row.full_sync_id is not None
     with db.transaction():
+        db.execute("SELECT write_items(%s, %s, %s, %s, %s, %s)",
+                   (row.user_id, row.source, row.resource, row.lease, Jsonb(found), is_full))
         call(db, "mark_sync_completed", row, items_synced=len(found), **cursor)
-        db.execute("SELECT write_items(%s, %s, %s, %s, %s)",
-                   (row.user_id, row.source, row.resource, Jsonb(found), is_full))
     return f"{'full' if is_full else 'incremental'} sync, {len(found)} items"
 
 

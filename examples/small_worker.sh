@@ -76,11 +76,11 @@ write() {
 SELECT jsonb_path_query_array(p, '$[*].items[*]') AS items, p -> -1 ->> 'nextSyncToken' AS cursor
 FROM (SELECT ('[' || :'text' || ']')::jsonb AS p) AS pages \gset
 BEGIN;
-SELECT status FROM syncstate.mark_sync_completed(:'user', 'google_calendar', jsonb_array_length(:'items'), :'cursor',
-	lease => :'lease', resource => :'resource');
-SELECT FROM write_items(:'user', 'google_calendar', :'resource', (SELECT coalesce(
+SELECT FROM write_items(:'user', 'google_calendar', :'resource', :'lease', (SELECT coalesce(
 	jsonb_object_agg(e ->> 'id', CASE WHEN e ->> 'status' <> 'cancelled' THEN e END), '{}')
 	FROM jsonb_array_elements(:'items') AS e), :'full' <> '');
+SELECT status FROM syncstate.mark_sync_completed(:'user', 'google_calendar', jsonb_array_length(:'items'), :'cursor',
+	lease => :'lease', resource => :'resource');
 COMMIT;
 SQL
 }

@@ -85,6 +85,12 @@ export type SyncPolicy = {
   request_gap: string | null;
   /** Failures in a row from which on one of kind auth parks the row. */
   auth_failures: number | null;
+  /** Each row whose last full sync began before this time gets another one; null = none is planned. */
+  resync_from: string | null;
+  /** Over how long after resync_from these full syncs are spread; 0 seconds to 36500 days. */
+  resync_spread: string | null;
+  /** What part of a row's items may_sweep() lets a full sync delete; 0 to 1. */
+  max_vanished: number | null;
 };
 
 /** One row per user, source and resource: where its incremental sync stands, and when it is due. */
@@ -324,6 +330,17 @@ export type MarkSyncStartedArgs = {
   user_id: string;
   source: SyncSource;
   lease_time?: string | null;
+  resource?: string;
+};
+
+/** Arguments of may_sweep(). */
+export type MaySweepArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease: number | string;
+  vanished: number | string;
+  total: number | string;
+  force?: boolean;
   resource?: string;
 };
 
@@ -732,6 +749,11 @@ export type Database = {
           isOneToOne: true;
           isSetofReturn: false;
         };
+      };
+      /** Whether the items that a full sync did not list may be deleted: not if they are suspiciously many. */
+      may_sweep: {
+        Args: MaySweepArgs;
+        Returns: boolean;
       };
       /** Returns when a claim will next find a row, so that a worker knows how long to sleep. */
       next_sync_due: {

@@ -111,6 +111,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.mark_sync_failed('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 'error')$$),
 	('mark_sync_started',
 		$$SELECT * FROM syncstate.mark_sync_started('aaaaaaaa-0000-4000-8000-00000000000a', 'google_contacts')$$),
+	('may_sweep',
+		$$SELECT * FROM syncstate.may_sweep('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1, 0, 1)$$),
 	('next_sync_due',
 		$$SELECT * FROM syncstate.next_sync_due()$$),
 	('pause_sync',

@@ -76,7 +76,8 @@ SELECT regress_errors.all_fail(VARIADIC ARRAY(
 	SELECT format(f, key)
 	FROM unnest(ARRAY[$$mark_sync_started(%s)$$, $$mark_sync_completed(%s)$$, $$mark_sync_failed(%s, error_message => 'x')$$,
 		$$mark_rate_limited(%s)$$, $$clear_sync_token(%s)$$, $$renew_sync_lease(%s, lease => 1)$$,
-		$$checkpoint_sync(%s, lease => 1)$$, $$release_sync(%s, lease => 1)$$, $$update_sync_state(%s, changes => '{}')$$,
+		$$checkpoint_sync(%s, lease => 1)$$, $$release_sync(%s, lease => 1)$$, $$may_sweep(%s, lease => 1, vanished => 0, total => 0)$$,
+		$$update_sync_state(%s, changes => '{}')$$,
 		$$connect_sync(%s)$$, $$disconnect_sync(%s)$$, $$pause_sync(%s)$$, $$resume_sync(%s)$$, $$request_sync(%s)$$]) AS f,
 	unnest(ARRAY[$$NULL, 'google_calendar'$$, $$'00000000-0000-4000-8000-000000000001', NULL$$]) AS key));
 SELECT regress_errors.all_fail(VARIADIC ARRAY(
@@ -85,6 +86,7 @@ SELECT regress_errors.all_fail(VARIADIC ARRAY(
 		$$mark_sync_failed(K, 'x', resource => %s)$$, $$mark_rate_limited(K, resource => %s)$$,
 		$$clear_sync_token(K, resource => %s)$$, $$renew_sync_lease(K, 1, resource => %s)$$,
 		$$checkpoint_sync(K, 1, resource => %s)$$, $$release_sync(K, 1, resource => %s)$$,
+		$$may_sweep(K, 1, 0, 0, resource => %s)$$,
 		$$update_sync_state(K, '{}', resource => %s)$$, $$connect_sync(K, %s)$$, $$disconnect_sync(K, %s)$$,
 		$$pause_sync(K, %s)$$, $$resume_sync(K, %s)$$, $$request_sync(K, %s)$$]) AS f,
 	unnest(ARRAY[$$NULL$$, $$repeat('x', 1025)$$]) AS resource));
@@ -107,6 +109,7 @@ SELECT regress_errors.all_fail(
 	$$renew_sync_lease('00000000-0000-4000-8000-000000000002', 'google_calendar', 1)$$,
 	$$checkpoint_sync('00000000-0000-4000-8000-000000000002', 'google_calendar', 1)$$,
 	$$release_sync('00000000-0000-4000-8000-000000000002', 'google_calendar', 1)$$,
+	$$may_sweep('00000000-0000-4000-8000-000000000002', 'google_calendar', 1, 0, 0)$$,
 	$$mark_sync_completed('00000000-0000-4000-8000-000000000002', 'google_calendar', lease => 1)$$,
 	$$mark_sync_failed('00000000-0000-4000-8000-000000000002', 'google_calendar', 'x', lease => 1)$$,
 	$$mark_rate_limited('00000000-0000-4000-8000-000000000002', 'google_calendar', lease => 1)$$,
@@ -127,10 +130,12 @@ SELECT regress_errors.all_fail(
 	$$renew_sync_lease(K, 2)$$,
 	$$checkpoint_sync(K, 2)$$,
 	$$release_sync(K, 2)$$,
+	$$may_sweep(K, 2, 0, 0)$$,
 	-- where it must be given
 	$$renew_sync_lease(K, NULL)$$,
 	$$checkpoint_sync(K, NULL)$$,
-	$$release_sync(K, NULL)$$);
+	$$release_sync(K, NULL)$$,
+	$$may_sweep(K, NULL, 0, 0)$$);
 
 ------------------------------------------------------------------------
 -- claim_due_syncs, mark_sync_started, renew_sync_lease

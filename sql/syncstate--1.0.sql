@@ -254,6 +254,9 @@ COMMENT ON COLUMN syncstate.sync_policy.max_interval IS 'Longest interval that a
 COMMENT ON COLUMN syncstate.sync_policy.rate_per_minute IS 'Syncs of the source that may start in any minute, by all sessions together; null = off';
 COMMENT ON COLUMN syncstate.sync_policy.request_gap IS 'From the start of a row''s last sync until a request may start another; 0 seconds to 1 day';
 COMMENT ON COLUMN syncstate.sync_policy.auth_failures IS 'Failures in a row from which on one of kind auth parks the row';
+COMMENT ON COLUMN syncstate.sync_policy.resync_from IS 'Each row whose last full sync began before this time gets another one; null = none is planned';
+COMMENT ON COLUMN syncstate.sync_policy.resync_spread IS 'Over how long after resync_from these full syncs are spread; 0 seconds to 36500 days';
+COMMENT ON COLUMN syncstate.sync_policy.max_vanished IS 'What part of a row''s items may_sweep() lets a full sync delete; 0 to 1';
 
 /*
  * What rebalance_syncs() has learned about sources with a budget; nothing else
@@ -490,6 +493,19 @@ CREATE FUNCTION syncstate.release_sync(user_id uuid,
 	LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval) IS 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted';
 REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.may_sweep(user_id uuid,
+									source syncstate.sync_source,
+									lease bigint,
+									vanished bigint,
+									total bigint,
+									force boolean DEFAULT false,
+									resource text DEFAULT '')
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'syncstate_may_sweep'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text) IS 'Whether the items that a full sync did not list may be deleted: not if they are suspiciously many';
+REVOKE ALL ON FUNCTION syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.report_syncs(results jsonb)
 	RETURNS SETOF syncstate.sync_state
@@ -1045,6 +1061,7 @@ BEGIN
 		'syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text)',
 		'syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text)',
 		'syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval)',
+		'syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text)',
 		'syncstate.report_syncs(jsonb)',
 		'syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text)',
 		'syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer)',

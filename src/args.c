@@ -131,6 +131,14 @@ syncstate_arg_lease(FunctionCallInfo fcinfo, int arg)
 	return PG_GETARG_INT64(arg);
 }
 
+/* A boolean, which must be given. */
+bool
+syncstate_arg_flag(FunctionCallInfo fcinfo, int arg, const char *name)
+{
+	require(fcinfo, arg, name);
+	return PG_GETARG_BOOL(arg);
+}
+
 /* A finite time; NO_TIME where the argument is null. */
 TimestampTz
 syncstate_arg_time(FunctionCallInfo fcinfo, int arg, const char *name)

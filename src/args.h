@@ -23,6 +23,8 @@ extern int32 syncstate_arg_max_rows(FunctionCallInfo fcinfo, int arg,
 extern int64 syncstate_arg_count(FunctionCallInfo fcinfo, int arg,
 								 const char *name, bool null_is_none);
 extern int64 syncstate_arg_lease(FunctionCallInfo fcinfo, int arg);
+extern bool syncstate_arg_flag(FunctionCallInfo fcinfo, int arg,
+							   const char *name);
 extern TimestampTz syncstate_arg_time(FunctionCallInfo fcinfo, int arg,
 									  const char *name);
 extern int64 syncstate_arg_duration(FunctionCallInfo fcinfo, int arg,

@@ -23,6 +23,9 @@
 #include "syncstate.h"
 #include "transition.h"
 
+/* So many items may vanish in a full sync, whatever part of all they are. */
+#define SWEEP_FREELY	10
+
 PG_FUNCTION_INFO_V1(syncstate_mark_sync_started);
 PG_FUNCTION_INFO_V1(syncstate_mark_sync_completed);
 PG_FUNCTION_INFO_V1(syncstate_mark_sync_failed);
@@ -31,6 +34,7 @@ PG_FUNCTION_INFO_V1(syncstate_clear_sync_token);
 PG_FUNCTION_INFO_V1(syncstate_renew_sync_lease);
 PG_FUNCTION_INFO_V1(syncstate_checkpoint_sync);
 PG_FUNCTION_INFO_V1(syncstate_release_sync);
+PG_FUNCTION_INFO_V1(syncstate_may_sweep);
 PG_FUNCTION_INFO_V1(syncstate_update_sync_state);
 PG_FUNCTION_INFO_V1(syncstate_connect_sync);
 PG_FUNCTION_INFO_V1(syncstate_disconnect_sync);
@@ -302,6 +306,43 @@ syncstate_release_sync(PG_FUNCTION_ARGS)
 	report.delay = syncstate_arg_duration(fcinfo, 4, "delay", 0,
 										  MAX_RELEASE_DELAY);
 	return call(TRANSITION_RELEASE, &report);
+}
+
+/*
+ * A few items may always go: of a small calendar, one item is a large part.  The
+ * call asks whether to write, so it is refused where nobody may.
+ */
+Datum
+syncstate_may_sweep(PG_FUNCTION_ARGS)
+{
+	Report		report = read_key(fcinfo, 6);
+	int64		vanished = syncstate_arg_count(fcinfo, 3, "vanished", false);
+	int64		total = syncstate_arg_count(fcinfo, 4, "total", false);
+	bool		force = syncstate_arg_flag(fcinfo, 5, "force");
+	SyncPolicy	policy = syncstate_policy(report.key.source);
+	RowAccess	rows;
+	SyncState	row;
+
+	report.lease = syncstate_arg_lease(fcinfo, 2);
+	if (vanished > total)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("vanished must be at most total"),
+				 errdetail("Got %lld and %lld.", (long long) vanished,
+						   (long long) total)));
+
+	PreventCommandIfReadOnly("may_sweep()");
+	SPI_connect();
+	syncstate_rows_open(&rows);
+	syncstate_rows_look(&rows);
+	if (!syncstate_rows_read(&rows, &report.key, &row))
+		syncstate_no_such_row(&report.key);
+	if (!syncstate_lease_is_held(&row, report.lease))
+		lease_is_lost(&row, report.lease);
+	syncstate_rows_close(&rows);
+	SPI_finish();
+	PG_RETURN_BOOL(force || vanished <= SWEEP_FREELY ||
+				   (double) vanished <= policy.max_vanished * (double) total);
 }
 
 Datum

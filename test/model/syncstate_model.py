@@ -2331,6 +2331,59 @@ class Runner:
         self.settle(session, expect)
         self.compare_policy(source, out[0])
 
+    def do_resync(self, call):
+        session = self.session(call.who)
+        a = call.args
+        out = self.call(session, 'SELECT row_to_json(p)::text FROM '
+                        'syncstate.resync_source(%s) AS p' % arguments(None, a))
+
+        def expect():
+            spread = a.get('spread', DAY)
+            refuse_unless(0 <= spread <= 36500 * DAY)
+            self.model.set_policy(a['source'], {'resync_from': self.model.now,
+                                                'resync_spread': spread})
+            return True
+
+        if self.settle(session, expect):
+            self.compare_policy(a['source'], out[0])
+
+    def do_revive(self, call):
+        session = self.session(call.who)
+        a = call.args
+        out = self.call(session, 'SELECT syncstate.revive_syncs(%s)' % arguments(None, a))
+        keys = self.settle(session, lambda: self.model.revive_syncs(
+            a['source'], a.get('reason'), a.get('spread', HOUR),
+            a.get('max_rows', 10000)))
+        if keys is None:
+            return
+        if int(out[0]) != len(keys):
+            raise Mismatch('rows taken back', len(keys), out[0])
+        self.facts['rows taken back'] += len(keys)
+        for key in keys:
+            self.compare_table(session, key)
+
+    def do_sweep(self, call):
+        session = self.session(call.who)
+        key = call.args['key']
+        a = self.resolve(key, call.args)
+        a.setdefault('lease', None)
+        out = self.call(session, 'SELECT syncstate.may_sweep(%s)' % arguments(key, a))
+
+        def expect():
+            refuse_unless(a['lease'] is not None)
+            refuse_unless(0 <= a['vanished'] <= a['total'])
+            row = self.model.rows.get(key)
+            refuse_unless(row is not None, 'PT404')
+            refuse_unless(row['status'] == 'syncing'
+                          and row['lease'] == a['lease'], 'PT409')
+            return True
+
+        if self.settle(session, expect):
+            want = a.get('force', False) or a['vanished'] <= 10 or a['vanished'] <= \
+                self.model.policy(key[1])['max_vanished'] * a['total']
+            if (out[0] == b't') != want:
+                raise Mismatch('whether to sweep', want, out[0])
+
     def do_register(self, call):
         session = self.sessions['admin']
         label = call.args['label']

@@ -106,6 +106,7 @@ const CALLS = {
   renew_sync_lease: { args: { ...held, lease_time: '1 hour', resource: '' }, expect: isState('syncing', { lease: 1 }) },
   checkpoint_sync: { args: { ...held, page_token: 'p2', progress_done: 5, progress_total: 9, resource: '' }, expect: isState('syncing', { page_token: 'p2', progress_done: 5, progress_total: 9 }) },
   release_sync: { args: { ...held, resource: '', delay: '5 minutes' }, expect: isState('idle', { failures: 0 }) },
+  may_sweep: { args: { ...held, vanished: 11, total: 100, force: false, resource: '' }, expect: is(false) },
   report_syncs: { args: { results: [{ ...held, outcome: 'completed', items_synced: 7 }] }, expect: isStates('idle') },
   update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '' }, expect: isState('syncing', { history_id: '77' }) },
   get_users_needing_sync: { args: { source: 'google_gmail', stale_after: '1 minute', max_rows: 5 }, free: true, expect: is([ada]) },

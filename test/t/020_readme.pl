@@ -345,6 +345,7 @@ my %arguments = (
 	renew_sync_lease => '',
 	checkpoint_sync => '',
 	release_sync => '',
+	may_sweep => ', vanished => 0, total => 0',
 );
 while (my ($name, $more) = each %arguments)
 {

@@ -187,6 +187,7 @@ my %writers = (
 	claim_due_syncs => '', mark_sync_started => "$row, resource => 'new'", mark_sync_completed => $row,
 	mark_sync_failed => "$row, 'x'", mark_rate_limited => $row, clear_sync_token => $row,
 	renew_sync_lease => "$row, 1", checkpoint_sync => "$row, 1", release_sync => "$row, 1",
+	may_sweep => "$row, 1, 1, 1",
 	report_syncs => qq('[{"user_id": "$user[1]", "source": "google_gmail", "lease": 1, "outcome": "released"}]'),
 	update_sync_state => "$row, '{}'", connect_sync => $row, disconnect_sync => $row, pause_sync => $row,
 	resume_sync => $row, request_sync => $row, set_sync_policy => q('google_gmail', '{}'),

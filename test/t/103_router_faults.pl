@@ -223,6 +223,7 @@ my %single = (
 	renew_sync_lease => '%s, lease => 1000',
 	checkpoint_sync => '%s, lease => 1000',
 	release_sync => '%s, lease => 1000',
+	may_sweep => '%s, lease => 1000, vanished => 0, total => 0',
 	clear_sync_token => '%s',
 	mark_sync_completed => '%s',
 	mark_sync_failed => q{%s, error_message => 'x'},

@@ -104,6 +104,7 @@ my %writers = (
 	renew_sync_lease => "renew_sync_lease($key, 1)",
 	checkpoint_sync => "checkpoint_sync($key, 1)",
 	release_sync => "release_sync($key, 1)",
+	may_sweep => "may_sweep($key, 1, 0, 0)",
 	report_syncs => qq{report_syncs('[{"user_id": "$users[0]", "source": "google_gmail", "lease": 1, "outcome": "completed"}]')},
 	update_sync_state => qq{update_sync_state($key, '{"sync_token": "x"}')},
 	set_sync_policy => q{set_sync_policy('google_gmail', '{"jitter": 0}')},
