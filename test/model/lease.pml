@@ -4,7 +4,8 @@
  * Workers claim and report rows; anybody may ask for a sync at any time;
  * leases run out at any time.  FAULTS times in all, a transaction is rolled
  * back or commits late, a worker dies, a lease is renewed, a session loses its
- * hints, or a report without a lease ends a run that somebody holds.  Checked
+ * hints, a row is deleted and made anew, or a call without a lease ends a run.
+ * Checked
  * for every order of all these steps, with ROWS (1 or 2) and WORKERS (1 to 3).
  * README.md beside this file says what stands for what, and what is left out;
  * 041_design.pl runs it.
@@ -23,6 +24,8 @@
  *	ONE_SWEEP		... and what the first sweep of a session finds
  *	NO_SHARE		requested rows always go first
  *	LOSE_REQUEST	the end of a run forgets a request made during it
+ *	NUMBERS_AGAIN	a row that is made anew counts from the beginning
+ *	NO_LEASE_NEEDED	a report without a lease ends whatever run there is
  */
 
 #define NOBODY	255
@@ -35,6 +38,9 @@ typedef Row {
 	bool expired;				/* lease_expires_at has passed */
 	bool due;					/* due_at has passed */
 	bool requested;				/* requested_at is set */
+	bool gap;					/* request_gap has not passed since the last start */
+	bool waits;					/* its run was lost, and the backoff has not passed */
+	bool anew;					/* deleted and made anew since the last start */
 	byte locked;				/* whose transaction has locked it, or NOBODY */
 
 	/* for the claims only: what really happened */
@@ -67,8 +73,8 @@ byte faults = FAULTS;
 
 #define me	session[w]			/* of the process at hand */
 
-#define OPEN(r)		((row[r].due || row[r].requested) && \
-					 (!row[r].syncing || row[r].expired))
+#define OPEN(r)		((row[r].due || (row[r].requested && !row[r].gap)) && \
+					 (!row[r].syncing || (row[r].expired && !row[r].waits)))
 #define UNLOCKED(r)	(row[r].locked == NOBODY)
 
 /* What a claim asks of a row that it would lock */
@@ -235,6 +241,8 @@ proctype Worker(byte w)
 			row[got].requested = false;
 			ALL(ahead_req, got, false);
 			row[got].asked = false;
+			row[got].gap = (got == 0);	/* the properties are about this row */
+			row[got].waits = false;
 			if
 			:: row[got].due
 			:: else ->
@@ -242,7 +250,15 @@ proctype Worker(byte w)
 				oldest_due = LATEST(got, due);
 				PLACE(ahead_due, got)
 			fi;
+#ifdef NUMBERS_AGAIN
+			if
+			:: row[got].anew			/* an old number is the row's again */
+			:: else -> ALL(current, got, false)
+			fi;
+#else
 			ALL(current, got, false);
+#endif
+			row[got].anew = false;
 			me.current[got] = true;
 			row[got].runner = w
 		}
@@ -253,7 +269,9 @@ proctype Worker(byte w)
 		:: atomic {
 				faults > 0 && UNLOCKED(got) -> faults--;
 				if
-				:: HELD(got) -> row[got].expired = false	/* renewed */
+				:: HELD(got) ->		/* renewed */
+					row[got].expired = false;
+					row[got].waits = false
 				:: else
 				fi
 			}
@@ -279,6 +297,7 @@ proctype Worker(byte w)
 			row[got].runner = NOBODY;
 			row[got].syncing = false;
 			row[got].expired = false;
+			row[got].waits = false;
 #ifdef LOSE_REQUEST
 			row[got].requested = false;
 #endif
@@ -310,11 +329,27 @@ proctype Interval(byte r)
 	od
 }
 
-/* ... a lease runs out. */
+/* ... a lease runs out, maybe not the first one in a row, and then there is a wait, */
 proctype Lease(byte r)
 {
 	do
-	:: atomic { row[r].syncing && !row[r].expired -> row[r].expired = true }
+	:: atomic {
+			row[r].syncing && !row[r].expired ->
+			row[r].expired = true;
+			if
+			:: r == 0 -> row[r].waits = true
+			:: row[r].waits = false
+			fi
+		}
+	:: atomic { row[r].waits -> row[r].waits = false }
+	od
+}
+
+/* ... and the gap after a start passes. */
+proctype Gap(byte r)
+{
+	do
+	:: atomic { row[r].gap -> row[r].gap = false }
 	od
 }
 
@@ -340,10 +375,56 @@ proctype Revoker(byte r)
 			faults > 0 && UNLOCKED(r) -> faults--;
 			row[r].syncing = false;
 			row[r].expired = false;
+			row[r].waits = false;
 			row[r].runner = NOBODY;
 			row[r].due = true;
 			oldest_due = LATEST(r, due);
 			PLACE(ahead_due, r)
+		}
+	od
+}
+
+/* A report without a lease, which a run that a claim handed out takes while it is live */
+proctype Stranger(byte r)
+{
+	do
+	:: atomic {
+			faults > 0 && UNLOCKED(r) && row[r].syncing &&
+#ifdef NO_LEASE_NEEDED
+			true -> faults--;
+#else
+			row[r].expired -> faults--;
+#endif
+			assert(row[r].expired);
+			row[r].syncing = false;
+			row[r].expired = false;
+			row[r].waits = false;
+			row[r].runner = NOBODY;
+			row[r].due = false;
+			ALL(ahead_due, r, false)
+		}
+	od
+}
+
+/* disconnect_sync() and connect_sync() */
+proctype Deleter(byte r)
+{
+	do
+	:: atomic {
+			faults > 0 && UNLOCKED(r) -> faults--;
+			row[r].syncing = false;
+			row[r].expired = false;
+			row[r].waits = false;
+			row[r].gap = false;
+			row[r].anew = true;
+			row[r].runner = NOBODY;
+			row[r].due = true;
+			oldest_due = LATEST(r, due);
+			PLACE(ahead_due, r);
+			row[r].requested = true;
+			row[r].asked = true;
+			oldest_req = LATEST(r, requested);
+			PLACE(ahead_req, r)
 		}
 	od
 }
@@ -393,7 +474,13 @@ init
 		for (i : 0 .. WORKERS - 1) {
 			run Worker(i)
 		}
+		run Gap(0);
 		run Revoker(0);
+#ifdef ANY_ROW
+		/* what these do to hints, the one before does too */
+		run Stranger(0);
+		run Deleter(0);
+#endif
 		run Reconnect(0);
 		i = 0
 	}

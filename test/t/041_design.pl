@@ -71,7 +71,8 @@ my %hints = (ROWS => 1, WORKERS => 2, FAULTS => $faults);
 my %lanes = (ROWS => 2, WORKERS => 1, FAULTS => $faults);
 
 is(check('assert', %leases), 'holds', 'of two holders only the last one succeeds, and no two leases are live');
-is(check('assert', %leases, $_ => 1), 'violated', "... not so with $_") foreach 'NO_FENCE', 'NO_STATUS', 'NO_RECHECK';
+is(check('assert', %leases, $_ => 1), 'violated', "... not so with $_") 
+  foreach 'NO_FENCE', 'NO_STATUS', 'NO_RECHECK', 'NUMBERS_AGAIN', 'NO_LEASE_NEEDED';
 
 is(check('request_kept', %leases), 'holds', 'a request stays until a run starts');
 is(check('request_kept', %leases, LOSE_REQUEST => 1), 'violated', '... not so with LOSE_REQUEST');
