@@ -442,6 +442,11 @@ export type UpdateSyncStateArgs = {
   resource?: string;
 };
 
+/** Arguments of user_id_of(). */
+export type UserIdOfArgs = {
+  subject: string;
+};
+
 /** What createClient<Database>() of supabase-js takes. */
 export type Database = {
   syncstate: {
@@ -904,6 +909,11 @@ export type Database = {
           isOneToOne: true;
           isSetofReturn: false;
         };
+      };
+      /** The user_id of a user whose id is a text: itself if it is a uuid, else one that is computed from it. */
+      user_id_of: {
+        Args: UserIdOfArgs;
+        Returns: string;
       };
     };
     Enums: {

@@ -151,6 +151,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.sync_clock()$$),
 	('update_sync_state',
 		$$SELECT * FROM syncstate.update_sync_state('aaaaaaaa-0000-4000-8000-00000000000a', 'google_calendar', '{"status": "idle"}')$$),
+	('user_id_of',
+		$$SELECT * FROM syncstate.user_id_of('user_2NNE')$$),
 	('watch_users',
 		$$SELECT * FROM syncstate.watch_users('pg_temp.users')$$);
 
@@ -356,7 +358,7 @@ SELECT syncstate.request_sync(:a, 'google_calendar'); -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 
 -- malformed ones are an error, not nobody
-SET "request.jwt.claims" = '{"sub": "not-a-uuid"}';
+SET "request.jwt.claims" = '{"sub": ["not a subject"]}';
 SELECT count(*) FROM syncstate.my_syncs; -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 RESET "request.jwt.claims";

@@ -74,6 +74,8 @@ SELECT set_config('request.jwt.claim.sub', '', false);
 SELECT set_config('request.jwt.claims', '{"sub": "aaaaaaaa-0000-4000-8000-000000000001"}', false);
 EXECUTE who;
 SELECT set_config('request.jwt.claims', '{"sub": "no uuid"}', false);
+EXECUTE who;
+SELECT set_config('request.jwt.claims', '{"sub": ["no subject"]}', false);
 EXECUTE who; -- ERROR
 EXECUTE who; -- ERROR
 SELECT set_config('request.jwt.claims', '{"sub": null}', false);
@@ -144,11 +146,71 @@ FROM settings ORDER BY n;
 
 -- the texts, once each
 \set VERBOSITY terse
-SELECT set_config('request.jwt.claim.sub', 'not-a-uuid', false);
+SELECT set_config('request.jwt.claim.sub', '', false);
+SELECT set_config('request.jwt.claims', '{"sub": {}}', false);
 SELECT syncstate.current_user_id(); -- ERROR
 \echo :LAST_ERROR_SQLSTATE
-SELECT set_config('request.jwt.claim.sub', '', false);
 SELECT set_config('request.jwt.claims', 'not JSON', false);
 SELECT syncstate.current_user_id(); -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 \set VERBOSITY default
+SELECT set_config('request.jwt.claims', '', false);
+
+/* ---------------------------------------------- subjects that are no uuids */
+
+-- version 5, of namespace b42cdf9f-20ea-4884-8d71-9f3ebe6bed2a, as libraries compute it
+SELECT subject, syncstate.user_id_of(subject)
+FROM unnest(ARRAY['user_2NNEqL2nrIRdJ194ndJqAHwEfxC', 'auth0|507f1f77bcf86cd799439011', '42', ' ', '', NULL,
+	'aaaaaaaa-0000-4000-8000-000000000001', '{AAAAAAAA00004000-8000000000000001}', 'aaaaaaaa-0000-4000-8000-00000000000',
+	'aaaaaaaa-0000-4000-8000-0000000000011', '{aaaaaaaa-0000-4000-8000-000000000001', 'aaaaaaaa-0000-4000-8000-000000000001}',
+	'aaa-aaaaa-0000-4000-8000-000000000001', 'aaaaaaaa--0000-4000-8000-000000000001', 'aaaaaaaa-0000-4000-8000-000000000001-']) AS subject;
+
+-- a uuid exactly where the server takes the text for one, and then that one
+CREATE FUNCTION pg_temp.as_uuid(t text) RETURNS uuid LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN t::uuid;
+EXCEPTION WHEN invalid_text_representation THEN
+	RETURN NULL;
+END
+$$;
+SELECT count(*) AS texts, count(u) > 100 AS many_uuids, count(*) FILTER (WHERE u IS DISTINCT FROM o AND u IS NOT NULL) AS other_ones,
+	count(*) FILTER (WHERE u IS NULL AND (o = pg_temp.as_uuid(translate(t, '-{}', '')) OR substr(o::text, 15, 1) <> '5')) AS wrong
+FROM (SELECT t, pg_temp.as_uuid(t) AS u, syncstate.user_id_of(t) AS o
+	  FROM (SELECT CASE n % 3 WHEN 0 THEN '{' ELSE '' END
+				|| regexp_replace(md5(n::text), '(.{' || (1 + n % 5) * (1 + n % 2 * 3) || '})', '\1' || CASE n % 7 WHEN 0 THEN '-' ELSE '' END, 'g')
+				|| CASE n % 3 WHEN 0 THEN '}' ELSE '' END AS t
+			FROM generate_series(1, 2000) AS n) AS texts) AS ids;
+
+-- the same for a session: users by text and by number see their own rows
+CREATE ROLE regress_syncstate_reader;
+SELECT syncstate.grant_user('regress_syncstate_reader');
+INSERT INTO syncstate.sync_state (user_id, source) SELECT syncstate.user_id_of(subject), 'google_tasks'
+FROM unnest('{user_2NNEqL2nrIRdJ194ndJqAHwEfxC,42}'::text[]) AS subject;
+SET ROLE regress_syncstate_reader;
+SET request.jwt.claims = '{"sub": "user_2NNEqL2nrIRdJ194ndJqAHwEfxC"}';
+SELECT user_id, syncstate.request_sync(user_id, 'google_tasks') AS comes FROM syncstate.my_syncs;
+SET request.jwt.claims = '{"sub": 42}';
+SELECT user_id, syncstate.request_sync(user_id, 'google_tasks') AS comes FROM syncstate.my_syncs;
+SELECT syncstate.request_sync(syncstate.user_id_of('user_2NNEqL2nrIRdJ194ndJqAHwEfxC'), 'google_tasks'); -- ERROR
+SET request.jwt.claims = '{"sub": "user_2nneql2nrirdj194ndjqahwefxc"}';
+SELECT user_id FROM syncstate.my_syncs;
+RESET ROLE;
+
+-- workers never depend on a subject, be it malformed
+SELECT syncstate.grant_worker('regress_syncstate_reader');
+SET ROLE regress_syncstate_reader;
+SELECT claims, (SELECT count(*) FROM syncstate.sync_state WHERE c IS NOT NULL) AS rows,
+	(SELECT count(*) FROM syncstate.sync_overview WHERE c IS NOT NULL AND rows > 0) AS sources,
+	(syncstate.get_sync_state(syncstate.user_id_of('42'), 'google_tasks')).source,
+	(syncstate.connect_sync(syncstate.user_id_of('43'), 'google_tasks')).status,
+	syncstate.request_sync(syncstate.user_id_of('43'), 'google_tasks') AS comes,
+	syncstate.disconnect_sync(syncstate.user_id_of('43'), 'google_tasks') AS deleted
+FROM unnest(ARRAY['{"role": "service_role", "sub": "sync-worker-1"}', '{"sub": {}}', 'not JSON']) AS claims,
+	LATERAL set_config('request.jwt.claims', claims, false) AS c;
+RESET ROLE;
+SELECT set_config('request.jwt.claims', '', false);
+
+SET client_min_messages = warning;
+DELETE FROM syncstate.sync_state;
+DROP OWNED BY regress_syncstate_reader;
+DROP ROLE regress_syncstate_reader;

@@ -324,6 +324,12 @@ CREATE FUNCTION syncstate.current_user_id() RETURNS uuid
 COMMENT ON FUNCTION syncstate.current_user_id() IS 'The user that the session''s JWT claims name, or null';
 REVOKE ALL ON FUNCTION syncstate.current_user_id() FROM PUBLIC;
 
+CREATE FUNCTION syncstate.user_id_of(subject text) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'syncstate_user_id_of'
+	LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.user_id_of(text) IS 'The user_id of a user whose id is a text: itself if it is a uuid, else one that is computed from it';
+REVOKE ALL ON FUNCTION syncstate.user_id_of(text) FROM PUBLIC;
+
 CREATE FUNCTION syncstate.sync_clock() RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'syncstate_sync_clock'
 	LANGUAGE C VOLATILE PARALLEL SAFE;
@@ -866,14 +872,14 @@ BEGIN
 				   WHERE a.attrelid OPERATOR(pg_catalog.=) TG_RELID
 					   AND a.attname OPERATOR(pg_catalog.=) TG_ARGV[0]::pg_catalog.name
 					   AND NOT a.attisdropped
-					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+					   AND a.atttypid OPERATOR(pg_catalog.=) ANY ('{uuid,text,varchar,int4,int8}'::pg_catalog.regtype[])) THEN
 		RAISE undefined_column USING
-			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no uuid', TG_ARGV[0], TG_TABLE_NAME);
+			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no id', TG_ARGV[0], TG_TABLE_NAME);
 	END IF;
 
 	-- Locks in the order in which batches lock, so that neither waits for the
 	-- other, and then deletes what is locked, and not what came since.
-	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) d.%I ORDER BY s.user_id, s.source, s.resource FOR UPDATE OF s) AS l', TG_ARGV[0]) INTO rows;
+	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) syncstate.user_id_of(d.%I::pg_catalog.text) ORDER BY s.user_id, s.source, s.resource FOR UPDATE OF s) AS l', TG_ARGV[0]) INTO rows;
 	DELETE FROM syncstate.sync_state AS s WHERE s.ctid OPERATOR(pg_catalog.=) ANY (rows);
 	RETURN NULL;
 END
@@ -894,9 +900,9 @@ BEGIN
 				   WHERE a.attrelid OPERATOR(pg_catalog.=) users
 					   AND a.attname OPERATOR(pg_catalog.=) id_column
 					   AND NOT a.attisdropped
-					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+					   AND a.atttypid OPERATOR(pg_catalog.=) ANY ('{uuid,text,varchar,int4,int8}'::pg_catalog.regtype[])) THEN
 		RAISE invalid_parameter_value USING
-			MESSAGE = 'id_column must name a column of type uuid',
+			MESSAGE = 'id_column must name a column of type uuid, text, integer or bigint',
 			DETAIL = pg_catalog.format('Got "%s" of %s.', id_column, users);
 	END IF;
 	EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER syncstate_forget_users AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users(%L)', users, id_column);
@@ -1081,6 +1087,7 @@ BEGIN
 		'syncstate.resume_sync(uuid, syncstate.sync_source, text)',
 		'syncstate.request_sync(uuid, syncstate.sync_source, text)',
 		'syncstate.current_user_id()',
+		'syncstate.user_id_of(text)',
 		'syncstate.sync_clock()',
 		'syncstate.is_legal(syncstate.sync_state)',
 		'syncstate.due_from(syncstate.sync_state)',
@@ -1107,7 +1114,7 @@ BEGIN
 	/* what my_syncs shows, what request_sync() writes, and the CHECK asks */
 	EXECUTE pg_catalog.format('GRANT SELECT (user_id, source, resource, status, due_at, requested_at, parked_reason, sync_interval, last_full_sync_at, last_sync_at, last_successful_sync_at, items_synced, progress_done, progress_total, failures, failing_since, token_losses, error_message, created_at, updated_at), UPDATE (requested_at) ON syncstate.sync_state TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
-	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.current_user_id(), syncstate.sync_clock(), syncstate.is_legal(syncstate.sync_state) TO %s', role);
+	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock(), syncstate.is_legal(syncstate.sync_state) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request a sync';

@@ -597,6 +597,11 @@ CREATE FUNCTION syncstate.current_user_id() RETURNS uuid
 	LANGUAGE C STABLE PARALLEL SAFE;
 COMMENT ON FUNCTION syncstate.current_user_id() IS 'The user that the session''s JWT claims name, or null';
 
+CREATE FUNCTION syncstate.user_id_of(subject text) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'syncstate_user_id_of'
+	LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION syncstate.user_id_of(text) IS 'The user_id of a user whose id is a text: itself if it is a uuid, else one that is computed from it';
+
 CREATE FUNCTION syncstate.sync_clock() RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'syncstate_sync_clock'
 	LANGUAGE C VOLATILE PARALLEL SAFE;
@@ -1411,12 +1416,12 @@ BEGIN
 				   WHERE a.attrelid OPERATOR(pg_catalog.=) TG_RELID
 					   AND a.attname OPERATOR(pg_catalog.=) TG_ARGV[0]::pg_catalog.name
 					   AND NOT a.attisdropped
-					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+					   AND a.atttypid OPERATOR(pg_catalog.=) ANY ('{uuid,text,varchar,int4,int8}'::pg_catalog.regtype[])) THEN
 		RAISE undefined_column USING
-			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no uuid', TG_ARGV[0], TG_TABLE_NAME);
+			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no id', TG_ARGV[0], TG_TABLE_NAME);
 	END IF;
 
-	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(d.%1$I) FROM deleted AS d WHERE d.%1$I IS NOT NULL', TG_ARGV[0]) INTO users;
+	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(u) FROM deleted AS d, syncstate.user_id_of(d.%I::pg_catalog.text) AS u WHERE u IS NOT NULL', TG_ARGV[0]) INTO users;
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
 		ARRAY(SELECT CASE WHEN pg_catalog.count(u.u) OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(
 				'WITH gone AS (DELETE FROM syncstate.sync_state WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.source, s.resource FOR UPDATE))) SELECT NULL::text LIMIT 0',
@@ -1444,9 +1449,9 @@ BEGIN
 				   WHERE a.attrelid OPERATOR(pg_catalog.=) users
 					   AND a.attname OPERATOR(pg_catalog.=) id_column
 					   AND NOT a.attisdropped
-					   AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.uuid'::pg_catalog.regtype) THEN
+					   AND a.atttypid OPERATOR(pg_catalog.=) ANY ('{uuid,text,varchar,int4,int8}'::pg_catalog.regtype[])) THEN
 		RAISE invalid_parameter_value USING
-			MESSAGE = 'id_column must name a column of type uuid',
+			MESSAGE = 'id_column must name a column of type uuid, text, integer or bigint',
 			DETAIL = pg_catalog.format('Got "%s" of %s.', id_column, users);
 	END IF;
 	EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER syncstate_forget_users AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION syncstate.forget_users(%L)', users, id_column);
@@ -1595,7 +1600,7 @@ BEGIN
 				'revive_syncs', 'rebalance_syncs',
 				'get_sync_state', 'get_sync_states', 'connect_sync',
 				'disconnect_sync', 'pause_sync', 'resume_sync', 'request_sync',
-				'current_user_id', 'sync_clock', 'shard_of', 'get_my_syncs',
+				'current_user_id', 'user_id_of', 'sync_clock', 'shard_of', 'get_my_syncs',
 				'get_sync_overview'])
 	LOOP
 		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', fn, role);
@@ -1615,7 +1620,7 @@ BEGIN
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
-	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.get_my_syncs(), syncstate.current_user_id(), syncstate.sync_clock() TO %s', role);
+	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.get_my_syncs(), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock() TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request a sync';

@@ -131,6 +131,7 @@ const CALLS = {
   request_sync: { kind: 'user', args: { ...state, resource: '' }, expect: is(true) },
   current_user_id: { kind: 'user', args: {}, expect: is(null), expectUser: is(ada) },
   sync_clock: { kind: 'user', args: {}, expect: isTime },
+  user_id_of: { kind: 'user', args: { subject: 'user_2NNEqL2nrIRdJ194ndJqAHwEfxC' }, expect: is('76e90ed7-71f9-5f2d-b4b0-b84a5164ed47') },
   is_legal: { kind: 'user', args: { sync_state: ROW }, expect: is(true) },
 
   // administrators
@@ -422,7 +423,8 @@ test('tokens that are expired, forged or none', async () => {
   await refused(withToken(`${header}.${forged}.${signature}`).rpc('claim_due_syncs'), 401, 'PGRST301');
   await refused(ask('abc'), 401, 'PGRST301');
 
-  await refused(ask(userToken('not a uuid')), 400, '22P02'); // as auth.uid() would
+  await refused(ask(userToken(['no subject'])), 400, '22P02');
+  assert.equal((await ok(ask(userToken('user_2NNEqL2nrIRdJ194ndJqAHwEfxC')))).length, 0); // a user as any other
   await refused(ask(userToken(ada, { role: 'supabase_admin' })), 401, '22023'); // no such role here
   await refused(ask(userToken(ada, { role: 'regress_syncstate_outsider' })), 403, '42501');
   assert.equal((await ok(ask(userToken(ada)))).length, 4);

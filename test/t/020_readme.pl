@@ -300,7 +300,7 @@ my %provoke = (
 	resync_source => { '22023' => 'resync_source(NULL)' },
 	revive_syncs => { '22023' => q{revive_syncs('google_tasks', 'none')} },
 	current_user_id => {
-		'22P02' => [ q{SET request.jwt.claims = '{"sub": "x"}'}, 'SELECT syncstate.current_user_id()', 'RESET request.jwt.claims' ],
+		'22P02' => [ q{SET request.jwt.claims = '{"sub": []}'}, 'SELECT syncstate.current_user_id()', 'RESET request.jwt.claims' ],
 	},
 	grant_worker => { '22023' => 'grant_worker(NULL)', '42704' => q{grant_worker('nobody_of_this_name')} },
 	grant_user => { '22023' => 'grant_user(NULL)', '42704' => q{grant_user('nobody_of_this_name')} },
@@ -322,7 +322,7 @@ my %provoke = (
 	forget_users => {
 		'0A000' => 'forget_users()',
 		'39P01' => ['DELETE FROM users_unwatched'],
-		'42703' => [ 'ALTER TABLE users_watched ALTER id TYPE text', 'DELETE FROM users_watched' ],
+		'42703' => [ 'ALTER TABLE users_watched ALTER id TYPE jsonb USING to_jsonb(id)', 'DELETE FROM users_watched' ],
 	},
 	'any function' => {
 		'23505' => ["INSERT INTO syncstate.sync_state (user_id, source) VALUES ($user, 'google_tasks')"],

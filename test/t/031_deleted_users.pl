@@ -41,7 +41,7 @@ $node->safe_psql('postgres', q{
 	CREATE SCHEMA auth AUTHORIZATION auth_admin;
 	SET ROLE auth_admin;
 	CREATE TABLE auth.tenants (tenant integer PRIMARY KEY);
-	CREATE TABLE auth.users (id uuid PRIMARY KEY, email text, tenant integer REFERENCES auth.tenants ON DELETE CASCADE);
+	CREATE TABLE auth.users (id uuid PRIMARY KEY, email text, tenant integer REFERENCES auth.tenants ON DELETE CASCADE, born date);
 	GRANT USAGE ON SCHEMA auth TO auth_api, site;
 	GRANT SELECT, DELETE ON auth.tenants, auth.users TO auth_api;
 	GRANT TRIGGER ON auth.users TO site;
@@ -88,7 +88,7 @@ is($node->safe_psql('postgres', q{SELECT tgname FROM pg_trigger WHERE tgrelid = 
 # ------------------------------------------------------- what is no column
 
 foreach my $case (
-	[ q{'auth.users', 'email'},        '22023', 'a column of another type' ],
+	[ q{'auth.users', 'born'},         '22023', 'a column of another type' ],
 	[ q{'auth.users', 'nobody'},       '22023', 'no such column' ],
 	[ q{'auth.users', 'ctid'},         '22023', 'a system column' ],
 	[ q{'auth.users', ''},             '22023', 'an empty name' ],
@@ -175,7 +175,7 @@ $node->safe_psql('postgres', q{
 my @changes = (
 	'ALTER COLUMN id TYPE auth.evil USING NULL',
 	'ALTER COLUMN id TYPE auth.evil_domain',
-	'ALTER COLUMN id TYPE text',
+	'ALTER COLUMN id TYPE date USING NULL',
 	'RENAME COLUMN id TO other_id',
 	'DROP COLUMN id');
 foreach my $change (@changes)
@@ -230,6 +230,27 @@ $node->safe_psql('postgres', q{
 	SELECT syncstate.watch_users('"My App"."Users; --"', 'User "ID"');
 	DELETE FROM "My App"."Users; --"});
 is(left(), '7|6', 'a partitioned table, and names that need quotes');
+
+# ------------------------------------------------------- ids that are no uuids
+
+foreach my $type ('text', 'varchar(100)', 'integer', 'bigint')
+{
+	my ($gone, $stays) = $type =~ /int/ ? (7, -4000000) : ('user_2NNEqL2nrIRdJ194ndJqAHwEfxC', "it's \\ odd");
+	my $before = left();
+	$node->safe_psql('postgres', qq{
+		CREATE TABLE public.people (id $type, name text);
+		INSERT INTO public.people VALUES (\$\$$gone\$\$, 'goes'), (\$\$$stays\$\$, 'stays'), (NULL, 'goes');
+		INSERT INTO syncstate.sync_state (user_id, source)
+		SELECT syncstate.user_id_of(p.id::text), s FROM public.people AS p, unnest('{google_tasks,google_gmail}'::syncstate.sync_source[]) AS s
+		WHERE p.id IS NOT NULL;
+		SELECT syncstate.watch_users('public.people');
+		DELETE FROM public.people WHERE name = 'goes'});
+	is($node->safe_psql('postgres', qq{SELECT user_id = syncstate.user_id_of(\$\$$stays\$\$), count(*) FROM syncstate.sync_state
+			WHERE user_id IN (syncstate.user_id_of(\$\$$gone\$\$), syncstate.user_id_of(\$\$$stays\$\$)) GROUP BY 1}),
+		't|2', "$type: the rows of who was deleted are gone, and no others");
+	$node->safe_psql('postgres', 'DELETE FROM public.people; DROP TABLE public.people');
+	is(left(), $before, '... and then the others');
+}
 
 # ---------------------------------------------------------- dump and restore
 

@@ -196,7 +196,7 @@ my %writers = (
 	grant_worker => q('regress_syncstate_odd_worker'), grant_user => q('regress_syncstate_odd_user'));
 my %readers = (
 	get_users_needing_sync => q('google_gmail'), next_sync_due => '', get_sync_state => $row,
-	get_sync_states => "'$user[1]'", get_sync_policy => q('google_gmail'), current_user_id => '', sync_clock => '',
+	get_sync_states => "'$user[1]'", get_sync_policy => q('google_gmail'), current_user_id => '', user_id_of => q('user_2NNE'), sync_clock => '',
 	map { $_ => '(SELECT s FROM syncstate.sync_state AS s LIMIT 1)' } qw(is_legal due_from is_ahead));
 my @functions = split /\n/, $node->safe_psql('plain', q{
 	SELECT proname FROM pg_proc
@@ -292,6 +292,7 @@ is(outcome('latin1', qq{SET request.jwt.claims = '{"name": "\\u20ac"}'; SELECT s
 	'22P05', 'LATIN1: claims with a euro sign');
 is(outcome('latin1', qq{SET client_encoding = 'UTF8'; SELECT (syncstate.update_sync_state('$user[1]', 'google_gmail', '{"error_message": "\\u00e9"}')).error_message}),
 	"\xc3\xa9", 'LATIN1: an accent through JSON');
+is(outcome('latin1', qq{SET client_encoding = 'UTF8'; SELECT syncstate.user_id_of('Zo\xc3\xab')}), 'fe9824c9-da43-5291-b5e5-43d13b188f31', 'LATIN1: an id with an accent is the same user as in UTF8');
 is(outcome('sql_ascii', qq{SELECT encode((syncstate.mark_sync_failed('$user[1]', 'google_gmail', E'\\xff\\xfe')).error_message::bytea, 'hex')}),
 	'fffe', 'SQL_ASCII: any bytes');
 

@@ -315,7 +315,10 @@ compare('none', "watch_users('users')", "watch_users('users')", q{SELECT tgname,
 compare('service_role', "DELETE FROM users WHERE id IN ('" . user(1) . "', '" . user(2) . "', '" . user(3) . "', '" . user(19) . "')",
 	'DELETE FROM users WHERE false', map { "get_sync_states('" . user($_) . "')" } 1, 2, 3, 4, 19);
 compare_states('after users were deleted');
-compare('none', 'ALTER TABLE users ALTER id TYPE text', 'DELETE FROM users', 'DROP TABLE users');
+compare('none', 'ALTER TABLE users ALTER id TYPE text', 'INSERT INTO users VALUES (\'user_2NNE\')',
+	"connect_sync(syncstate.user_id_of('user_2NNE'), 'google_tasks')", "DELETE FROM users WHERE id = 'user_2NNE'",
+	"get_sync_states(syncstate.user_id_of('user_2NNE'))", "user_id_of(NULL)",
+	'ALTER TABLE users ALTER id TYPE jsonb USING to_jsonb(id)', 'DELETE FROM users', 'DROP TABLE users');
 
 compare('none', "register_sync_source('custom_crm')", "register_sync_source('custom_crm')", 'TABLE syncstate.custom_source',
 	"SELECT enum_range(NULL::syncstate.sync_source)");

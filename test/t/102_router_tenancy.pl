@@ -138,7 +138,7 @@ foreach my $case ([ 'anon', undef ], [ 'anon', $claims_a ], [ 'looker', $claims_
 	foreach my $i (0 .. $#names)
 	{
 		like($answers[$i], qr/^ERROR:  42501: permission denied for (function|schema)/, "$names[$i]() is refused to $role")
-		  if $role ne 'authenticated' || $names[$i] !~ /^(request_sync|current_user_id|sync_clock)$/;
+		  if $role ne 'authenticated' || $names[$i] !~ /^(request_sync|current_user_id|user_id_of|sync_clock)$/;
 	}
 }
 foreach my $call ('get_my_syncs()', 'get_sync_overview()', "shard_of('$a')", "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')")
@@ -151,7 +151,7 @@ foreach my $call ('get_my_syncs()', 'get_sync_overview()', "shard_of('$a')", "gr
 }
 is($s->query(q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc AS p
 		WHERE pronamespace = 'syncstate'::regnamespace AND has_function_privilege('authenticated', p.oid, 'EXECUTE')}),
-	'current_user_id get_my_syncs request_sync sync_clock', 'these are a user\'s');
+	'current_user_id get_my_syncs request_sync sync_clock user_id_of', 'these are a user\'s');
 is($s->query(q{SELECT count(*) FROM pg_proc AS p WHERE has_function_privilege('public', p.oid, 'EXECUTE')
 		AND pronamespace IN ('syncstate'::regnamespace, 'syncstate_shard'::regnamespace)}), '0', 'and none is everybody\'s');
 
@@ -185,7 +185,7 @@ foreach my $claims ('{"sub": "not-a-uuid"}', '{"sub": 42}', 'no JSON', '{"sub": 
 {
 	same("$_ with $claims", 'authenticated', $claims, $_) foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$b', 'google_calendar')", 'SELECT syncstate.current_user_id()';
 }
-like(as('router', 'authenticated', '{"sub": "not-a-uuid"}', $_), qr/^ERROR:  22P02: /, 'a malformed identity is an error') foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')";
+like(as('router', 'authenticated', '{"sub": ["no subject"]}', $_), qr/^ERROR:  22P02: /, 'a malformed identity is an error') foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')";
 foreach my $view (qw(my_syncs sync_overview))
 {
 	same("$view by $_->[0]", @$_, "SELECT count(*) FROM syncstate.$view") foreach [ 'anon', $claims_a ], [ 'looker', $claims_a ], [ 'none', $claims_a ], [ 'authenticated', $claims_a ], [ 'service_role', undef ];
