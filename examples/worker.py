@@ -54,6 +54,7 @@ class Worker:
         self.pool = ThreadPoolExecutor()    # fetches, while we renew the leases
         self.notified = False
         db.add_notify_handler(self.on_notify)
+        db.add_notice_handler(lambda notice: print(f"{NAME}: {notice.message_primary}", flush=True))
         db.execute("LISTEN syncstate")
 
     def run(self):

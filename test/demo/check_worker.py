@@ -180,6 +180,23 @@ class WorkerTest(unittest.TestCase):
             pages = [e["page"] for e in self.demo.log(*account) if demo_run.is_full(e)]
             self.assertEqual(pages[:3], [1, 2, 2])
 
+    def test_short_listing(self):
+        account = ("mia", CALENDAR)
+        self.connect(*account)
+        self.assert_synced(*account)
+        before = self.demo.row(*account)
+        self.demo.control("expire", *account, delete=12)
+        self.demo.query("SELECT syncstate.request_sync(%s, %s)", self.demo.users["mia"], CALENDAR)
+        self.until("the full sync", lambda: self.demo.row(*account).last_full_sync_at
+                   > before.last_full_sync_at)
+        left_over = self.demo.compare(account)[2]
+        self.assertEqual(left_over, 12)         # nothing was deleted,
+        self.assertIn("did not list 12 of ", self.worker_log())
+        user = self.demo.users["mia"]
+        confirmed = self.demo.value("SELECT confirm_sweep(%s, %s)", user, CALENDAR)
+        self.assertEqual(confirmed, 12)         # unless somebody says so
+        self.assertEqual(self.demo.compare(account)[1:], (0, 0, 0))
+
     def test_rows_behind_a_long_one(self):
         accounts = [("ida", CALENDAR), ("jon", CALENDAR)]
         for account in accounts:
