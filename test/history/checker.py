@@ -55,6 +55,7 @@ SWEEP_CLAIMS = 5
 REQUEST_GAP = SECOND // 2
 RETRY_BASE, RETRY_CAP = SECOND, 2 * SECOND
 MAX_FAILURES, PARK_AFTER = 4, SECOND
+RESYNC_SPREAD = SECOND
 
 RUN = {"status", "lease_expires_at", "lease_required", "error_message", "updated_at"}
 LOSS = set(CURSOR) | {"token_issued_at", "full_sync_id", "page_token", "progress_done", "progress_total"}
@@ -74,6 +75,7 @@ COLUMNS = {
     "connect": RUN | {"due_at", "parked_reason", "requested_at", "failures", "failing_since", "token_losses"},
     "pause": {"due_at", "parked_reason", "updated_at"},
     "resume": RUN | {"due_at", "parked_reason", "failures", "failing_since", "token_losses"},
+    "revive": RUN | {"due_at", "parked_reason", "failures", "failing_since", "token_losses"},
     "hopeless": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
 }
 OUTCOMES = {"completed": "complete", "failed": "fail", "rate_limited": "limit", "released": "release"}
@@ -112,18 +114,20 @@ class History:
         """The part of the history that is about some rows."""
         keys = set(keys)
         calls = []
-        kinds = ("claim", "policy", "pause_source", "resume_source", "setup")
-        wrote = {w["call"] for w in self.writes if key_of(w["new"] or w["old"]) in keys}
+        kinds = ("claim", "policy", "pause_source", "resume_source", "resync", "setup")
+        wrote = collections.Counter(w["call"] for w in self.writes if key_of(w["new"] or w["old"]) in keys)
         limited = {w["call"] for w in self.policy_writes}
         for call in self.calls:
             part = dict(call)
             part["keys"] = [k for k in call["keys"] if k in keys]
             part["results"] = [dict(r) if isinstance(r, dict) else r for r in call["results"]
                                if not (isinstance(r, dict) and "user_id" in r) or key_of(r) in keys]
+            if call["kind"] == "revive" and call["error"] is None:
+                part["results"] = [wrote[call["id"]]]
             # of the claims that found nothing, some are witnesses enough
             if call["kind"] == "claim" and not part["results"] and call["session"] > 1 and call["id"] not in wrote:
                 continue
-            if not part["keys"] and call["id"] in limited:
+            if call["keys"] and not part["keys"] and call["id"] in limited:
                 part.update(kind="policy", results=[])
             if part["keys"] or part["kind"] in kinds:
                 calls.append(part)
@@ -222,7 +226,16 @@ class Judge:
             if kind == "disconnect" and call["results"] != [len(writes) == 1]:
                 self.complain("result", f"disconnect returned {call['results']}, and deleted {len(writes)} rows",
                               call["keys"][0])
-        elif kind in ("policy", "pause_source", "resume_source"):
+        elif kind == "revive":
+            for write in writes:
+                if write["old"] is None or write["new"] is None or write["key"] not in call["keys"]:
+                    self.complain("origin", "revive_syncs made, deleted or wrote a row of another source", write["key"])
+                else:
+                    self.check_write(call, kind, write, None)
+            if call["results"] != [len(writes)] or len(writes) > call["args"]["max_rows"]:
+                self.complain("result", f"revive_syncs({call['args']['max_rows']}) returned {call['results']}, "
+                              f"and wrote {len(writes)} rows")
+        elif kind in ("policy", "pause_source", "resume_source", "resync"):
             if writes:
                 self.complain("origin", f"{kind} wrote rows")
         else:
@@ -338,7 +351,11 @@ class Judge:
 
         # the cursor
         explicit = kind == "clear" or (kind == "update" and "sync_token" in json.loads(args["changes"]))
-        planned = key[1] == "google_contacts" and (kind == "start" or kind == "update" and new["lease"] > old["lease"])
+        starts = kind == "start" or kind == "update" and new["lease"] > old["lease"]
+        may_resync, must_resync = self.resyncs(call, old) if starts else (False, False)
+        planned = starts and (key[1] == "google_contacts" or may_resync)
+        if must_resync and any(new[c] is not None for c in CURSOR):
+            self.complain("cursor", "a start kept the cursor, long after a full sync of everybody was to be", key)
         if not explicit and not planned:
             for column in CURSOR:
                 if old[column] is None or old[column] == new[column]:
@@ -368,7 +385,8 @@ class Judge:
             name = None if not is_full else new["lease"] if any(old[c] is not None for c in CURSOR) else \
                 old["full_sync_id"] or new["lease"]
             if new["requested_at"] is not None or new["failures"] != old["failures"] + failed or \
-                    new["last_sync_at"] != at or new["full_sync_id"] != name:
+                    new["last_sync_at"] != at or \
+                    new["full_sync_id"] != name and not (may_resync and is_full and new["full_sync_id"] == new["lease"]):
                 self.complain("columns", "a start did not do what a start does", key)
         elif kind == "complete":
             if new["status"] != "idle" or new["failures"] or new["last_successful_sync_at"] != at or \
@@ -400,12 +418,32 @@ class Judge:
                     kind == "connect" and new["requested_at"] is None or \
                     (old["status"] in ("syncing", "rate_limited")) and new["status"] != old["status"]:
                 self.complain("columns", f"{kind} did not do what a {kind} does", key)
+        elif kind == "revive":
+            reason = call["args"]["reason"]
+            if old["parked_reason"] is None or new["parked_reason"] is not None or new["failures"] or \
+                    (old["parked_reason"] != reason if reason else old["parked_reason"] == "paused") or \
+                    not at <= new["due_at"] <= at + SECOND // 2:
+                self.complain("columns", "revive_syncs did not do what it does", key)
         elif kind == "request":
             if old["requested_at"] is not None or old["parked_reason"] is not None or new["requested_at"] is None:
                 self.complain("columns", "a request wrote where it had nothing to say", key)
         elif kind == "hopeless":
             if old["status"] != "syncing" or new["parked_reason"] != "failures":
                 self.complain("columns", "a claim changed a row that it did not start", key)
+
+    def resyncs(self, call, row):
+        """Whether a start by this call may, and whether it must, begin a full sync because everybody is to have one."""
+        begin = min(call["begin"], call["snapshot"])
+        known = [c for c in self.history.calls if c["kind"] == "resync" and row["source"] in c["sources"]
+                 and self.counts(c) and c["begin"] <= call["end"] + SLOP]
+        if not known:
+            return False, False
+        last = max(known, key=lambda c: c["begin"])
+        return (any(row[column] is None or row[column] <= c["end"] + SLOP for c in known
+                    for column in ("last_full_sync_at", "last_sync_at")),
+                all(self.transaction(c)["commit_end"] + SLOP < begin for c in known)
+                and last["end"] + RESYNC_SPREAD + SLOP < begin
+                and (row["last_full_sync_at"] is None or row["last_full_sync_at"] < last["begin"] - SLOP))
 
     # ---------------------------------------------------- leases as a whole
 

@@ -304,6 +304,37 @@ def new_cursor_not_kept(h):
     return write
 
 
+@fault("cursor")
+def cursor_kept_by_a_full_sync_of_everybody(h):
+    call, write = first(h, "claim", lambda c, w: started(c, w) and w["new"]["full_sync_id"] is None
+                        and c["snapshot"] == c["begin"] and not any(
+                            r["kind"] == "resync" and w["new"]["source"] in r["sources"]
+                            and c["begin"] - 2 * SECOND < r["begin"] < c["end"] + SECOND for r in h.calls))
+    if write:
+        long_ago = min(c["begin"] for c in h.calls)
+        h.calls.append({**call, "id": "resync", "kind": "resync", "transaction": "resync", "results": [],
+                        "sources": [write["new"]["source"]], "begin": long_ago, "end": long_ago})
+        h.transactions["resync"] = {"committed": True, "begin": long_ago, "commit_begin": long_ago, "commit_end": long_ago}
+        instead(h, write["old"], {"last_full_sync_at": None})
+    return write
+
+
+@fault("columns")
+def pause_revived(h):
+    call, write = first(h, "revive", lambda c, w: c["args"]["reason"] != "paused")
+    if write:
+        instead(h, write["old"], {"parked_reason": "paused"})
+    return write
+
+
+@fault("result")
+def revived_more_than_said(h):
+    call, write = first(h, "revive")
+    if write:
+        call["results"] = [call["results"][0] - 1]
+    return write
+
+
 @fault("request")
 def request_lost(h):
     for call, write in places(h, "request"):
@@ -466,7 +497,7 @@ def ended_without_the_lease(h):
 def full_sync_renamed(h):
     call, write = first(h, "claim", lambda c, w: started(c, w) and w["new"]["full_sync_id"] is not None)
     if write:
-        set_from(h, write, "full_sync_id", write["new"]["full_sync_id"] + 1)
+        set_from(h, write, "full_sync_id", write["new"]["full_sync_id"] - 1)
     return write
 
 

@@ -361,6 +361,16 @@ class Session:
         source = source or self.random.choice(SOURCES)
         self.call("resume_source", "syncstate.resume_sync_source", [], {"source": source}, sources=[source])
 
+    def resync(self):
+        source = self.random.choice(SOURCES)
+        self.call("resync", "syncstate.resync_source", [], {"source": source, "spread": "1 s"}, sources=[source])
+
+    def revive(self):
+        source = self.random.choice(SOURCES)
+        self.call("revive", "syncstate.revive_syncs", [(user(n), source, r) for n in range(self.users) for r in RESOURCES],
+                  {"source": source, "reason": self.random.choice([None, None, "failures", "paused"]),
+                   "spread": self.random.choice(["0", "0.5 s"]), "max_rows": self.random.choice([1, 5, 1000])})
+
     def forget(self):
         gone = user(self.random.randrange(self.users))
         self.call("forget", "DELETE FROM history.app_user WHERE id = ANY ($1)",
@@ -384,6 +394,8 @@ class Session:
             key = self.key()
             return lambda: self.simple("request", key)
         what = self.random.choices(*WEIGHTS)[0]
+        if SHARDS and what in NOT_ROUTED:
+            return self.claim
         key = self.key()
         if what in LEASED:
             leases = self.leases(20 if what == "batch" else 1)
@@ -576,8 +588,10 @@ WEIGHTS = tuple(zip(*{
     "claim": 24, "complete": 16, "batch": 8, "fail": 6, "limit": 3, "limit_source": 0.2, "renew": 6,
     "checkpoint": 6, "release": 4, "clear": 2, "start": 3, "request": 8, "connect": 4, "disconnect": 0.5,
     "pause": 0.6, "resume": 3, "update": 2, "policy": 0.5, "pause_source": 0.15, "resume_source": 1,
-    "forget": 0.15,
+    "resync": 0.15, "revive": 1, "forget": 0.15,
 }.items()))
+# A router makes of one such call one per shard, each with a time of its own.
+NOT_ROUTED = {"resync", "revive"}
 LEASED = {"complete", "batch", "fail", "limit", "limit_source", "renew", "checkpoint", "release", "clear"}
 
 
