@@ -497,7 +497,8 @@ def ended_without_the_lease(h):
 def full_sync_renamed(h):
     call, write = first(h, "claim", lambda c, w: started(c, w) and w["new"]["full_sync_id"] is not None)
     if write:
-        set_from(h, write, "full_sync_id", write["new"]["full_sync_id"] - 1)
+        # far from the name of a full sync that was to begin anew
+        set_from(h, write, "full_sync_id", write["new"]["full_sync_id"] - SECOND)
     return write
 
 
