@@ -1,9 +1,9 @@
 /*
  * columns.h: the columns of our tables, each written once
  *
- * The enums of column numbers, the structs, reading and writing, the SQL
- * texts and the checks are made from these lists.  To add a column, add it
- * here and to the install script, at the end of both.
+ * The enums of column numbers, the structs, reading and writing, the checks
+ * and each SQL text that names all columns are made from these lists.  To add
+ * a column, add it here and to the install script, at the end of both.
  */
 #ifndef SYNCSTATE_COLUMNS_H
 #define SYNCSTATE_COLUMNS_H

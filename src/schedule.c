@@ -1,5 +1,6 @@
 /*
- * schedule.c: when: intervals, backoff, the lives of cursors, the ends of limits
+ * schedule.c: when: intervals, backoff, the lives of cursors, full syncs of a
+ * whole source, the ends of limits
  *
  * Arithmetic only: the time is an argument, and nothing here runs SQL or raises
  * an error.  Durations are microseconds in int64; a day of an interval is 24

@@ -123,8 +123,9 @@ count_starts(SyncState *row, int64 starts)
 
 /*
  * A start, by a claim or by name.  A lease that ran out without a report counts
- * as a failure.  A cursor that the provider has forgotten by now is not handed
- * out.  A full sync goes on under its name until it is completed.
+ * as a failure.  No cursor is handed out that the provider has forgotten by now,
+ * or that a full sync of the whole source is to replace.  A full sync goes on
+ * under its name until it is completed.
  */
 static void
 start(SyncState *row, const Report *report, const SyncPolicy *policy,
