@@ -128,9 +128,10 @@ sub live
 		CALL public.begin_with($kinds);
 		$policy;
 		CALL public.live($live);
-		SELECT kind, count(*), ceil(extract(epoch FROM max(longest))), min(runs), max(runs), max(cardinality(crashes)),
-			ceil(extract(epoch FROM max(gap)))
-		FROM public.rows GROUP BY kind});
+		-- what still waits at the end has waited that long, served or not
+		SELECT kind, count(*), ceil(extract(epoch FROM max(greatest(longest, sync_clock() - s.due_at)))), min(runs), max(runs),
+			max(cardinality(crashes)), ceil(extract(epoch FROM max(greatest(gap, sync_clock() - done))))
+		FROM public.rows AS r LEFT JOIN sync_state AS s ON s.user_id = public.u(r.n) GROUP BY kind});
 	return map { my ($kind, @rest) = split /\|/; ($kind => \@rest) } split /\n/, $out;
 }
 
@@ -170,6 +171,7 @@ foreach my $workers (1, 2)
 {
 	my %is = live("'10 ordinary', '1 huge'", "$workers, 1, 24");
 	cmp_ok($is{ordinary}[1], '<=', 140 + 10, "$workers workers: ten rows beside a sync in slices wait for one slice");
+	cmp_ok($is{ordinary}[2], '>=', 24 * 3600 / ($interval + 140) - 2, "$workers workers: and none of them loses a sync");
 	cmp_ok($is{huge}[2], '>=', 24 * 3600 / 140 * 0.9, "$workers workers: and its slices come whenever nobody else is due");
 }
 
@@ -181,6 +183,7 @@ foreach my $case ([ 5, '1 s', 1, 1 ], [ 5, '1 s', 10, 1 ], [ 50, '1 s', 10, 2 ])
 	my $name = "$asked rows requested each second, batches of $batch, $workers workers";
 	my %is = live("'10 ordinary', '$asked asked'", "$workers, $batch, 2, '$flood'");
 	cmp_ok($is{asked}[3], '<=', 2 * 3600 / 10 + 1, "$name: none starts more often than every ten seconds");
+	cmp_ok($is{ordinary}[2], '>=', 2 * 3600 / $interval - 2, "$name: no ordinary row loses more than two syncs");
 	cmp_ok($is{ordinary}[1], '<=', 30, "$name: ordinary rows have one start in four");
 }
 
@@ -200,6 +203,7 @@ my $hours = $ENV{SYNCSTATE_STARVING_HOURS} || 24;
 
 my %is = live("'40 ordinary', '2 poison', '1 huge', '5 asked', '5 limited'", "3, 10, $hours, '1 min'");
 cmp_ok($is{ordinary}[1], '<=', 2 * $lease + 2 * $base + 140 + 60, 'everything at once: no row waits longer than the bound');
+cmp_ok($is{ordinary}[2], '>=', $hours * 3600 / $interval * 0.9, 'everything at once: no row loses more than a tenth of its syncs');
 cmp_ok($is{limited}[2], '>', $hours, 'everything at once: rows that meet limits are synced');
 cmp_ok($is{poison}[4], '<', $hours * 1.5 + 12, 'everything at once: rows that kill their workers do so about hourly');
 note(join '; ', map { "$_: @{ $is{$_} }" } sort keys %is);
