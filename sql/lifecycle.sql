@@ -441,6 +441,11 @@ SELECT regress_lifecycle.grid($$request_sync(U, S)$$);
 -- where nobody asked before, or somebody by a clock that was wrong
 SELECT regress_lifecycle.effect('idle', $$request_sync(U, S)$$, NULL, jsonb_build_object('requested_at', regress_lifecycle.t() + '1 microsecond'));
 SELECT regress_lifecycle.effect('idle', $$request_sync(U, S)$$, NULL, '{"requested_at": "2027-01-10 12:00+00", "due_at": "2027-01-10 12:00+00"}');
+-- a lease that only a wrong clock can have given is over, also where somebody asked before
+SELECT times, regress_lifecycle.effect('running', $$request_sync(U, S)$$, NULL, times)
+FROM unnest(ARRAY['{"lease_expires_at": "2026-01-11 12:00+00", "requested_at": null}',
+	'{"lease_expires_at": "2026-01-11 12:00:00.000001+00", "requested_at": null}',
+	'{"lease_expires_at": "2027-01-11 12:00+00", "updated_at": "2027-01-11 11:00+00"}']::jsonb[]) AS times;
 SELECT s.state || ': ' || regress_lifecycle.effect(s.state, $$request_sync(U, S)$$, NULL, '{"requested_at": null}')
 FROM regress_lifecycle.states AS s WHERE s.state IN ('running', 'limited') ORDER BY s.n;
 -- during a run: the row runs once more afterwards, and only once

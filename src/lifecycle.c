@@ -424,6 +424,7 @@ syncstate_request_sync(PG_FUNCTION_ARGS)
 	now = syncstate_now();
 	if (row.parked_reason == NULL &&
 		(row.requested_at == NO_TIME || row.requested_at > now ||
+		 row.updated_at > now ||	/* by a clock that was wrong: maybe the lease too */
 		 row.due_at != syncstate_settled_due(&policy, &row, now)) &&
 		syncstate_store_request(&key, now) && comes_earlier(&row, &policy, now))
 		syncstate_wake_workers(&policy);

@@ -247,6 +247,15 @@ syncstate_settled_due(const SyncPolicy *policy, const SyncState *row,
 	return row->due_at > latest_due(policy, row, now) ? now : row->due_at;
 }
 
+/* The end of the lease, or that of one given now where no rule gives it. */
+TimestampTz
+syncstate_settled_lease(const SyncPolicy *policy, const SyncState *row,
+						TimestampTz now)
+{
+	return row->lease_expires_at > now + MAX_LEASE_TIME ?
+		now + policy->lease_time : row->lease_expires_at;
+}
+
 /* Brings back what lies further ahead than any rule allows. */
 void
 syncstate_settle_times(SyncState *row, const SyncPolicy *policy,
@@ -255,8 +264,7 @@ syncstate_settle_times(SyncState *row, const SyncPolicy *policy,
 	row->due_at = syncstate_settled_due(policy, row, now);
 	if (row->requested_at > now)
 		row->requested_at = now;
-	if (row->lease_expires_at > now + MAX_LEASE_TIME)
-		row->lease_expires_at = now + policy->lease_time;
+	row->lease_expires_at = syncstate_settled_lease(policy, row, now);
 }
 
 /* Whether a run of failures has reached both limits: parking is called for. */

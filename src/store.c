@@ -166,7 +166,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	/* these two touch no column that a user role may not */
 	[PLAN_REQUEST_LOCK] = {
 		"SELECT s.status, s.due_at, s.requested_at, s.parked_reason, "
-		"s.sync_interval, s.last_sync_at, s.failures "
+		"s.sync_interval, s.last_sync_at, s.failures, s.updated_at "
 		"FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
 		KEY_ARGS, BY_KEY
@@ -641,7 +641,7 @@ syncstate_store_lock_request(SyncState *row)
 		Anum_sync_state_status, Anum_sync_state_due_at,
 		Anum_sync_state_requested_at, Anum_sync_state_parked_reason,
 		Anum_sync_state_sync_interval, Anum_sync_state_last_sync_at,
-		Anum_sync_state_failures,
+		Anum_sync_state_failures, Anum_sync_state_updated_at,
 	};
 	Datum		values[Natts_sync_state];
 	bool		nulls[Natts_sync_state];

@@ -664,6 +664,8 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 		row->requested_at = now;
 		if (row->due_at == old->due_at)
 			row->due_at = syncstate_settled_due(policy, row, now);
+		if (row->lease_expires_at == old->lease_expires_at)
+			row->lease_expires_at = syncstate_settled_lease(policy, row, now);
 	}
 
 	settle_parking(old, row, &as_written);

@@ -477,6 +477,13 @@ class Model:
         if isinstance(due, int) and due > self.now + wait:
             row['due_at'] = self.now
 
+    def settle_lease(self, row):
+        """Nor is a lease that no call gives."""
+        if row['status'] == 'syncing' and \
+                row['lease_expires_at'] > self.now + DAY:
+            row['lease_expires_at'] = \
+                self.now + self.policy(row['source'])['lease_time']
+
     # ------------------------------------------------------- transitions
 
     def new_row(self, key):
@@ -791,7 +798,9 @@ class Model:
             return False
         new = dict(row)
         self.settle_due(new)
+        self.settle_lease(new)
         if row['requested_at'] is None or row['requested_at'] > self.now \
+                or row['updated_at'] > self.now \
                 or new['due_at'] != row['due_at']:
             self.rows[key] = dict(new, requested_at=self.now,
                                   updated_at=self.now)
@@ -821,10 +830,7 @@ class Model:
         self.settle_due(row)
         if row['requested_at'] is not None:
             row['requested_at'] = min(row['requested_at'], self.now)
-        if row['status'] == 'syncing' and \
-                row['lease_expires_at'] > self.now + DAY:
-            row['lease_expires_at'] = \
-                self.now + self.policy(row['source'])['lease_time']
+        self.settle_lease(row)
         row.update(failures=0, failing_since=None, token_losses=0)
         if row['status'] == 'error':
             row.update(status='idle', error_message=None)
