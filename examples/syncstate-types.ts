@@ -232,7 +232,7 @@ export type SyncOverview = {
 export type CheckpointSyncArgs = {
   user_id: string;
   source: SyncSource;
-  lease: number | string;
+  lease?: number | string | null;
   page_token?: string | null;
   progress_done?: number | string | null;
   progress_total?: number | string | null;

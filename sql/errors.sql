@@ -108,6 +108,7 @@ SELECT regress_errors.all_fail(
 	$$resume_sync('00000000-0000-4000-8000-000000000002', 'google_calendar')$$,
 	$$renew_sync_lease('00000000-0000-4000-8000-000000000002', 'google_calendar', 1)$$,
 	$$checkpoint_sync('00000000-0000-4000-8000-000000000002', 'google_calendar', 1)$$,
+	$$checkpoint_sync('00000000-0000-4000-8000-000000000002', 'google_calendar')$$,
 	$$release_sync('00000000-0000-4000-8000-000000000002', 'google_calendar', 1)$$,
 	$$may_sweep('00000000-0000-4000-8000-000000000002', 'google_calendar', 1, 0, 0)$$,
 	$$mark_sync_completed('00000000-0000-4000-8000-000000000002', 'google_calendar', lease => 1)$$,
@@ -129,11 +130,11 @@ SELECT regress_errors.all_fail(
 	$$clear_sync_token(K, lease => 2)$$,
 	$$renew_sync_lease(K, 2)$$,
 	$$checkpoint_sync(K, 2)$$,
+	$$checkpoint_sync(K, resource => 'parked')$$,
 	$$release_sync(K, 2)$$,
 	$$may_sweep(K, 2, 0, 0)$$,
 	-- where it must be given
 	$$renew_sync_lease(K, NULL)$$,
-	$$checkpoint_sync(K, NULL)$$,
 	$$release_sync(K, NULL)$$,
 	$$may_sweep(K, NULL, 0, 0)$$);
 

@@ -334,7 +334,9 @@ SELECT regress_lifecycle.effect('listing', $$mark_sync_completed(U, S, lease => 
 -- a run that a claim handed out is its worker's alone, until its lease ends
 SELECT regress_lifecycle.effect('claimed', call, NULL, jsonb_build_object('lease_expires_at', regress_lifecycle.t() + '1 microsecond')),
 	regress_lifecycle.effect('claimed', call, NULL, jsonb_build_object('lease_expires_at', regress_lifecycle.t())) <> 'PT409'
-FROM unnest(ARRAY[$$mark_sync_completed(U, S)$$, $$mark_sync_failed(U, S, 'x')$$, $$mark_rate_limited(U, S)$$]) AS call;
+FROM unnest(ARRAY[$$mark_sync_completed(U, S)$$, $$mark_sync_failed(U, S, 'x')$$, $$mark_rate_limited(U, S)$$, $$checkpoint_sync(U, S)$$]) AS call;
+SELECT regress_lifecycle.set_up('claimed');
+SELECT FROM syncstate.mark_sync_completed(regress_lifecycle.u(), 'google_calendar'); -- ERROR
 
 ------------------------------------------------------------------------
 -- mark_sync_failed
@@ -407,7 +409,7 @@ SELECT regress_lifecycle.effect('running', $$renew_sync_lease(U, S, $1, '1 hour'
 ------------------------------------------------------------------------
 -- checkpoint_sync
 ------------------------------------------------------------------------
-SELECT regress_lifecycle.grid($$checkpoint_sync(U, S, $1, 'p4', 40, 110)$$, '{held,stale}');
+SELECT regress_lifecycle.grid($$checkpoint_sync(U, S, $1, 'p4', 40, 110)$$, '{none,held,stale}');
 -- a null keeps
 SELECT regress_lifecycle.effect('running', $$checkpoint_sync(U, S, $1)$$, 7);
 SELECT regress_lifecycle.effect('running', $$checkpoint_sync(U, S, $1, page_token => 'p4')$$, 7);

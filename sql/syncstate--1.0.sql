@@ -478,7 +478,7 @@ REVOKE ALL ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, b
 
 CREATE FUNCTION syncstate.checkpoint_sync(user_id uuid,
 										  source syncstate.sync_source,
-										  lease bigint,
+										  lease bigint DEFAULT NULL,
 										  page_token text DEFAULT NULL,
 										  progress_done bigint DEFAULT NULL,
 										  progress_total bigint DEFAULT NULL,

@@ -737,7 +737,7 @@ BEGIN
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Renews the lease of a sync in flight'),
 		('checkpoint_sync',
-		 $$user_id uuid, source syncstate.sync_source, lease bigint, page_token text DEFAULT NULL, progress_done bigint DEFAULT NULL, progress_total bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, page_token text DEFAULT NULL, progress_done bigint DEFAULT NULL, progress_total bigint DEFAULT NULL, resource text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Remembers where a long sync stands, and renews its lease'),
 		('release_sync',

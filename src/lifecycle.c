@@ -141,6 +141,17 @@ lease_is_missing(const SyncState *row)
 			 errhint("Pass the lease of the row that claim_due_syncs() returned.")));
 }
 
+/* There is no place to remember in a sync that does not run. */
+static void
+nothing_runs(const SyncState *row)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_LEASE_LOST),
+			 errmsg("sync state has no sync in flight"),
+			 errdetail("%s", syncstate_key_detail(&row->key)),
+			 errhint("Begin one with claim_due_syncs() or mark_sync_started().")));
+}
+
 /*
  * Writes a row that is read but not locked, since the holder of a lease is
  * mostly alone with its row.  Returns false if the row has to be locked.
@@ -194,6 +205,8 @@ call_with_lock(Transition transition, RowAccess *rows, const Report *report,
 		lease_is_lost(&row, report->lease);
 	if (syncstate_lease_is_missing(transition, &row, report, now))
 		lease_is_missing(&row);
+	if (transition == TRANSITION_CHECKPOINT && row.status != SYNC_SYNCING)
+		nothing_runs(&row);
 	syncstate_apply(transition, &row, report, policy, now);
 	return write_row(rows, &row);
 }
@@ -287,8 +300,7 @@ syncstate_checkpoint_sync(PG_FUNCTION_ARGS)
 {
 	Report		report = read_key(fcinfo, 6);
 
-	report.lease = syncstate_arg_lease(fcinfo, 2);
-	report.has_lease = true;
+	read_lease(fcinfo, 2, &report);
 	report.page_token = syncstate_arg_text(fcinfo, 3, "page_token",
 										   MAX_TOKEN_BYTES);
 	report.progress_done = syncstate_arg_count(fcinfo, 4, "progress_done", true);

@@ -53,8 +53,8 @@ syncstate_lease_is_stale(const SyncState *row, int64 lease)
 }
 
 /*
- * Whether a call ends a run that a claim has handed out, and that is not its
- * caller's to end: it came without the lease, which is live.
+ * Whether a call ends or checkpoints a run that a claim has handed out, and that
+ * is not its caller's: it came without the lease, which is live.
  */
 bool
 syncstate_lease_is_missing(Transition transition, const SyncState *row,
@@ -63,7 +63,8 @@ syncstate_lease_is_missing(Transition transition, const SyncState *row,
 	return !report->has_lease && row->lease_required &&
 		row->status == SYNC_SYNCING && row->lease_expires_at > now &&
 		(transition == TRANSITION_COMPLETE || transition == TRANSITION_FAIL ||
-		 transition == TRANSITION_RATE_LIMIT);
+		 transition == TRANSITION_RATE_LIMIT ||
+		 transition == TRANSITION_CHECKPOINT);
 }
 
 /* How long a rate limit lasts. */

@@ -724,12 +724,15 @@ class Model:
     REPORTS = {'mark_sync_completed': 'complete', 'mark_sync_failed': 'fail',
                'mark_rate_limited': 'limit'}
 
+    def refuse_without_lease(self, row, a):
+        """What a claim handed out is its worker's alone."""
+        refuse_unless(a.get('lease') is not None or not row['lease_required']
+                      or row['lease_expires_at'] <= self.now, 'PT409')
+
     def report(self, name, key, a):
         self.check_report(name, a)
         row = self.locate(key, a, make=True)
-        # what a claim handed out is its worker's alone
-        refuse_unless(a.get('lease') is not None or not row['lease_required']
-                      or row['lease_expires_at'] <= self.now, 'PT409')
+        self.refuse_without_lease(row, a)
         getattr(self, self.REPORTS[name])(row, a)
         self.rows[key] = row
         return row
@@ -762,10 +765,11 @@ class Model:
         return row
 
     def checkpoint_sync(self, key, a):
-        refuse_unless(a.get('lease') is not None)
         for c in ('progress_done', 'progress_total'):
             refuse_unless(a.get(c) is None or a[c] >= 0)
         row = self.locate(key, a, make=False)
+        refuse_unless(row['status'] == 'syncing', 'PT409')
+        self.refuse_without_lease(row, a)
         if a.get('page_token') not in (None, row['page_token']):
             row.update(failures=0, failing_since=None)
         for c in ('page_token', 'progress_done', 'progress_total'):

@@ -510,7 +510,8 @@ expect_common_lease(void)
 	holds(FENCE_CLAIMED, syncstate_lease_is_missing(transition, &old, &report, now) ==
 		  (old.lease_required && !report.has_lease && old.lease_expires_at > now &&
 		   (transition == TRANSITION_COMPLETE || transition == TRANSITION_FAIL ||
-			transition == TRANSITION_RATE_LIMIT)));
+			transition == TRANSITION_RATE_LIMIT ||
+			transition == TRANSITION_CHECKPOINT)));
 }
 
 /* What holds after every transition. */
