@@ -97,8 +97,7 @@ async function serve(db, row) {
 
 async function work(db) {
   await db.connect()
-  db.on('notification', () => { notified = true; wake() })
-  db.on('notice', notice => log(notice.message))
+  db.on('notification', () => { notified = true; wake() }).on('notice', notice => log(notice.message))
   await db.query('LISTEN syncstate')
   while (!stopped) {
     notified = false
