@@ -187,9 +187,18 @@ foreach my $case ([ 5, '1 s', 1, 1 ], [ 5, '1 s', 10, 1 ], [ 50, '1 s', 10, 2 ])
 	cmp_ok($is{ordinary}[1], '<=', 30, "$name: ordinary rows have one start in four");
 }
 
+# with a rate, a quarter of it is theirs
+{
+	my ($rows, $rate) = (40, 12);
+	my %is = live("'$rows ordinary', '20 asked'", "2, 10, 6, '10 s'", qq({"rate_per_minute": $rate}));
+	cmp_ok($is{ordinary}[1], '<=', 60 * $rows / ($rate / 4) + 60, 'a flood of requests under a rate: no ordinary row waits longer than a quarter of the rate makes it');
+	cmp_ok($is{ordinary}[2], '>=', 6 * 3600 / ($interval + 60 * $rows / ($rate / 4)) - 1, 'a flood of requests under a rate: and each is synced in turn');
+	cmp_ok($is{asked}[2], '>', 6 * 3600 / 20 / 60 * $rate / 2, 'a flood of requests under a rate: the rest is for the requests');
+}
+
 # sessions of one claim each, which cannot count: a quarter on average
 $node->safe_psql('postgres', q{
-	TRUNCATE syncstate.sync_state;
+	TRUNCATE syncstate.sync_state, syncstate.sync_policy;
 	INSERT INTO syncstate.sync_state (user_id, source, due_at, requested_at)
 	SELECT public.u(n), 'google_calendar', now() + (n % 2 - 0.5) * interval '2 hours', CASE WHEN n % 2 = 1 THEN now() - interval '1 min' END
 	FROM generate_series(1, 600) AS n});
