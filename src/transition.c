@@ -578,6 +578,23 @@ recognize_parking(const SyncState *old, const SyncState *row)
 	return TRANSITION_NONE;
 }
 
+/*
+ * Users may write requested_at: nobody gets ahead by an early time.  A request
+ * also ends the times of a clock that was wrong, unless the client gave them.
+ */
+static void
+settle_request(const SyncState *old, SyncState *row, const SyncPolicy *policy,
+			   TimestampTz now)
+{
+	if (row->requested_at == NO_TIME || row->requested_at == old->requested_at)
+		return;
+	row->requested_at = now;
+	if (row->due_at == old->due_at)
+		row->due_at = syncstate_settled_due(policy, row, now);
+	if (row->lease_expires_at == old->lease_expires_at)
+		row->lease_expires_at = syncstate_settled_lease(policy, row, now);
+}
+
 /* One of due_at and parked_reason is set: that which the client changed. */
 static void
 settle_parking(const SyncState *old, SyncState *row, const SyncState *written)
@@ -659,16 +676,7 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 	count_starts(&derived, Max(row->lease, derived.lease) - old->lease);
 	syncstate_state_keep(old, &derived, row);
 
-	/* users may write this column: nobody gets ahead by an early time */
-	if (row->requested_at != NO_TIME && row->requested_at != old->requested_at)
-	{
-		row->requested_at = now;
-		if (row->due_at == old->due_at)
-			row->due_at = syncstate_settled_due(policy, row, now);
-		if (row->lease_expires_at == old->lease_expires_at)
-			row->lease_expires_at = syncstate_settled_lease(policy, row, now);
-	}
-
+	settle_request(old, row, policy, now);
 	settle_parking(old, row, &as_written);
 	settle_cursor(old, row, now);
 	if (row->status != SYNC_SYNCING)
