@@ -18,8 +18,8 @@ SET syncstate.clock = '2030-01-01 00:00:00+00';
 
 /* ------------------------------------------------------- who is of a kind */
 
--- of Gmail, whose cursors live seven days: who has none, each kind of cursor, one
--- that has died, and one that dies this very moment
+-- Gmail, whose cursors live seven days: a row without one, a row for each kind of
+-- cursor, one whose cursor has died, and one whose cursor dies this very moment
 INSERT INTO sync_state (user_id, source, due_at, sync_token, history_id, updated_min, token_issued_at) VALUES
 	(u(1), 'google_gmail', '2029-12-01', NULL, NULL, NULL, NULL),
 	(u(2), 'google_gmail', '2029-12-02', 'token', NULL, NULL, '2029-12-31'),
@@ -109,7 +109,7 @@ CALL take('{incremental,full}', 40);
 SELECT kind, count(*), count(DISTINCT n) AS different, bool_and(is_full = (kind = 'full')) AS right_ones,
 	max(n) < 1900 AS oldest_first
 FROM taken GROUP BY kind ORDER BY kind;
--- the others are there for whoever takes any
+-- a claim of any kind takes the others
 TRUNCATE taken;
 CALL take('{any}', 100);
 SELECT kind, count(*), count(DISTINCT n) AS different FROM taken GROUP BY kind;

@@ -96,7 +96,7 @@ SELECT status FROM release_sync(u(2), 'google_calendar', :l2);
 SELECT status FROM release_sync(u(4), 'google_calendar', :l4);
 CALL at('101 hours 2 minutes');
 -- a full sync that had begun before is done anew at its next start, be it ended or not;
--- what was incremental goes on until its own time has come
+-- incremental syncs go on until their own time has come
 SELECT right(user_id::text, 1) AS n, sync_token, page_token, full_sync_id = lease AS begins
 FROM generate_series(1, 4) AS n, mark_sync_started(u(n), 'google_calendar') ORDER BY 1;
 -- and not a second time

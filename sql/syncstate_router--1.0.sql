@@ -1313,9 +1313,9 @@ COMMENT ON TRIGGER custom_source_add_label ON syncstate.custom_source IS 'Adds t
 
 /*
  * A label cannot be removed from an enum, and a dump whose labels are missing
- * cannot be restored.  So a row stays as long as its label does: whoever empties
- * all tables of a database, as tests do, deletes nothing here.
- * The first four labels are built in.
+ * cannot be restored.  So a row stays as long as its label does: to
+ * empty all tables of a database, as tests do, deletes nothing here.  The first
+ * four labels are built in.
  *
  * A transaction that keeps its snapshot might not see a label that was committed
  * since; enum_range() does, but refuses labels of its own transaction.
@@ -1418,7 +1418,7 @@ BEGIN
 					   AND NOT a.attisdropped
 					   AND a.atttypid OPERATOR(pg_catalog.=) ANY ('{uuid,text,varchar,int4,int8}'::pg_catalog.regtype[])) THEN
 		RAISE undefined_column USING
-			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist or is no id', TG_ARGV[0], TG_TABLE_NAME);
+			MESSAGE = pg_catalog.format('column "%s" of relation "%s" does not exist, or is not of type uuid, text, integer or bigint', TG_ARGV[0], TG_TABLE_NAME);
 	END IF;
 
 	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(u) FROM deleted AS d, syncstate.user_id_of(d.%I::pg_catalog.text) AS u WHERE u IS NOT NULL', TG_ARGV[0]) INTO users;

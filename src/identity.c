@@ -126,7 +126,7 @@ setting(const char *name)
 	return (value == NULL || *value == '\0') ? NULL : value;
 }
 
-/* The subject in claims; '' where there is none. */
+/* The claim "sub" as a text; '' if there is none. */
 static const char *
 subject_of_claims(const char *claims)
 {
