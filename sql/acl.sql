@@ -75,10 +75,14 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.claim_due_syncs()$$),
 	('clear_sync_token',
 		$$SELECT * FROM syncstate.clear_sync_token('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1)$$),
+	('connect_account',
+		$$SELECT * FROM syncstate.connect_account('aaaaaaaa-0000-4000-8000-00000000000a')$$),
 	('connect_sync',
 		$$SELECT * FROM syncstate.connect_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_contacts')$$),
 	('current_user_id',
 		$$SELECT * FROM syncstate.current_user_id()$$),
+	('disconnect_account',
+		$$SELECT * FROM syncstate.disconnect_account('aaaaaaaa-0000-4000-8000-00000000000a')$$),
 	('disconnect_sync',
 		$$SELECT * FROM syncstate.disconnect_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_calendar')$$),
 	('due_from',
@@ -115,6 +119,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.may_sweep('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1, 0, 1)$$),
 	('next_sync_due',
 		$$SELECT * FROM syncstate.next_sync_due()$$),
+	('pause_account',
+		$$SELECT * FROM syncstate.pause_account('aaaaaaaa-0000-4000-8000-00000000000a')$$),
 	('pause_sync',
 		$$SELECT * FROM syncstate.pause_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_calendar')$$),
 	('pause_sync_source',
@@ -131,8 +137,12 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.renew_sync_lease('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1)$$),
 	('report_syncs',
 		$$SELECT * FROM syncstate.report_syncs('[{"user_id": "bbbbbbbb-0000-4000-8000-00000000000b", "source": "google_gmail", "lease": 1, "outcome": "released"}]')$$),
+	('request_account',
+		$$SELECT * FROM syncstate.request_account('aaaaaaaa-0000-4000-8000-00000000000a')$$),
 	('request_sync',
 		$$SELECT * FROM syncstate.request_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_calendar')$$),
+	('resume_account',
+		$$SELECT * FROM syncstate.resume_account('aaaaaaaa-0000-4000-8000-00000000000a')$$),
 	('resume_sync',
 		$$SELECT * FROM syncstate.resume_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_tasks')$$),
 	('resume_sync_source',
@@ -141,6 +151,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.resync_source('google_gmail')$$),
 	('revive_syncs',
 		$$SELECT * FROM syncstate.revive_syncs('google_gmail')$$),
+	('set_sync_resources',
+		$$SELECT * FROM syncstate.set_sync_resources('aaaaaaaa-0000-4000-8000-00000000000a', 'google_calendar', '{own calendar}')$$),
 	('set_sync_policy',
 		$$SELECT * FROM syncstate.set_sync_policy('google_tasks', '{"sync_interval": null}')$$),
 	('keep_source_labels',
@@ -423,7 +435,7 @@ INSERT INTO syncstate.sync_state (user_id, source) VALUES (:b, 'google_contacts'
 INSERT INTO syncstate.sync_state (user_id, source) VALUES (:b, 'google_calendar') ON CONFLICT DO NOTHING; -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 INSERT INTO syncstate.sync_state (user_id, source) VALUES (:b, 'google_contacts')
-	ON CONFLICT (user_id, source, resource) DO UPDATE SET requested_at = NULL; -- ERROR
+	ON CONFLICT (user_id, account, source, resource) DO UPDATE SET requested_at = NULL; -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 UPDATE syncstate.sync_state SET status = 'idle' WHERE user_id = :b;
 DELETE FROM syncstate.sync_state WHERE user_id = :b;

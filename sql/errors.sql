@@ -225,7 +225,7 @@ SELECT regress_errors.all_fail(
 -- columns that are not the client's to change
 SELECT regress_errors.all_fail(VARIADIC ARRAY(
 	SELECT format('update_sync_state(K, %L)', jsonb_build_object(key, NULL))
-	FROM unnest('{user_id,source,resource,lease,created_at,updated_at,failing_since,changes_seen,seconds_watched}'::text[]) AS key));
+	FROM unnest('{user_id,account,source,resource,lease,created_at,updated_at,failing_since,changes_seen,seconds_watched}'::text[]) AS key));
 -- values
 SELECT regress_errors.all_fail(VARIADIC ARRAY(
 	SELECT format('update_sync_state(K, %L)', changes)
@@ -297,11 +297,12 @@ FROM unnest(ARRAY[
 	'{"outcome": "completed", "updated_min": "soon"}',
 	'{"outcome": "failed"}', '{"outcome": "failed", "error_message": null}',
 	'{"outcome": "failed", "error_message": "x", "kind": "worse"}',
-	'{"outcome": "rate_limited", "scope": "all"}', '{"outcome": "rate_limited", "retry_after": "soon"}']::jsonb[]) AS more,
+	'{"outcome": "rate_limited", "scope": "all"}', '{"outcome": "failed", "error_message": "x", "scope": "source"}', '{"outcome": "rate_limited", "retry_after": "soon"}']::jsonb[]) AS more,
 	regress_errors.fails(regress_errors.report(more)) AS f;
 SELECT substr(f, strpos(f, E'\n'))
 FROM unnest(ARRAY[
 	jsonb_build_object('outcome', 'released', 'resource', repeat('x', 1025)),
+	jsonb_build_object('outcome', 'released', 'account', repeat('x', 256)),
 	jsonb_build_object('outcome', 'completed', 'sync_token', repeat('x', 65537)),
 	jsonb_build_object('outcome', 'completed', 'history_id', repeat('9', 65537))]) AS more,
 	regress_errors.fails(regress_errors.report(more)) AS f;
@@ -357,10 +358,10 @@ SELECT f.name || ', ' || coalesce(nullif(refused, ''), ' nothing') || ': ' || st
 FROM (VALUES ('set_sync_policy', $$set_sync_policy('google_gmail', %L)$$,
 		ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'syncstate.sync_policy'::regclass AND attnum > 1)),
 	('update_sync_state', $$update_sync_state('00000000-0000-4000-8000-000000000001', 'google_calendar', %L)$$,
-		ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'syncstate.sync_state'::regclass AND attnum > 3)),
+		ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'syncstate.sync_state'::regclass AND attnum > 4)),
 	('report_syncs', $$report_syncs(jsonb_build_array('{"user_id": "00000000-0000-4000-8000-000000000001", "source": "google_calendar",
 		"lease": 1, "outcome": "rate_limited"}' || %L::jsonb))$$,
-		'{user_id,source,resource,lease,outcome,items_synced,sync_token,history_id,updated_min,error_message,kind,retry_after,scope}'))
+		'{user_id,account,source,resource,lease,outcome,items_synced,sync_token,history_id,updated_min,error_message,kind,retry_after,scope}'))
 	AS f (name, call, keys), unnest(keys) AS key, regress_errors.refused_kinds(call, key) AS refused
 GROUP BY f.name, refused ORDER BY f.name, refused;
 SELECT regress_errors.everything() = everything FROM regress_errors.before;

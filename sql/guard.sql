@@ -101,7 +101,7 @@ BEGIN
 	IF set_up.state = 'missing' THEN
 		RETURN;
 	END IF;
-	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
+	SELECT '{"account": "", "resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
 		|| s.others
 		|| (SELECT jsonb_object_agg(key, regress_guard.t() + value::interval) FROM jsonb_each_text(s.times))
 		|| jsonb_build_object('user_id', regress_guard.u(), 'source', 'google_calendar')
@@ -199,7 +199,7 @@ BEGIN
 	SELECT to_jsonb(s) INTO after FROM syncstate.sync_state AS s;
 	IF before IS NULL THEN
 		before := jsonb_build_object('user_id', regress_guard.u(), 'source', 'google_calendar',
-									 'resource', '', 'status', 'idle', 'lease', 0,
+									 'account', '', 'resource', '', 'status', 'idle', 'lease', 0,
 									 'items_synced', 0, 'failures', 0, 'token_losses', 0,
 									 'syncs_started', 0, 'lease_required', false);
 	END IF;
@@ -236,7 +236,7 @@ CREATE FUNCTION regress_guard.upserted(columns text[], list text) RETURNS SETOF 
 	SELECT string_agg(state, ', ' ORDER BY n) || E':\n    ' || effect
 	FROM (SELECT s.n, s.state, regress_guard.effect(s.state,
 			  format('INSERT INTO syncstate.sync_state (user_id, source, %s) VALUES (%L, %L, %s)'
-					 ' ON CONFLICT (user_id, source, resource) DO UPDATE SET user_id = EXCLUDED.user_id, source = EXCLUDED.source, %s',
+					 ' ON CONFLICT (user_id, account, source, resource) DO UPDATE SET user_id = EXCLUDED.user_id, source = EXCLUDED.source, %s',
 					 array_to_string(columns, ', '), regress_guard.u(), 'google_calendar', list,
 					 (SELECT string_agg(c || ' = EXCLUDED.' || c, ', ') FROM unnest(columns) AS c))) AS effect
 		  FROM regress_guard.states AS s) AS e
@@ -370,7 +370,7 @@ INSERT INTO syncstate.sync_state (user_id, source, status)
 SELECT md5(i::text)::uuid, 'google_tasks', 'syncing' FROM generate_series(1, 100) AS i;
 INSERT INTO syncstate.sync_state (user_id, source, status)
 SELECT md5(i::text)::uuid, 'google_tasks', 'idle' FROM generate_series(1, 150) AS i
-ON CONFLICT (user_id, source, resource) DO UPDATE SET status = EXCLUDED.status;
+ON CONFLICT (user_id, account, source, resource) DO UPDATE SET status = EXCLUDED.status;
 SELECT lease, last_sync_at IS NULL, count(*), count(DISTINCT due_at) FROM syncstate.sync_state
 WHERE source = 'google_tasks' GROUP BY 1, 2 ORDER BY 1;
 
@@ -485,7 +485,7 @@ FROM (VALUES
 		'{running,expired,paused}'),
 	(4, $$status = 'error', error_message = 'broken'$$, $$mark_sync_failed(%s, 'broken')$$,
 		'{new,idle,requested,running,expired,limited,paused}'),
-	(5, $$status = 'rate_limited'$$, 'mark_rate_limited(%s)',
+	(5, $$status = 'rate_limited'$$, 'mark_rate_limited(%s, scope => ''row'')',
 		'{new,idle,requested,running,expired,failing,limited,parked,paused}'),
 	(6, $$sync_token = NULL, history_id = NULL, updated_min = NULL$$, 'clear_sync_token(%s)',
 		'{idle,requested,running,expired,failing,limited,parked,paused}'),

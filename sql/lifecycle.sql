@@ -101,7 +101,7 @@ BEGIN
 	IF set_up.state = 'missing' THEN
 		RETURN;
 	END IF;
-	SELECT '{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
+	SELECT '{"account": "", "resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
 		|| s.others
 		|| (SELECT jsonb_object_agg(key, regress_lifecycle.t() + value::interval) FROM jsonb_each_text(s.times))
 		|| jsonb_build_object('user_id', regress_lifecycle.u(), 'source', set_up.source)
@@ -218,7 +218,7 @@ BEGIN
 	END IF;
 	IF before IS NULL THEN
 		before := jsonb_build_object('user_id', regress_lifecycle.u(), 'source', source,
-									 'resource', '', 'status', 'idle', 'lease', 0,
+									 'account', '', 'resource', '', 'status', 'idle', 'lease', 0,
 									 'items_synced', 0, 'failures', 0, 'token_losses', 0,
 									 'syncs_started', 0, 'lease_required', false);
 	END IF;
@@ -307,7 +307,7 @@ FROM (VALUES (0, interval '0'), (1, '29.999999 s'), (1, '1 minute'), (2, '59.999
 SELECT count(DISTINCT syncstate.due_from(r)) > 45, count(DISTINCT syncstate.due_from(s)) > 45,
 	bool_and(syncstate.due_from(r) >= regress_lifecycle.t() + interval '30 s' AND syncstate.due_from(r) < regress_lifecycle.t() + interval '1 minute')
 FROM generate_series(1, 50) AS n,
-	jsonb_populate_record(NULL::syncstate.sync_state, jsonb_build_object('user_id', md5(n::text)::uuid, 'source', 'google_calendar', 'resource', '',
+	jsonb_populate_record(NULL::syncstate.sync_state, jsonb_build_object('user_id', md5(n::text)::uuid, 'account', '', 'source', 'google_calendar', 'resource', '',
 		'status', 'syncing', 'due_at', regress_lifecycle.t(), 'lease', 7, 'lease_expires_at', regress_lifecycle.t(), 'items_synced', 0, 'failures', 1,
 		'failing_since', regress_lifecycle.t(), 'token_losses', 0, 'created_at', regress_lifecycle.t(), 'updated_at', regress_lifecycle.t(), 'lease_required', true)) AS r,
 	jsonb_populate_record(r, jsonb_build_object('user_id', md5('1')::uuid, 'lease', n)) AS s;
@@ -635,7 +635,7 @@ SELECT call || ': ' || bool_and(kept)
 FROM unnest(ARRAY[
 	$$mark_sync_completed(U, S, lease => $1)$$, $$mark_sync_failed(U, S, 'x', 'transient', $1)$$,
 	$$mark_sync_failed(U, S, 'x', 'permanent', $1)$$, $$mark_sync_failed(U, S, 'x', 'auth', $1)$$,
-	$$mark_rate_limited(U, S, '1 hour', 'user', $1)$$, $$release_sync(U, S, $1)$$,
+	$$mark_rate_limited(U, S, '1 hour', 'row', $1)$$, $$release_sync(U, S, $1)$$,
 	$$checkpoint_sync(U, S, $1, 'p4')$$, $$pause_sync(U, S)$$, $$resume_sync(U, S)$$,
 	$$connect_sync(U, S)$$, $$mark_sync_started(U, S, NULL)$$,
 	$$claim_due_syncs('google_calendar')$$, $$update_sync_state(U, S, '{"status": "idle"}')$$,
@@ -657,7 +657,7 @@ CREATE FUNCTION regress_lifecycle.many(source syncstate.sync_source, n integer, 
 	INSERT INTO syncstate.sync_state
 	SELECT r.* FROM generate_series(1, n) AS i,
 		jsonb_populate_record(NULL::syncstate.sync_state,
-			'{"resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
+			'{"account": "", "resource": "", "status": "idle", "lease": 0, "items_synced": 0, "failures": 0, "token_losses": 0, "syncs_started": 0, "lease_required": false}'
 			|| jsonb_build_object('user_id', md5(i::text)::uuid, 'source', source, 'created_at', regress_lifecycle.t(), 'updated_at', regress_lifecycle.t())
 			|| more) AS r
 	$$;

@@ -169,7 +169,7 @@ DECLARE
 	since timestamptz;
 	now timestamptz := sync_clock();
 BEGIN
-	o := (s, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, (get_sync_policy(s)).paused_until, 0);
+	o := (s, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, (get_sync_policy(s)).paused_until, 0, 0, 0);
 	FOR r IN SELECT * FROM sync_state WHERE source = s LOOP
 		o.rows := o.rows + 1;
 		CASE r.status
@@ -186,6 +186,7 @@ BEGIN
 			WHEN 'auth' THEN o.parked_auth := o.parked_auth + 1;
 			WHEN 'failures' THEN o.parked_failures := o.parked_failures + 1;
 			WHEN 'token_loop' THEN o.parked_token_loop := o.parked_token_loop + 1;
+			WHEN 'gone' THEN o.parked_gone := o.parked_gone + 1;
 			ELSE
 				since := due_from(r);
 				IF since <= now THEN
@@ -200,6 +201,7 @@ BEGIN
 			o.without_cursor := o.without_cursor + 1;
 		END IF;
 		IF is_ahead(r) THEN o.ahead := o.ahead + 1; END IF;
+		IF r.limited_until > now THEN o.limited := o.limited + 1; END IF;
 	END LOOP;
 	RETURN o;
 END
@@ -217,7 +219,7 @@ BEGIN
 		TRUNCATE sync_state, sync_policy;
 		PERFORM clock('0 s');
 		INSERT INTO sync_state (user_id, source, resource, status, sync_token, history_id, updated_min, due_at, requested_at,
-			parked_reason, lease, lease_expires_at, last_successful_sync_at, last_full_sync_at, failures, failing_since, token_losses)
+			parked_reason, lease, lease_expires_at, last_successful_sync_at, last_full_sync_at, failures, failing_since, token_losses, limited_until)
 		SELECT u(i), one(k || 1, 'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts')::sync_source,
 			one(k || 2, '', 'a', 'b'), status, one(k || 3, NULL, NULL, 'tok'), one(k || 4, NULL, NULL, '99'),
 			one(k || 5, NULL, '2029-01-01Z')::timestamptz,
@@ -225,9 +227,10 @@ BEGIN
 			CASE WHEN rnd(k || 7) < 0.2 THEN t(rnd(k || 8) * interval '-3 h') END, parked, 1,
 			CASE WHEN status = 'syncing' THEN t((rnd(k || 9) - 0.5) * interval '20 min') END,
 			one(k || 10, NULL, '2029-12-01Z', '2029-12-02Z')::timestamptz, one(k || 11, NULL, '2029-12-01Z', '2029-12-02Z')::timestamptz,
-			failures, CASE WHEN failures > 0 THEN t('-1 day') END, one(k || 12, '0', '0', '1')::integer
+			failures, CASE WHEN failures > 0 THEN t('-1 day') END, one(k || 12, '0', '0', '1')::integer,
+			CASE WHEN rnd(k || 13) < 0.2 THEN t((rnd(k || 14) - 0.5) * interval '1 h') END
 		FROM (SELECT i, k, one(k || 20, 'idle', 'syncing', 'error', 'rate_limited')::sync_status AS status,
-				one(k || 21, NULL, NULL, NULL, NULL, NULL, 'paused', 'auth', 'failures', 'token_loop') AS parked,
+				one(k || 21, NULL, NULL, NULL, NULL, NULL, 'paused', 'auth', 'failures', 'token_loop', 'gone') AS parked,
 				floor(3 * rnd(k || 22))::integer AS failures
 			FROM (SELECT i, seed || '/' || i || '/' AS k FROM generate_series(1, 500) AS i) AS a) AS b;
 		FOREACH s IN ARRAY enum_range('google_calendar'::sync_source, 'google_contacts') LOOP

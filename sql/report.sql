@@ -277,9 +277,9 @@ BEGIN
 	FOR f IN
 		SELECT (r(1, outcome, arguments) || jsonb_build_object(key, value)) AS report
 		FROM (VALUES ('completed', '{"sync_token": "x"}'::jsonb, '{items_synced,sync_token,history_id,updated_min}'::text[]),
-			('failed', '{"error_message": "x"}', '{error_message,kind}'), ('rate_limited', '{}', '{retry_after,scope}'),
+			('failed', '{"error_message": "x"}', '{error_message,kind,scope}'), ('rate_limited', '{}', '{retry_after,scope}'),
 			('released', '{}', '{}')) AS o (outcome, arguments, own),
-			unnest(own || '{user_id,source,lease,resource,outcome}'::text[]) AS key, strange
+			unnest(own || '{user_id,account,source,lease,resource,outcome}'::text[]) AS key, strange
 	LOOP
 		calls := calls + 1;
 		BEGIN
@@ -341,7 +341,7 @@ TRUNCATE sync_state, sync_policy;
 SELECT clock('0 s');
 SELECT start(1, 6);
 SELECT report(
-	r(1, 'rate_limited', '{"retry_after": "5 min", "scope": "user"}'));
+	r(1, 'rate_limited', '{"retry_after": "5 min", "scope": "row"}'));
 SELECT count(*) AS paused FROM sync_policy;
 SELECT report(
 	r(2, 'rate_limited', '{"retry_after": "5 min", "scope": "source"}'),
@@ -377,7 +377,7 @@ BEGIN
 		last_full_sync_at, due_at, requested_at, parked_reason, sync_interval, lease, lease_expires_at, last_sync_at,
 		last_successful_sync_at, items_synced, page_token, progress_done, progress_total, failures, token_losses,
 		error_message, created_at, failing_since)
-	SELECT u(i), one(k || 1, 'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts')::sync_source,
+	SELECT u(1 + i % 50), one(k || 1, 'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts')::sync_source,
 		one(k || 2, '', 'A', 'a', '_b'), status,
 		one(k || 3, NULL, 'tok'), one(k || 4, NULL, '99', '1000', '18446744073709551615'),
 		CASE WHEN rnd(k || 5) < 0.5 THEN t(rnd(k || 6) * interval '-10 days') END, t(rnd(k || 7) * interval '-10 days'),
@@ -392,9 +392,10 @@ BEGIN
 		floor(4 * rnd(k || 25)), one(k || 26, NULL, 'old message'), t('-20 days'),
 		CASE WHEN failures > 0 THEN t(rnd(k || 27) * interval '-3 days') END
 	FROM (SELECT i, k, one(k || 28, 'syncing', 'syncing', 'syncing', 'syncing', 'idle', 'error', 'rate_limited')::sync_status AS status,
-			one(k || 29, NULL, NULL, NULL, NULL, 'paused', 'auth', 'failures', 'token_loop') AS parked,
+			one(k || 29, NULL, NULL, NULL, NULL, 'paused', 'auth', 'failures', 'token_loop', 'gone') AS parked,
 			floor(7 * rnd(k || 30))::integer AS failures
-		FROM (SELECT i, seed || '/' || i || '/' AS k FROM generate_series(1, 120) AS i) AS a) AS b;
+		FROM (SELECT i, seed || '/' || i || '/' AS k FROM generate_series(1, 120) AS i) AS a) AS b
+	ON CONFLICT DO NOTHING;
 END
 $$;
 
@@ -408,15 +409,16 @@ BEGIN ATOMIC
 		|| CASE outcome WHEN 'completed' THEN jsonb_build_object('items_synced', one(k || 3, NULL, '0', '77')::integer,
 				'sync_token', one(k || 4, NULL, '', 'tok', 'new'), 'history_id', one(k || 5, NULL, '', '98', '0099', '1001'),
 				'updated_min', CASE WHEN rnd(k || 6) < 0.5 THEN t(rnd(k || 7) * interval '-10 days') END)
-			WHEN 'failed' THEN jsonb_build_object('error_message', 'failed ' || k, 'kind', one(k || 8, NULL, 'transient', 'permanent', 'auth'))
+			WHEN 'failed' THEN jsonb_build_object('error_message', 'failed ' || k, 'kind', one(k || 8, NULL, 'transient', 'permanent', 'auth', 'auth'),
+				'scope', one(k || 12, NULL, 'row', 'account'))
 			WHEN 'rate_limited' THEN jsonb_build_object('retry_after', one(k || 9, NULL, '-1 s', '90 s', '1 h', '2 months'),
-				'scope', one(k || 10, NULL, 'user', 'source'))
+				'scope', one(k || 10, NULL, 'row', 'account', 'account', 'account', 'source'))
 			ELSE '{}' END)
 		ORDER BY rnd(k || 11))
-	FROM (SELECT s.*, seed || '/' || n(s.user_id) || '/' || copy AS k,
-			one(seed || n(s.user_id) || '/' || copy || '?', 'completed', 'failed', 'rate_limited', 'released') AS outcome
+	FROM (SELECT s.*, seed || '/' || n(s.user_id) || source || resource || '/' || copy AS k,
+			one(seed || n(s.user_id) || source || resource || '/' || copy || '?', 'completed', 'failed', 'rate_limited', 'released') AS outcome
 		FROM sync_state AS s, generate_series(1, 2) AS copy
-		WHERE copy = 1 OR rnd(seed || n(s.user_id)) < 0.2) AS s;
+		WHERE copy = 1 OR rnd(seed || n(s.user_id) || source || resource) < 0.2) AS s;
 END;
 
 -- The single call that a report stands for; false where that was refused.
@@ -432,9 +434,10 @@ BEGIN
 		s := mark_sync_completed(k_user, k_source, coalesce((r ->> 'items_synced')::bigint, 0), r ->> 'sync_token',
 			r ->> 'history_id', (r ->> 'updated_min')::timestamptz, k_lease, k_resource);
 	WHEN 'failed' THEN
-		s := mark_sync_failed(k_user, k_source, r ->> 'error_message', coalesce(r ->> 'kind', 'transient'), k_lease, k_resource);
+		s := mark_sync_failed(k_user, k_source, r ->> 'error_message', coalesce(r ->> 'kind', 'transient'), k_lease, k_resource,
+			coalesce(r ->> 'scope', 'account'));
 	WHEN 'rate_limited' THEN
-		s := mark_rate_limited(k_user, k_source, (r ->> 'retry_after')::interval, coalesce(r ->> 'scope', 'user'), k_lease, k_resource);
+		s := mark_rate_limited(k_user, k_source, (r ->> 'retry_after')::interval, coalesce(r ->> 'scope', 'account'), k_lease, k_resource);
 	WHEN 'released' THEN
 		s := release_sync(k_user, k_source, k_lease, k_resource);
 	END CASE;
@@ -458,6 +461,9 @@ BEGIN
 				e.returned := e.returned || s;
 			END IF;
 		END LOOP;
+		-- later reports may have told earlier rows of the account something
+		e.returned := ARRAY(SELECT x FROM unnest(e.returned) WITH ORDINALITY AS r
+			JOIN sync_state AS x USING (user_id, account, source, resource) ORDER BY r.ordinality);
 	ELSE
 		e.returned := ARRAY(SELECT x FROM report_syncs(results) AS x);
 	END IF;

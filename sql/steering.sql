@@ -283,7 +283,7 @@ SELECT status FROM mark_rate_limited(u(4), 'google_calendar', '10 min', 'source'
 SELECT paused_until - sync_clock() AS pause FROM sync_policy;
 
 -- a limit of a row is none of the source; without a time, the policy's wait
-SELECT status FROM mark_rate_limited(u(11), 'google_tasks', '1 hour', 'user', 1);
+SELECT status FROM mark_rate_limited(u(11), 'google_tasks', '1 hour', 'row', 1);
 SELECT count(*) AS paused_sources FROM sync_policy;
 SELECT status, due_at >= t('60 s') AND due_at < t('66 s') AS row_waits
 FROM mark_rate_limited(u(12), 'google_tasks', scope => 'source', lease => 1);

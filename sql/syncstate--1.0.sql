@@ -33,8 +33,8 @@ COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never dec
  * its row was deleted: a worker that still has a lease of the old row holds none
  * of the new one.
  *
- * resource compares bytewise: it ends both lane indexes, which must not
- * change their order with a new version of the locale library.
+ * account and resource compare bytewise: they end both lane indexes, which must
+ * not change their order with a new version of the locale library.
  *
  * fillfactor: a claim and each heartbeat leave one more version of the row,
  * and all rows of a page may be claimed in one statement.  Measured with
@@ -42,6 +42,7 @@ COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never dec
  */
 CREATE TABLE syncstate.sync_state (
 	user_id uuid NOT NULL,
+	account text COLLATE pg_catalog."C" NOT NULL DEFAULT '',
 	source syncstate.sync_source NOT NULL,
 	resource text COLLATE pg_catalog."C" NOT NULL DEFAULT '',
 	status syncstate.sync_status NOT NULL DEFAULT 'idle',
@@ -74,7 +75,8 @@ CREATE TABLE syncstate.sync_state (
 	full_sync_id bigint,
 	syncs_started integer DEFAULT 0,
 	lease_required boolean NOT NULL DEFAULT false,
-	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, source, resource)
+	limited_until timestamptz,
+	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, account, source, resource)
 ) WITH (fillfactor = 50);
 
 /*
@@ -92,20 +94,21 @@ ALTER TABLE syncstate.sync_state ADD CONSTRAINT sync_state_is_legal
 	CHECK (syncstate.is_legal(sync_state));
 
 /*
- * The lanes, without parked rows.  user_id and resource make every entry of a
+ * The lanes, without parked rows.  The rest of the key makes every entry of a
  * lane distinct, so that a walk can stop and continue between rows of equal due
  * time, however many.  Nothing that a claim or a heartbeat changes may be
  * indexed, or they are no longer HOT.
  */
 CREATE INDEX sync_state_due ON syncstate.sync_state
-	(source, due_at, user_id, resource) WHERE due_at IS NOT NULL;
+	(source, due_at, user_id, account, resource) WHERE due_at IS NOT NULL;
 CREATE INDEX sync_state_requested ON syncstate.sync_state
-	(source, requested_at, user_id, resource) WHERE requested_at IS NOT NULL AND due_at IS NOT NULL;
+	(source, requested_at, user_id, account, resource) WHERE requested_at IS NOT NULL AND due_at IS NOT NULL;
 REVOKE ALL ON TABLE syncstate.sync_state FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_state', '');
 
-COMMENT ON TABLE syncstate.sync_state IS 'One row per user, source and resource: where its incremental sync stands, and when it is due';
+COMMENT ON TABLE syncstate.sync_state IS 'One row per user, account, source and resource: where its incremental sync stands, and when it is due';
 COMMENT ON COLUMN syncstate.sync_state.user_id IS 'The tenant';
+COMMENT ON COLUMN syncstate.sync_state.account IS 'Which grant of the user at the provider; empty where users have one; at most 255 bytes';
 COMMENT ON COLUMN syncstate.sync_state.source IS 'Which API';
 COMMENT ON COLUMN syncstate.sync_state.resource IS 'What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes';
 COMMENT ON COLUMN syncstate.sync_state.status IS 'What happened last; a label';
@@ -116,7 +119,7 @@ COMMENT ON COLUMN syncstate.sync_state.token_issued_at IS 'When the cursor was l
 COMMENT ON COLUMN syncstate.sync_state.last_full_sync_at IS 'When a sync that began without a cursor last completed';
 COMMENT ON COLUMN syncstate.sync_state.due_at IS 'When the row is due; null = parked';
 COMMENT ON COLUMN syncstate.sync_state.requested_at IS 'When a sync was asked for; non-null = priority lane';
-COMMENT ON COLUMN syncstate.sync_state.parked_reason IS 'Why the row is parked: paused, auth, failures or token_loop';
+COMMENT ON COLUMN syncstate.sync_state.parked_reason IS 'Why the row is parked: paused, auth, failures, token_loop or gone';
 COMMENT ON COLUMN syncstate.sync_state.sync_interval IS 'The row''s own interval; null = the policy''s';
 COMMENT ON COLUMN syncstate.sync_state.lease IS 'Fencing number: one more at each start; never one that the key had before';
 COMMENT ON COLUMN syncstate.sync_state.lease_expires_at IS 'Until when the sync in flight has the row; null = none in flight';
@@ -137,6 +140,8 @@ COMMENT ON COLUMN syncstate.sync_state.seconds_watched IS 'The time in which the
 COMMENT ON COLUMN syncstate.sync_state.full_sync_id IS 'The lease under which the full sync began that is not completed yet; null = none';
 COMMENT ON COLUMN syncstate.sync_state.syncs_started IS 'How many syncs of the row were started';
 COMMENT ON COLUMN syncstate.sync_state.lease_required IS 'Whether a claim handed out the sync in flight, so that its report takes the lease';
+
+COMMENT ON COLUMN syncstate.sync_state.limited_until IS 'Until when the provider limits the account''s use of the source';
 
 /* ----------------------------------------------------------------- policy */
 
@@ -163,6 +168,8 @@ CREATE TABLE syncstate.sync_policy (
 	resync_from timestamptz,
 	resync_spread interval,
 	max_vanished double precision,
+	provider text,
+	max_in_flight integer,
 	CONSTRAINT sync_policy_pkey PRIMARY KEY (source),
 	CONSTRAINT sync_policy_intervals_range
 		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
@@ -230,7 +237,11 @@ CREATE TABLE syncstate.sync_policy (
 		CHECK (resync_from OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
 			   AND resync_from OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz),
 	CONSTRAINT sync_policy_max_vanished_range
-		CHECK (max_vanished OPERATOR(pg_catalog.>=) 0 AND max_vanished OPERATOR(pg_catalog.<=) 1)
+		CHECK (max_vanished OPERATOR(pg_catalog.>=) 0 AND max_vanished OPERATOR(pg_catalog.<=) 1),
+	CONSTRAINT sync_policy_provider_identifier
+		CHECK (provider OPERATOR(pg_catalog.~) '^[a-z0-9_]{1,58}$'),
+	CONSTRAINT sync_policy_max_in_flight_range
+		CHECK (max_in_flight OPERATOR(pg_catalog.>=) 1)
 );
 REVOKE ALL ON TABLE syncstate.sync_policy FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
@@ -253,10 +264,12 @@ COMMENT ON COLUMN syncstate.sync_policy.min_interval IS 'Shortest interval that 
 COMMENT ON COLUMN syncstate.sync_policy.max_interval IS 'Longest interval that a budget gives a row';
 COMMENT ON COLUMN syncstate.sync_policy.rate_per_minute IS 'Syncs of the source that may start in any minute, by all sessions together; null = off';
 COMMENT ON COLUMN syncstate.sync_policy.request_gap IS 'From the start of a row''s last sync until a request may start another; 0 seconds to 1 day';
-COMMENT ON COLUMN syncstate.sync_policy.auth_failures IS 'Failures in a row from which on one of kind auth parks the row';
+COMMENT ON COLUMN syncstate.sync_policy.auth_failures IS 'Failures in a row from which on one of kind auth parks the account''s rows';
 COMMENT ON COLUMN syncstate.sync_policy.resync_from IS 'Each row whose last full sync began before this time gets another one; null = none is planned';
 COMMENT ON COLUMN syncstate.sync_policy.resync_spread IS 'Over how long after resync_from these full syncs are spread; 0 seconds to 36500 days';
 COMMENT ON COLUMN syncstate.sync_policy.max_vanished IS 'What part of a row''s items may_sweep() lets a full sync delete; 0 to 1';
+COMMENT ON COLUMN syncstate.sync_policy.provider IS 'Who gives the grant for the source; sources that share one are revoked together';
+COMMENT ON COLUMN syncstate.sync_policy.max_in_flight IS 'Syncs of one user, account and source that claims let run at a time; null = off';
 
 /*
  * What rebalance_syncs() has learned about sources with a budget; nothing else
@@ -392,12 +405,13 @@ REVOKE ALL ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer,
 CREATE FUNCTION syncstate.mark_sync_started(user_id uuid,
 											source syncstate.sync_source,
 											lease_time interval DEFAULT NULL,
-											resource text DEFAULT '')
+											resource text DEFAULT '',
+											account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_started'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text) IS 'Starts the sync of one row, due or not, unless another worker holds it';
-REVOKE ALL ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text, text) IS 'Starts the sync of one row, due or not, unless another worker holds it';
+REVOKE ALL ON FUNCTION syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.get_users_needing_sync(source syncstate.sync_source,
 												 stale_after interval DEFAULT NULL,
@@ -424,57 +438,63 @@ CREATE FUNCTION syncstate.mark_sync_completed(user_id uuid,
 											  history_id text DEFAULT NULL,
 											  updated_min timestamptz DEFAULT NULL,
 											  lease bigint DEFAULT NULL,
-											  resource text DEFAULT '')
+											  resource text DEFAULT '',
+											  account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_completed'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text) IS 'Reports that a sync completed, with its new cursor';
-REVOKE ALL ON FUNCTION syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text, text) IS 'Reports that a sync completed, with its new cursor';
+REVOKE ALL ON FUNCTION syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.mark_sync_failed(user_id uuid,
 										   source syncstate.sync_source,
 										   error_message text,
 										   kind text DEFAULT 'transient',
 										   lease bigint DEFAULT NULL,
-										   resource text DEFAULT '')
+										   resource text DEFAULT '',
+										   scope text DEFAULT 'account',
+										   account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_mark_sync_failed'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text) IS 'Reports that a sync failed: the row waits, or is parked if waiting is of no use';
-REVOKE ALL ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text, text, text) IS 'Reports that a sync failed: the row waits, or is parked if waiting is of no use; an account whose grant has ended is parked as a whole';
+REVOKE ALL ON FUNCTION syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.mark_rate_limited(user_id uuid,
 											source syncstate.sync_source,
 											retry_after interval DEFAULT NULL,
-											scope text DEFAULT 'user',
+											scope text DEFAULT 'account',
 											lease bigint DEFAULT NULL,
-											resource text DEFAULT '')
+											resource text DEFAULT '',
+											account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_mark_rate_limited'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text) IS 'Reports that the provider''s rate limit was hit: the row waits until it ends';
-REVOKE ALL ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text, text) IS 'Reports that the provider''s rate limit was hit: the rows of the account''s source wait until it ends';
+REVOKE ALL ON FUNCTION syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.clear_sync_token(user_id uuid,
 										   source syncstate.sync_source,
 										   lease bigint DEFAULT NULL,
-										   resource text DEFAULT '')
+										   resource text DEFAULT '',
+										   account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_clear_sync_token'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text) IS 'Reports that the provider has forgotten the cursor: a full sync is next';
-REVOKE ALL ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text, text) IS 'Reports that the provider has forgotten the cursor: a full sync is next';
+REVOKE ALL ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.renew_sync_lease(user_id uuid,
 										   source syncstate.sync_source,
 										   lease bigint,
 										   lease_time interval DEFAULT NULL,
-										   resource text DEFAULT '')
+										   resource text DEFAULT '',
+										   account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_renew_sync_lease'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text) IS 'Renews the lease of a sync in flight';
-REVOKE ALL ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text, text) IS 'Renews the lease of a sync in flight';
+REVOKE ALL ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.checkpoint_sync(user_id uuid,
 										  source syncstate.sync_source,
@@ -482,23 +502,25 @@ CREATE FUNCTION syncstate.checkpoint_sync(user_id uuid,
 										  page_token text DEFAULT NULL,
 										  progress_done bigint DEFAULT NULL,
 										  progress_total bigint DEFAULT NULL,
-										  resource text DEFAULT '')
+										  resource text DEFAULT '',
+										  account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_checkpoint_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text) IS 'Remembers where a long sync stands, and renews its lease';
-REVOKE ALL ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text, text) IS 'Remembers where a long sync stands, and renews its lease';
+REVOKE ALL ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.release_sync(user_id uuid,
 									   source syncstate.sync_source,
 									   lease bigint,
 									   resource text DEFAULT '',
-									   delay interval DEFAULT '0 seconds')
+									   delay interval DEFAULT '0 seconds',
+									   account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_release_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval) IS 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted';
-REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval, text) IS 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted';
+REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.may_sweep(user_id uuid,
 									source syncstate.sync_source,
@@ -506,12 +528,13 @@ CREATE FUNCTION syncstate.may_sweep(user_id uuid,
 									vanished bigint,
 									total bigint,
 									force boolean DEFAULT false,
-									resource text DEFAULT '')
+									resource text DEFAULT '',
+									account text DEFAULT '')
 	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'syncstate_may_sweep'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text) IS 'Whether the items that a full sync did not list may be deleted: not if they are suspiciously many';
-REVOKE ALL ON FUNCTION syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text, text) IS 'Whether the items that a full sync did not list may be deleted: not if they are suspiciously many';
+REVOKE ALL ON FUNCTION syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.report_syncs(results jsonb)
 	RETURNS SETOF syncstate.sync_state
@@ -523,72 +546,137 @@ REVOKE ALL ON FUNCTION syncstate.report_syncs(jsonb) FROM PUBLIC;
 CREATE FUNCTION syncstate.update_sync_state(user_id uuid,
 											source syncstate.sync_source,
 											changes jsonb,
-											resource text DEFAULT '')
+											resource text DEFAULT '',
+											account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_update_sync_state'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text) IS 'Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay';
-REVOKE ALL ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text, text) IS 'Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay';
+REVOKE ALL ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.connect_sync(user_id uuid,
 									   source syncstate.sync_source,
-									   resource text DEFAULT '')
+									   resource text DEFAULT '',
+									   account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_connect_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) IS 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync';
-REVOKE ALL ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text, text) IS 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync';
+REVOKE ALL ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.disconnect_sync(user_id uuid,
 										  source syncstate.sync_source,
-										  resource text DEFAULT '')
+										  resource text DEFAULT '',
+										  account text DEFAULT '')
 	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'syncstate_disconnect_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text) IS 'Deletes the row; returns false if there was none';
-REVOKE ALL ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text, text) IS 'Deletes the row; returns false if there was none';
+REVOKE ALL ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.pause_sync(user_id uuid,
 									 source syncstate.sync_source,
-									 resource text DEFAULT '')
+									 resource text DEFAULT '',
+									 account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_pause_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text) IS 'Parks a row until it is resumed; a sync in flight may finish';
-REVOKE ALL ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text, text) IS 'Parks a row until it is resumed; a sync in flight may finish';
+REVOKE ALL ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.resume_sync(user_id uuid,
 									  source syncstate.sync_source,
-									  resource text DEFAULT '')
+									  resource text DEFAULT '',
+									  account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_resume_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text) IS 'Un-parks a row, which is due at once, and forgets failures';
-REVOKE ALL ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text, text) IS 'Un-parks a row, which is due at once, and forgets failures';
+REVOKE ALL ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.request_sync(user_id uuid,
 									   source syncstate.sync_source,
-									   resource text DEFAULT '')
+									   resource text DEFAULT '',
+									   account text DEFAULT '')
 	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'syncstate_request_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text) IS 'Requests a sync now; returns whether one will come, which is false for a parked row';
-REVOKE ALL ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text, text) IS 'Requests a sync now; returns whether one will come, which is false for a parked row';
+REVOKE ALL ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
+
+/* --------------------------------------------------------- whole accounts */
+
+CREATE FUNCTION syncstate.connect_account(user_id uuid,
+										  account text DEFAULT '',
+										  provider text DEFAULT NULL)
+	RETURNS SETOF syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_connect_account'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.connect_account(uuid, text, text) IS 'Starts or resumes the syncing of all rows of an account, as connect_sync() does for one; returns them';
+REVOKE ALL ON FUNCTION syncstate.connect_account(uuid, text, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.pause_account(user_id uuid,
+										account text DEFAULT '',
+										provider text DEFAULT NULL)
+	RETURNS SETOF syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_pause_account'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.pause_account(uuid, text, text) IS 'Parks all rows of an account until they are resumed; returns them';
+REVOKE ALL ON FUNCTION syncstate.pause_account(uuid, text, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.resume_account(user_id uuid,
+										 account text DEFAULT '',
+										 provider text DEFAULT NULL)
+	RETURNS SETOF syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_resume_account'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.resume_account(uuid, text, text) IS 'Un-parks all rows of an account, which are due at once; returns them';
+REVOKE ALL ON FUNCTION syncstate.resume_account(uuid, text, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.disconnect_account(user_id uuid,
+											 account text DEFAULT '',
+											 provider text DEFAULT NULL)
+	RETURNS SETOF syncstate.sync_state
+	AS 'MODULE_PATHNAME', 'syncstate_disconnect_account'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.disconnect_account(uuid, text, text) IS 'Deletes all rows of an account; returns them as they were';
+REVOKE ALL ON FUNCTION syncstate.disconnect_account(uuid, text, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.request_account(user_id uuid,
+										  account text DEFAULT '',
+										  provider text DEFAULT NULL)
+	RETURNS TABLE (source syncstate.sync_source, resource text)
+	AS 'MODULE_PATHNAME', 'syncstate_request_account'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.request_account(uuid, text, text) IS 'Requests a sync of each row of an account; returns the rows for which one will come';
+REVOKE ALL ON FUNCTION syncstate.request_account(uuid, text, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.set_sync_resources(user_id uuid,
+											 source syncstate.sync_source,
+											 resources text[],
+											 account text DEFAULT '')
+	RETURNS TABLE (resource text, change text)
+	AS 'MODULE_PATHNAME', 'syncstate_set_sync_resources'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.set_sync_resources(uuid, syncstate.sync_source, text[], text) IS 'Makes the resources of an account exactly these: connects what is new, parks what is gone, takes back what returned';
+REVOKE ALL ON FUNCTION syncstate.set_sync_resources(uuid, syncstate.sync_source, text[], text) FROM PUBLIC;
 
 /* The bodies are bound to their objects here and now: no search_path later. */
 CREATE FUNCTION syncstate.get_sync_state(user_id uuid,
 										 source syncstate.sync_source,
-										 resource text DEFAULT '')
+										 resource text DEFAULT '',
+										 account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	LANGUAGE sql STABLE PARALLEL SAFE
 	BEGIN ATOMIC
 		SELECT s FROM syncstate.sync_state AS s
 		WHERE s.user_id OPERATOR(pg_catalog.=) get_sync_state.user_id
+			AND s.account OPERATOR(pg_catalog.=) get_sync_state.account
 			AND s.source OPERATOR(pg_catalog.=) get_sync_state.source
 			AND s.resource OPERATOR(pg_catalog.=) get_sync_state.resource;
 	END;
-COMMENT ON FUNCTION syncstate.get_sync_state(uuid, syncstate.sync_source, text) IS 'The row of a user, source and resource, or null';
-REVOKE ALL ON FUNCTION syncstate.get_sync_state(uuid, syncstate.sync_source, text) FROM PUBLIC;
+COMMENT ON FUNCTION syncstate.get_sync_state(uuid, syncstate.sync_source, text, text) IS 'The row of a user, account, source and resource, or null';
+REVOKE ALL ON FUNCTION syncstate.get_sync_state(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.get_sync_states(user_id uuid)
 	RETURNS SETOF syncstate.sync_state
@@ -596,7 +684,7 @@ CREATE FUNCTION syncstate.get_sync_states(user_id uuid)
 	BEGIN ATOMIC
 		SELECT s FROM syncstate.sync_state AS s
 		WHERE s.user_id OPERATOR(pg_catalog.=) get_sync_states.user_id
-		ORDER BY s.source, s.resource;
+		ORDER BY s.account, s.source, s.resource;
 	END;
 COMMENT ON FUNCTION syncstate.get_sync_states(uuid) IS 'All rows of a user';
 REVOKE ALL ON FUNCTION syncstate.get_sync_states(uuid) FROM PUBLIC;
@@ -879,7 +967,7 @@ BEGIN
 
 	-- Locks in the order in which batches lock, so that neither waits for the
 	-- other, and then deletes what is locked, and not what came since.
-	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) syncstate.user_id_of(d.%I::pg_catalog.text) ORDER BY s.user_id, s.source, s.resource FOR UPDATE OF s) AS l', TG_ARGV[0]) INTO rows;
+	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) syncstate.user_id_of(d.%I::pg_catalog.text) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE OF s) AS l', TG_ARGV[0]) INTO rows;
 	DELETE FROM syncstate.sync_state AS s WHERE s.ctid OPERATOR(pg_catalog.=) ANY (rows);
 	RETURN NULL;
 END
@@ -959,11 +1047,11 @@ COMMENT ON POLICY sync_budget_worker ON syncstate.sync_budget IS 'Workers see an
 
 CREATE VIEW syncstate.my_syncs
 	WITH (security_invoker = true, security_barrier = true) AS
-	SELECT s.user_id, s.source, s.resource, s.status, s.due_at, s.requested_at,
+	SELECT s.user_id, s.account, s.source, s.resource, s.status, s.due_at, s.requested_at,
 		s.parked_reason, s.sync_interval, s.last_full_sync_at, s.last_sync_at,
 		s.last_successful_sync_at, s.items_synced, s.progress_done,
 		s.progress_total, s.failures, s.failing_since, s.token_losses,
-		s.error_message, s.created_at, s.updated_at
+		s.error_message, s.created_at, s.updated_at, s.limited_until
 	FROM syncstate.sync_state AS s
 	WHERE s.user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id());
 REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
@@ -1013,7 +1101,9 @@ CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 			pg_catalog.count(*) FILTER (WHERE s.last_successful_sync_at OPERATOR(pg_catalog.=) s.last_full_sync_at
 				AND s.sync_token IS NULL AND s.history_id IS NULL AND s.updated_min IS NULL
 				AND s.token_losses OPERATOR(pg_catalog.=) 0) AS without_cursor,
-			pg_catalog.count(*) FILTER (WHERE s.is_ahead) AS ahead
+			pg_catalog.count(*) FILTER (WHERE s.is_ahead) AS ahead,
+			pg_catalog.count(*) FILTER (WHERE s.parked_reason OPERATOR(pg_catalog.=) 'gone') AS parked_gone,
+			pg_catalog.count(*) FILTER (WHERE s.limited_until OPERATOR(pg_catalog.>) s.now) AS limited
 		FROM state AS s
 		GROUP BY s.source
 	)
@@ -1029,7 +1119,9 @@ CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 		COALESCE(c.parked_failures, 0) AS parked_failures,
 		COALESCE(c.parked_token_loop, 0) AS parked_token_loop,
 		COALESCE(c.without_cursor, 0) AS without_cursor, p.paused_until,
-		COALESCE(c.ahead, 0) AS ahead
+		COALESCE(c.ahead, 0) AS ahead,
+		COALESCE(c.parked_gone, 0) AS parked_gone,
+		COALESCE(c.limited, 0) AS limited
 	FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::syncstate.sync_source)) AS l (source)
 		LEFT JOIN counted AS c ON c.source OPERATOR(pg_catalog.=) l.source
 		LEFT JOIN syncstate.sync_policy AS p ON p.source OPERATOR(pg_catalog.=) l.source
@@ -1059,17 +1151,17 @@ BEGIN
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
 	FOREACH fn IN ARRAY ARRAY[
 		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)',
-		'syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text)',
-		'syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text)',
-		'syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text)',
-		'syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text)',
-		'syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text)',
-		'syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text)',
-		'syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text)',
-		'syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval)',
-		'syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text)',
+		'syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text, text)',
+		'syncstate.mark_sync_completed(uuid, syncstate.sync_source, bigint, text, text, timestamptz, bigint, text, text)',
+		'syncstate.mark_sync_failed(uuid, syncstate.sync_source, text, text, bigint, text, text, text)',
+		'syncstate.mark_rate_limited(uuid, syncstate.sync_source, interval, text, bigint, text, text)',
+		'syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text, text)',
+		'syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text, text)',
+		'syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text, text)',
+		'syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval, text)',
+		'syncstate.may_sweep(uuid, syncstate.sync_source, bigint, bigint, bigint, boolean, text, text)',
 		'syncstate.report_syncs(jsonb)',
-		'syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text)',
+		'syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text, text)',
 		'syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer)',
 		'syncstate.next_sync_due(syncstate.sync_source)',
 		'syncstate.get_sync_policy(syncstate.sync_source)',
@@ -1079,13 +1171,19 @@ BEGIN
 		'syncstate.resync_source(syncstate.sync_source, interval)',
 		'syncstate.revive_syncs(syncstate.sync_source, text, interval, integer)',
 		'syncstate.rebalance_syncs(syncstate.sync_source)',
-		'syncstate.get_sync_state(uuid, syncstate.sync_source, text)',
+		'syncstate.get_sync_state(uuid, syncstate.sync_source, text, text)',
 		'syncstate.get_sync_states(uuid)',
-		'syncstate.connect_sync(uuid, syncstate.sync_source, text)',
-		'syncstate.disconnect_sync(uuid, syncstate.sync_source, text)',
-		'syncstate.pause_sync(uuid, syncstate.sync_source, text)',
-		'syncstate.resume_sync(uuid, syncstate.sync_source, text)',
-		'syncstate.request_sync(uuid, syncstate.sync_source, text)',
+		'syncstate.connect_sync(uuid, syncstate.sync_source, text, text)',
+		'syncstate.disconnect_sync(uuid, syncstate.sync_source, text, text)',
+		'syncstate.pause_sync(uuid, syncstate.sync_source, text, text)',
+		'syncstate.resume_sync(uuid, syncstate.sync_source, text, text)',
+		'syncstate.request_sync(uuid, syncstate.sync_source, text, text)',
+		'syncstate.connect_account(uuid, text, text)',
+		'syncstate.pause_account(uuid, text, text)',
+		'syncstate.resume_account(uuid, text, text)',
+		'syncstate.disconnect_account(uuid, text, text)',
+		'syncstate.request_account(uuid, text, text)',
+		'syncstate.set_sync_resources(uuid, syncstate.sync_source, text[], text)',
 		'syncstate.current_user_id()',
 		'syncstate.user_id_of(text)',
 		'syncstate.sync_clock()',
@@ -1112,12 +1210,12 @@ BEGIN
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 
 	/* what my_syncs shows, what request_sync() writes, and the CHECK asks */
-	EXECUTE pg_catalog.format('GRANT SELECT (user_id, source, resource, status, due_at, requested_at, parked_reason, sync_interval, last_full_sync_at, last_sync_at, last_successful_sync_at, items_synced, progress_done, progress_total, failures, failing_since, token_losses, error_message, created_at, updated_at), UPDATE (requested_at) ON syncstate.sync_state TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT (user_id, account, source, resource, status, due_at, requested_at, parked_reason, sync_interval, last_full_sync_at, last_sync_at, last_successful_sync_at, items_synced, progress_done, progress_total, failures, failing_since, token_losses, error_message, created_at, updated_at, limited_until), UPDATE (requested_at) ON syncstate.sync_state TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
-	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock(), syncstate.is_legal(syncstate.sync_state) TO %s', role);
+	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text, text), syncstate.request_account(uuid, text, text), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock(), syncstate.is_legal(syncstate.sync_state) TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request a sync';
+COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request syncs';
 REVOKE ALL ON FUNCTION syncstate.grant_user(regrole) FROM PUBLIC;
 
 /*

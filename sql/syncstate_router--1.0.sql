@@ -43,6 +43,7 @@ COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never dec
 
 CREATE TYPE syncstate.sync_state AS (
 	user_id uuid,
+	account text COLLATE pg_catalog."C",
 	source syncstate.sync_source,
 	resource text COLLATE pg_catalog."C",
 	status syncstate.sync_status,
@@ -73,7 +74,8 @@ CREATE TYPE syncstate.sync_state AS (
 	seconds_watched double precision,
 	full_sync_id bigint,
 	syncs_started integer,
-	lease_required boolean
+	lease_required boolean,
+	limited_until timestamptz
 );
 COMMENT ON TYPE syncstate.sync_state IS 'A row of sync_state on a shard';
 
@@ -98,7 +100,9 @@ CREATE TYPE syncstate.sync_policy AS (
 	auth_failures integer,
 	resync_from timestamptz,
 	resync_spread interval,
-	max_vanished double precision
+	max_vanished double precision,
+	provider text,
+	max_in_flight integer
 );
 COMMENT ON TYPE syncstate.sync_policy IS 'The settings of a source on all shards together';
 
@@ -624,21 +628,34 @@ END
 $$;
 COMMENT ON FUNCTION syncstate_shard.is_worker() IS 'Whether the session''s role is a worker''s';
 
-/* What row security does on a single database; the same words as there. */
-CREATE FUNCTION syncstate_shard.check_user(user_id uuid, source syncstate.sync_source, resource text) RETURNS void
+/*
+ * What row security does on a single database.  A null user_id is for the shard
+ * to refuse, and a worker's identity is never asked for.
+ */
+CREATE FUNCTION syncstate_shard.sees(user_id uuid) RETURNS boolean
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 BEGIN
-	IF user_id IS NOT NULL
-		AND user_id OPERATOR(pg_catalog.=) syncstate.current_user_id() IS NOT TRUE
-		AND NOT syncstate_shard.is_worker() THEN
+	RETURN user_id IS NULL OR syncstate_shard.is_worker()
+		OR user_id OPERATOR(pg_catalog.=) syncstate.current_user_id() IS TRUE;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.sees(uuid) IS 'Whether the caller is this user or a worker';
+
+/* The same words as on a single database. */
+CREATE FUNCTION syncstate_shard.check_user(user_id uuid, account text, source syncstate.sync_source, resource text) RETURNS void
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF NOT syncstate_shard.sees(user_id) THEN
 		RAISE SQLSTATE 'PT404' USING MESSAGE = 'sync state does not exist or is not visible',
-			DETAIL = pg_catalog.format('Key (user_id, source, resource)=(%s, %s, %s).', user_id, source, resource);
+			DETAIL = pg_catalog.format('Key (user_id, account, source, resource)=(%s, %s, %s, %s).', user_id, account, source, resource);
 	END IF;
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.check_user(uuid, syncstate.sync_source, text) IS 'Fails as for a missing row unless the caller is this user or a worker';
+COMMENT ON FUNCTION syncstate_shard.check_user(uuid, text, syncstate.sync_source, text) IS 'Fails as for a missing row unless the caller is this user or a worker';
 
 /* ----------------------------------------------- calls about one user's row */
 
@@ -701,100 +718,132 @@ COMMENT ON FUNCTION syncstate_shard.spread_pause(syncstate.sync_source) IS 'Paus
  * the same name on the shard.  Times go there as text, which reads the same
  * everywhere in style ISO only.
  *
- *	before, after	statements around the call
+ *	before, after	statements around the call, or after each of its rows
  */
 DO $install$
 DECLARE
 	call pg_catalog.record;
 	arguments pg_catalog.text;
+	columns pg_catalog.text;	-- of RETURNS TABLE
 	types pg_catalog.text;
 	body pg_catalog.text;
 BEGIN
 	FOR call IN SELECT * FROM (VALUES
 		('mark_sync_started',
-		 $$user_id uuid, source syncstate.sync_source, lease_time interval DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, lease_time interval DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Starts the sync of one row, due or not, unless another worker holds it'),
 		('mark_sync_completed',
-		 $$user_id uuid, source syncstate.sync_source, items_synced bigint DEFAULT 0, sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL, lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, items_synced bigint DEFAULT 0, sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL, lease bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Reports that a sync completed, with its new cursor'),
 		('mark_sync_failed',
-		 $$user_id uuid, source syncstate.sync_source, error_message text, kind text DEFAULT 'transient', lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, error_message text, kind text DEFAULT 'transient', lease bigint DEFAULT NULL, resource text DEFAULT '', scope text DEFAULT 'account', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Reports that a sync failed: the row waits, or is parked if waiting is of no use'),
+		 'Reports that a sync failed: the row waits, or is parked if waiting is of no use; an account whose grant has ended is parked as a whole'),
 		('mark_rate_limited',
-		 $$user_id uuid, source syncstate.sync_source, retry_after interval DEFAULT NULL, scope text DEFAULT 'user', lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, retry_after interval DEFAULT NULL, scope text DEFAULT 'account', lease bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$IF scope OPERATOR(pg_catalog.=) 'source' THEN PERFORM syncstate_shard.spread_pause(source); END IF;$$,
-		 'Reports that the provider''s rate limit was hit: the row waits until it ends'),
+		 'Reports that the provider''s rate limit was hit: the rows of the account''s source wait until it ends'),
 		('clear_sync_token',
-		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Reports that the provider has forgotten the cursor: a full sync is next'),
 		('renew_sync_lease',
-		 $$user_id uuid, source syncstate.sync_source, lease bigint, lease_time interval DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, lease_time interval DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Renews the lease of a sync in flight'),
 		('checkpoint_sync',
-		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, page_token text DEFAULT NULL, progress_done bigint DEFAULT NULL, progress_total bigint DEFAULT NULL, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, page_token text DEFAULT NULL, progress_done bigint DEFAULT NULL, progress_total bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Remembers where a long sync stands, and renews its lease'),
 		('release_sync',
-		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT '', delay interval DEFAULT '0 seconds'$$,
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT '', delay interval DEFAULT '0 seconds', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted'),
 		('may_sweep',
-		 $$user_id uuid, source syncstate.sync_source, lease bigint, vanished bigint, total bigint, force boolean DEFAULT false, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, vanished bigint, total bigint, force boolean DEFAULT false, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'boolean', 'VOLATILE', '', '',
 		 'Whether the items that a full sync did not list may be deleted: not if they are suspiciously many'),
 		('update_sync_state',
-		 $$user_id uuid, source syncstate.sync_source, changes jsonb, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, changes jsonb, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay'),
 		('connect_sync',
-		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
 		 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync'),
 		('disconnect_sync',
-		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'boolean', 'VOLATILE', '', '',
 		 'Deletes the row; returns false if there was none'),
 		('pause_sync',
-		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
 		 'Parks a row until it is resumed; a sync in flight may finish'),
 		('resume_sync',
-		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
 		 'Un-parks a row, which is due at once, and forgets failures'),
 		('request_sync',
-		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'boolean', 'VOLATILE',
-		 'PERFORM syncstate_shard.check_user(user_id, source, resource);',
+		 'PERFORM syncstate_shard.check_user(user_id, account, source, resource);',
 		 $$IF result THEN PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text); END IF;$$,
 		 'Requests a sync now; returns whether one will come, which is false for a parked row'),
 		('get_sync_state',
-		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT ''$$,
+		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'STABLE', '',
 		 'IF result.user_id IS NULL THEN RETURN NULL; END IF;',
-		 'The row of a user, source and resource, or null'),
+		 'The row of a user, account, source and resource, or null'),
 		('get_sync_states',
 		 'user_id uuid',
 		 'SETOF syncstate.sync_state', 'STABLE', '', '',
-		 'All rows of a user'))
+		 'All rows of a user'),
+		('connect_account',
+		 $$user_id uuid, account text DEFAULT '', provider text DEFAULT NULL$$,
+		 'SETOF syncstate.sync_state', 'VOLATILE ROWS 10', '',
+		 $$PERFORM pg_catalog.pg_notify('syncstate', result.source::pg_catalog.text);$$,
+		 'Starts or resumes the syncing of all rows of an account, as connect_sync() does for one; returns them'),
+		('pause_account',
+		 $$user_id uuid, account text DEFAULT '', provider text DEFAULT NULL$$,
+		 'SETOF syncstate.sync_state', 'VOLATILE ROWS 10', '', '',
+		 'Parks all rows of an account until they are resumed; returns them'),
+		('resume_account',
+		 $$user_id uuid, account text DEFAULT '', provider text DEFAULT NULL$$,
+		 'SETOF syncstate.sync_state', 'VOLATILE ROWS 10', '',
+		 $$PERFORM pg_catalog.pg_notify('syncstate', result.source::pg_catalog.text);$$,
+		 'Un-parks all rows of an account, which are due at once; returns them'),
+		('disconnect_account',
+		 $$user_id uuid, account text DEFAULT '', provider text DEFAULT NULL$$,
+		 'SETOF syncstate.sync_state', 'VOLATILE ROWS 10', '', '',
+		 'Deletes all rows of an account; returns them as they were'),
+		('request_account',
+		 $$user_id uuid, account text DEFAULT '', provider text DEFAULT NULL$$,
+		 'TABLE (source syncstate.sync_source, resource text)', 'VOLATILE ROWS 10',
+		 'IF NOT syncstate_shard.sees(user_id) THEN RETURN; END IF;',
+		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
+		 'Requests a sync of each row of an account; returns the rows for which one will come'),
+		('set_sync_resources',
+		 $$user_id uuid, source syncstate.sync_source, resources text[], account text DEFAULT ''$$,
+		 'TABLE (resource text, change text)', 'VOLATILE ROWS 10', '',
+		 $$IF change OPERATOR(pg_catalog.=) ANY ('{added,returned}') THEN PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text); END IF;$$,
+		 'Makes the resources of an account exactly these: connects what is new, parks what is gone, takes back what returned'))
 		AS c (name, signature, result, volatility, before, after, comment)
 	LOOP
-		-- a row comes as one column: 29 of them are a long statement to parse, for each call
+		-- a row comes as one column: more than 30 of them are a long statement to parse, for each call
 		EXECUTE pg_catalog.format(
 			$f$CREATE FUNCTION syncstate_shard.%I(%s) RETURNS %s LANGUAGE plproxy VOLATILE
 			AS 'CLUSTER ''syncstate''; RUN ON syncstate_shard.hash(user_id); TARGET syncstate.%I;'$f$,
 			call.name, call.signature, CASE call.result WHEN 'syncstate.sync_state' THEN 'text' ELSE call.result END, call.name);
 
-		SELECT pg_catalog.string_agg(a.name, ', ' ORDER BY a.place), pg_catalog.oidvectortypes(p.proargtypes)
-			INTO arguments, types
+		SELECT pg_catalog.string_agg(a.name, ', ' ORDER BY a.place) FILTER (WHERE a.place OPERATOR(pg_catalog.<=) p.pronargs),
+				pg_catalog.string_agg(a.name, ', ' ORDER BY a.place) FILTER (WHERE a.place OPERATOR(pg_catalog.>) p.pronargs),
+				pg_catalog.oidvectortypes(p.proargtypes)
+			INTO arguments, columns, types
 			FROM pg_catalog.pg_proc AS p, pg_catalog.unnest(p.proargnames) WITH ORDINALITY AS a (name, place)
 			WHERE p.pronamespace OPERATOR(pg_catalog.=) 'syncstate_shard'::pg_catalog.regnamespace
 				AND p.proname OPERATOR(pg_catalog.=) call.name
@@ -802,34 +851,26 @@ BEGIN
 		EXECUTE pg_catalog.format('COMMENT ON FUNCTION syncstate_shard.%I(%s) IS %L', call.name, types,
 			'syncstate.' OPERATOR(pg_catalog.||) call.name OPERATOR(pg_catalog.||) '() on the shard of the user');
 
-		IF call.result OPERATOR(pg_catalog.~) '^SETOF' THEN
-			body = $b$
+		body = $b$
 DECLARE
 	shards pg_catalog.int4 = syncstate_shard.enter(%6$L);
+	%7$s
 	state pg_catalog.text;
 	message pg_catalog.text;
 	detail pg_catalog.text;
 	hint pg_catalog.text;
 BEGIN
 	%3$s
-	RETURN QUERY SELECT r.* FROM syncstate_shard.%1$I(%2$s) AS r;
-$b$;
-		ELSE
-			body = $b$
-DECLARE
-	shards pg_catalog.int4 = syncstate_shard.enter(%6$L);
-	result %5$s;
-	state pg_catalog.text;
-	message pg_catalog.text;
-	detail pg_catalog.text;
-	hint pg_catalog.text;
-BEGIN
-	%3$s
+$b$ OPERATOR(pg_catalog.||) CASE WHEN call.result OPERATOR(pg_catalog.~) '^(SETOF|TABLE) ' THEN $b$
+	FOR %8$s IN SELECT r.* FROM syncstate_shard.%1$I(%2$s) AS r LOOP
+		%4$s
+		RETURN NEXT %9$s;
+	END LOOP;
+$b$ ELSE $b$
 	result = syncstate_shard.%1$I(%2$s)::%5$s;
 	%4$s
 	RETURN result;
-$b$;
-		END IF;
+$b$ END;
 		body = pg_catalog.format(body OPERATOR(pg_catalog.||) $b$
 EXCEPTION WHEN query_canceled OR OTHERS THEN
 	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
@@ -841,7 +882,9 @@ EXCEPTION WHEN query_canceled OR OTHERS THEN
 	PERFORM syncstate_shard.fail_routed(user_id, state, message, detail, hint);
 END
 $b$, call.name, arguments, call.before, call.after, call.result,
-			CASE WHEN call.volatility OPERATOR(pg_catalog.=) 'VOLATILE' THEN call.name END);
+			CASE WHEN call.volatility OPERATOR(pg_catalog.~) '^VOLATILE' THEN call.name END,
+			CASE WHEN columns IS NULL THEN pg_catalog.format('result %s;', pg_catalog.regexp_replace(call.result, '^SETOF ', '')) END,
+			COALESCE(columns, 'result'), CASE WHEN columns IS NULL THEN 'result' END);
 		EXECUTE pg_catalog.format(
 			'CREATE FUNCTION syncstate.%I(%s) RETURNS %s LANGUAGE plpgsql %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning SET datestyle = ISO SET intervalstyle = postgres AS %L',
 			call.name, call.signature, call.result, call.volatility, body);
@@ -1021,14 +1064,15 @@ BEGIN
 		syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a
 				CROSS JOIN LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r
 				LEFT JOIN (SELECT (e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid AS user_id,
+								COALESCE(e.report OPERATOR(pg_catalog.->>) 'account', '') AS account,
 								(e.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source AS source,
 								COALESCE(e.report OPERATOR(pg_catalog.->>) 'resource', '') AS resource,
 								(e.report OPERATOR(pg_catalog.->>) 'lease')::pg_catalog.int8 AS lease,
 								pg_catalog.min(e.position) AS position
 							FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
-							GROUP BY 1, 2, 3, 4) AS e
-					ON e.user_id OPERATOR(pg_catalog.=) r.user_id AND e.source OPERATOR(pg_catalog.=) r.source
-					AND e.resource OPERATOR(pg_catalog.=) r.resource AND e.lease OPERATOR(pg_catalog.=) r.lease
+							GROUP BY 1, 2, 3, 4, 5) AS e
+					ON e.user_id OPERATOR(pg_catalog.=) r.user_id AND e.account OPERATOR(pg_catalog.=) r.account
+					AND e.source OPERATOR(pg_catalog.=) r.source AND e.resource OPERATOR(pg_catalog.=) r.resource AND e.lease OPERATOR(pg_catalog.=) r.lease
 			ORDER BY e.position);
 	END IF;
 	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
@@ -1424,7 +1468,7 @@ BEGIN
 	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(u) FROM deleted AS d, syncstate.user_id_of(d.%I::pg_catalog.text) AS u WHERE u IS NOT NULL', TG_ARGV[0]) INTO users;
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
 		ARRAY(SELECT CASE WHEN pg_catalog.count(u.u) OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(
-				'WITH gone AS (DELETE FROM syncstate.sync_state WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.source, s.resource FOR UPDATE))) SELECT NULL::text LIMIT 0',
+				'WITH gone AS (DELETE FROM syncstate.sync_state WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE))) SELECT NULL::text LIMIT 0',
 				pg_catalog.array_agg(u.u)) END
 			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
 				LEFT JOIN pg_catalog.unnest(users) AS u (u)
@@ -1466,34 +1510,36 @@ COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Deletes the rows o
  * own identity says.
  */
 CREATE FUNCTION syncstate_shard.my_syncs(who uuid)
-	RETURNS TABLE (user_id uuid, source syncstate.sync_source, resource text,
+	RETURNS TABLE (user_id uuid, account text, source syncstate.sync_source, resource text,
 		status syncstate.sync_status, due_at timestamptz, requested_at timestamptz,
 		parked_reason text, sync_interval interval, last_full_sync_at timestamptz,
 		last_sync_at timestamptz, last_successful_sync_at timestamptz,
 		items_synced bigint, progress_done bigint, progress_total bigint,
 		failures integer, failing_since timestamptz, token_losses integer,
-		error_message text, created_at timestamptz, updated_at timestamptz)
+		error_message text, created_at timestamptz, updated_at timestamptz,
+		limited_until timestamptz)
 	LANGUAGE plproxy VOLATILE
 	AS $$
 	CLUSTER 'syncstate';
 	RUN ON syncstate_shard.hash(who);
-	SELECT s.user_id, s.source, s.resource, s.status, s.due_at, s.requested_at,
+	SELECT s.user_id, s.account, s.source, s.resource, s.status, s.due_at, s.requested_at,
 		s.parked_reason, s.sync_interval, s.last_full_sync_at, s.last_sync_at,
 		s.last_successful_sync_at, s.items_synced, s.progress_done,
 		s.progress_total, s.failures, s.failing_since, s.token_losses,
-		s.error_message, s.created_at, s.updated_at
+		s.error_message, s.created_at, s.updated_at, s.limited_until
 	FROM syncstate.sync_state AS s WHERE s.user_id = who;
 $$;
 COMMENT ON FUNCTION syncstate_shard.my_syncs(uuid) IS 'What a user may see of their own rows, from their shard';
 
 CREATE FUNCTION syncstate.get_my_syncs()
-	RETURNS TABLE (user_id uuid, source syncstate.sync_source, resource text,
+	RETURNS TABLE (user_id uuid, account text, source syncstate.sync_source, resource text,
 		status syncstate.sync_status, due_at timestamptz, requested_at timestamptz,
 		parked_reason text, sync_interval interval, last_full_sync_at timestamptz,
 		last_sync_at timestamptz, last_successful_sync_at timestamptz,
 		items_synced bigint, progress_done bigint, progress_total bigint,
 		failures integer, failing_since timestamptz, token_losses integer,
-		error_message text, created_at timestamptz, updated_at timestamptz)
+		error_message text, created_at timestamptz, updated_at timestamptz,
+		limited_until timestamptz)
 	LANGUAGE plpgsql STABLE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 	SET client_min_messages = warning
@@ -1524,11 +1570,13 @@ COMMENT ON FUNCTION syncstate.get_my_syncs() IS 'What a user may see of their ow
 
 CREATE VIEW syncstate.my_syncs
 	WITH (security_invoker = true, security_barrier = true) AS
-	SELECT m.user_id, m.source, m.resource COLLATE pg_catalog."C" AS resource,
-		m.status, m.due_at, m.requested_at, m.parked_reason, m.sync_interval,
-		m.last_full_sync_at, m.last_sync_at, m.last_successful_sync_at,
-		m.items_synced, m.progress_done, m.progress_total, m.failures,
-		m.failing_since, m.token_losses, m.error_message, m.created_at, m.updated_at
+	SELECT m.user_id, m.account COLLATE pg_catalog."C" AS account, m.source,
+		m.resource COLLATE pg_catalog."C" AS resource, m.status, m.due_at,
+		m.requested_at, m.parked_reason, m.sync_interval, m.last_full_sync_at,
+		m.last_sync_at, m.last_successful_sync_at, m.items_synced,
+		m.progress_done, m.progress_total, m.failures, m.failing_since,
+		m.token_losses, m.error_message, m.created_at, m.updated_at,
+		m.limited_until
 	FROM syncstate.get_my_syncs() AS m;
 REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
 COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
@@ -1538,7 +1586,8 @@ CREATE FUNCTION syncstate.get_sync_overview()
 		error bigint, rate_limited bigint, due bigint, oldest_due_age interval,
 		requested bigint, live_leases bigint, expired_leases bigint, failing bigint,
 		parked_paused bigint, parked_auth bigint, parked_failures bigint,
-		parked_token_loop bigint, without_cursor bigint, paused_until timestamptz, ahead bigint)
+		parked_token_loop bigint, without_cursor bigint, paused_until timestamptz, ahead bigint,
+		parked_gone bigint, limited bigint)
 	LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 4
 	SET search_path = pg_catalog, pg_temp
 	AS $$
@@ -1552,7 +1601,8 @@ BEGIN
 			pg_catalog.sum(o.failing)::pg_catalog.int8, pg_catalog.sum(o.parked_paused)::pg_catalog.int8,
 			pg_catalog.sum(o.parked_auth)::pg_catalog.int8, pg_catalog.sum(o.parked_failures)::pg_catalog.int8,
 			pg_catalog.sum(o.parked_token_loop)::pg_catalog.int8, pg_catalog.sum(o.without_cursor)::pg_catalog.int8,
-			pg_catalog.max(o.paused_until), pg_catalog.sum(o.ahead)::pg_catalog.int8
+			pg_catalog.max(o.paused_until), pg_catalog.sum(o.ahead)::pg_catalog.int8,
+			pg_catalog.sum(o.parked_gone)::pg_catalog.int8, pg_catalog.sum(o.limited)::pg_catalog.int8
 		FROM syncstate_shard.ask_all('SELECT pg_catalog.to_jsonb(o)::text FROM syncstate.sync_overview AS o', true) AS a,
 			LATERAL pg_catalog.unnest(a.rows) AS r (line),
 			LATERAL pg_catalog.jsonb_to_record(r.line::pg_catalog.jsonb) AS o (source syncstate.sync_source,
@@ -1561,7 +1611,8 @@ BEGIN
 				requested pg_catalog.int8, live_leases pg_catalog.int8, expired_leases pg_catalog.int8,
 				failing pg_catalog.int8, parked_paused pg_catalog.int8, parked_auth pg_catalog.int8,
 				parked_failures pg_catalog.int8, parked_token_loop pg_catalog.int8,
-				without_cursor pg_catalog.int8, paused_until pg_catalog.timestamptz, ahead pg_catalog.int8)
+				without_cursor pg_catalog.int8, paused_until pg_catalog.timestamptz, ahead pg_catalog.int8,
+				parked_gone pg_catalog.int8, limited pg_catalog.int8)
 		GROUP BY o.source ORDER BY o.source;
 END
 $$;
@@ -1600,6 +1651,8 @@ BEGIN
 				'revive_syncs', 'rebalance_syncs',
 				'get_sync_state', 'get_sync_states', 'connect_sync',
 				'disconnect_sync', 'pause_sync', 'resume_sync', 'request_sync',
+				'connect_account', 'disconnect_account', 'pause_account',
+				'resume_account', 'request_account', 'set_sync_resources',
 				'current_user_id', 'user_id_of', 'sync_clock', 'shard_of', 'get_my_syncs',
 				'get_sync_overview'])
 	LOOP
@@ -1620,10 +1673,10 @@ BEGIN
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
-	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text), syncstate.get_my_syncs(), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock() TO %s', role);
+	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text, text), syncstate.request_account(uuid, text, text), syncstate.get_my_syncs(), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock() TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request a sync';
+COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request syncs';
 
 DO $$
 DECLARE

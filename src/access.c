@@ -226,6 +226,9 @@ place_of(const SyncKey *key)
 {
 	uint32		hash = hash_bytes(key->user_id.data, UUID_LEN);
 
+	hash = hash_combine(hash,
+						hash_bytes((unsigned char *) VARDATA_ANY(key->account),
+								   VARSIZE_ANY_EXHDR(key->account)));
 	hash = hash_combine(hash, hash_uint32(key->source));
 	hash = hash_combine(hash,
 						hash_bytes((unsigned char *) VARDATA_ANY(key->resource),
@@ -271,6 +274,7 @@ find_place(RowAccess *rows, const SyncKey *key)
 
 	slot_getallattrs(slot);
 	found.user_id = *DatumGetUUIDP(slot->tts_values[Anum_sync_state_user_id - 1]);
+	found.account = DatumGetTextPP(slot->tts_values[Anum_sync_state_account - 1]);
 	found.source = DatumGetObjectId(slot->tts_values[Anum_sync_state_source - 1]);
 	found.resource = DatumGetTextPP(slot->tts_values[Anum_sync_state_resource - 1]);
 	return syncstate_same_key(&found, key);
@@ -280,7 +284,7 @@ find_place(RowAccess *rows, const SyncKey *key)
 static bool
 find_key(RowAccess *rows, const SyncKey *key)
 {
-	ScanKeyData keys[3];
+	ScanKeyData keys[NUM_KEY_COLUMNS];
 
 	CHECK_FOR_INTERRUPTS();
 	if (find_place(rows, key))
@@ -290,16 +294,20 @@ find_key(RowAccess *rows, const SyncKey *key)
 	{
 		rows->pkey = index_open(syncstate_ids()->pkey_index, RowExclusiveLock);
 		rows->scan = syncstate_index_beginscan(rows->rel, rows->pkey,
-											   GetActiveSnapshot(), 3);
+											   GetActiveSnapshot(),
+											   NUM_KEY_COLUMNS);
 	}
 	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
 						   InvalidOid, F_UUID_EQ, UUIDPGetDatum(&key->user_id));
 	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid,
-						   InvalidOid, F_ENUM_EQ, ObjectIdGetDatum(key->source));
+						   C_COLLATION_OID, F_TEXTEQ,
+						   PointerGetDatum(key->account));
 	ScanKeyEntryInitialize(&keys[2], 0, 3, BTEqualStrategyNumber, InvalidOid,
+						   InvalidOid, F_ENUM_EQ, ObjectIdGetDatum(key->source));
+	ScanKeyEntryInitialize(&keys[3], 0, 4, BTEqualStrategyNumber, InvalidOid,
 						   C_COLLATION_OID, F_TEXTEQ,
 						   PointerGetDatum(key->resource));
-	index_rescan(rows->scan, keys, 3, NULL, 0);
+	index_rescan(rows->scan, keys, NUM_KEY_COLUMNS, NULL, 0);
 	return index_getnext_slot(rows->scan, ForwardScanDirection, rows->slot);
 }
 

@@ -22,31 +22,6 @@ require(FunctionCallInfo fcinfo, int arg, const char *name)
 				 errmsg("%s must not be null", name)));
 }
 
-/* The key of a row from three arguments. */
-SyncKey
-syncstate_arg_key(FunctionCallInfo fcinfo, int user_id, int source,
-				  int resource)
-{
-	SyncKey		key;
-
-	require(fcinfo, user_id, "user_id");
-	require(fcinfo, source, "source");
-	require(fcinfo, resource, "resource");
-	key.user_id = *PG_GETARG_UUID_P(user_id);
-	key.source = PG_GETARG_OID(source);
-	key.resource = syncstate_arg_text(fcinfo, resource, "resource",
-									  MAX_RESOURCE_BYTES);
-	return key;
-}
-
-/* A source, which must be given. */
-Oid
-syncstate_arg_source(FunctionCallInfo fcinfo, int arg)
-{
-	require(fcinfo, arg, "source");
-	return PG_GETARG_OID(arg);
-}
-
 /* A text of limited size; NULL where the argument is null. */
 text *
 syncstate_arg_text(FunctionCallInfo fcinfo, int arg, const char *name,
@@ -57,6 +32,46 @@ syncstate_arg_text(FunctionCallInfo fcinfo, int arg, const char *name,
 
 	syncstate_check_text_size(name, (text *) PG_GETARG_POINTER(arg), max_bytes);
 	return PG_GETARG_TEXT_PP(arg);
+}
+
+/* A user, who must be given. */
+pg_uuid_t *
+syncstate_arg_user(FunctionCallInfo fcinfo, int arg)
+{
+	require(fcinfo, arg, "user_id");
+	return PG_GETARG_UUID_P(arg);
+}
+
+/* A source, which must be given. */
+Oid
+syncstate_arg_source(FunctionCallInfo fcinfo, int arg)
+{
+	require(fcinfo, arg, "source");
+	return PG_GETARG_OID(arg);
+}
+
+/* An account, which must be given. */
+text *
+syncstate_arg_account(FunctionCallInfo fcinfo, int arg)
+{
+	require(fcinfo, arg, "account");
+	return syncstate_arg_text(fcinfo, arg, "account", MAX_ACCOUNT_BYTES);
+}
+
+/* The key of a row from four arguments. */
+SyncKey
+syncstate_arg_key(FunctionCallInfo fcinfo, int user_id, int source,
+				  int resource, int account)
+{
+	SyncKey		key;
+
+	key.user_id = *syncstate_arg_user(fcinfo, user_id);
+	key.source = syncstate_arg_source(fcinfo, source);
+	require(fcinfo, resource, "resource");
+	key.resource = syncstate_arg_text(fcinfo, resource, "resource",
+									  MAX_RESOURCE_BYTES);
+	key.account = syncstate_arg_account(fcinfo, account);
+	return key;
 }
 
 /* A message, which must be given; cut to MAX_ERROR_BYTES. */
@@ -157,6 +172,14 @@ syncstate_arg_duration(FunctionCallInfo fcinfo, int arg, const char *name,
 	if (PG_ARGISNULL(arg))
 		return 0;
 	return syncstate_check_duration(name, PG_GETARG_INTERVAL_P(arg), min, max);
+}
+
+/* An array, which must be given. */
+ArrayType *
+syncstate_arg_array(FunctionCallInfo fcinfo, int arg, const char *name)
+{
+	require(fcinfo, arg, name);
+	return PG_GETARG_ARRAYTYPE_P(arg);
 }
 
 /* A JSON object, which must be given. */

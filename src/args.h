@@ -4,10 +4,13 @@
 
 #include "fmgr.h"
 #include "state.h"
+#include "utils/array.h"
 #include "utils/jsonb.h"
 
+extern pg_uuid_t *syncstate_arg_user(FunctionCallInfo fcinfo, int arg);
+extern text *syncstate_arg_account(FunctionCallInfo fcinfo, int arg);
 extern SyncKey syncstate_arg_key(FunctionCallInfo fcinfo, int user_id,
-								 int source, int resource);
+								 int source, int resource, int account);
 extern Oid	syncstate_arg_source(FunctionCallInfo fcinfo, int arg);
 extern text *syncstate_arg_text(FunctionCallInfo fcinfo, int arg,
 								const char *name, int max_bytes);
@@ -29,6 +32,8 @@ extern TimestampTz syncstate_arg_time(FunctionCallInfo fcinfo, int arg,
 									  const char *name);
 extern int64 syncstate_arg_duration(FunctionCallInfo fcinfo, int arg,
 									const char *name, int64 min, int64 max);
+extern ArrayType *syncstate_arg_array(FunctionCallInfo fcinfo, int arg,
+									  const char *name);
 extern Jsonb *syncstate_arg_object(FunctionCallInfo fcinfo, int arg,
 								   const char *name);
 

@@ -12,6 +12,7 @@
 
 #include "access.h"
 #include "check.h"
+#include "spread.h"
 #include "syncstate.h"
 #include "transition.h"
 
@@ -160,6 +161,17 @@ read_word(const Key *key, const char *word, void *field)
 	*(int *) field = syncstate_check_word(key->json.name, word, key->words, key->limit);
 }
 
+/* A failure is never a whole source's. */
+static void
+read_scope(const Key *key, const char *word, void *field)
+{
+	const BatchReport *report = (BatchReport *) ((char *) field - key->field);
+
+	*(Scope *) field = syncstate_check_word(key->json.name, word, syncstate_scopes,
+											report->outcome == OUTCOME_FAILED ?
+											NUM_FAILURE_SCOPES : NUM_LIMIT_SCOPES);
+}
+
 #define OF_ALL			((1 << NUM_OUTCOMES) - 1)
 #define OF(outcome)		(1 << OUTCOME_##outcome)
 #define AT(field)		offsetof(BatchReport, field)
@@ -167,6 +179,7 @@ read_word(const Key *key, const char *word, void *field)
 static const Key keys[] = {
 	{{"user_id", JSON_TEXT}, OF_ALL, OF_ALL, read_uuid, AT(report.key.user_id), 0, NULL},
 	{{"source", JSON_TEXT}, OF_ALL, OF_ALL, read_source, AT(report.key.source), 0, NULL},
+	{{"account", JSON_TEXT}, OF_ALL, 0, read_text, AT(report.key.account), MAX_ACCOUNT_BYTES, NULL},
 	{{"resource", JSON_TEXT}, OF_ALL, 0, read_text, AT(report.key.resource), MAX_RESOURCE_BYTES, NULL},
 	{{"lease", JSON_NUMBER}, OF_ALL, OF_ALL, read_lease, AT(report.lease), 0, NULL},
 	{{"outcome", JSON_TEXT}, OF_ALL, OF_ALL, read_word, AT(outcome), NUM_OUTCOMES, outcome_names},
@@ -178,7 +191,7 @@ static const Key keys[] = {
 	{{"kind", JSON_TEXT}, OF(FAILED), 0, read_word, AT(report.kind), NUM_FAILURE_KINDS, syncstate_failure_kinds},
 	{{"retry_after", JSON_INTERVAL}, OF(RATE_LIMITED), 0, read_wait, AT(report.retry_after), 0, NULL},
 	{{"delay", JSON_INTERVAL}, OF(RELEASED), 0, read_delay, AT(report.delay), 0, NULL},
-	{{"scope", JSON_TEXT}, OF(RATE_LIMITED), 0, read_word, AT(report.scope), NUM_LIMIT_SCOPES, syncstate_limit_scopes},
+	{{"scope", JSON_TEXT}, OF(FAILED) | OF(RATE_LIMITED), 0, read_scope, AT(report.scope), 0, NULL},
 };
 
 /* Error context: which report of a batch is being read. */
@@ -269,7 +282,9 @@ read_report(JsonbContainer *object, BatchReport *report)
 	int			outcome;
 
 	report->report.has_lease = true;
+	report->report.scope = SCOPE_ACCOUNT;
 	report->report.updated_min = NO_TIME;
+	report->report.key.account = cstring_to_text("");
 	report->report.key.resource = cstring_to_text("");
 	for (size_t i = 0; i < lengthof(keys); i++)
 	{
@@ -359,6 +374,9 @@ compare_reports(const void *a, const void *b)
 							 UUID_LEN);
 
 	if (cmp == 0)
+		cmp = syncstate_compare_text(x->report.key.account,
+									 y->report.key.account);
+	if (cmp == 0)
 		cmp = x->source_rank - y->source_rank;
 	if (cmp == 0)
 		cmp = syncstate_compare_text(x->report.key.resource,
@@ -433,6 +451,84 @@ apply_one_of(RowAccess *rows, const BatchReport **reports, int nreports,
 	return applied->result != NULL;
 }
 
+/*
+ * Applies reports of rows of one account, each row's by itself.  Returns how
+ * many were applied.
+ */
+static int
+apply_to_rows(RowAccess *rows, const BatchReport **reports, int nreports,
+			  TimestampTz *now, Applied *applied)
+{
+	SyncPolicy	policy = {.source = InvalidOid};
+	int			napplied = 0;
+
+	for (int first = 0, end; first < nreports; first = end)
+	{
+		for (end = first + 1; end < nreports; end++)
+		{
+			if (!syncstate_same_key(&reports[end]->report.key,
+									&reports[first]->report.key))
+				break;
+		}
+		if (policy.source != reports[first]->report.key.source)
+			policy = syncstate_policy(reports[first]->report.key.source);
+		if (apply_one_of(rows, &reports[first], end - first, &policy, now,
+						 &applied[napplied]))
+			napplied++;
+	}
+	return napplied;
+}
+
+static bool
+is_held(Transition transition, const SyncState *row, const Report *report,
+		TimestampTz now)
+{
+	return syncstate_lease_is_held(row, report->lease);
+}
+
+/* The same, where a report concerns the account's other rows too. */
+static int
+apply_to_account(RowAccess *rows, const BatchReport **reports, int nreports,
+				 TimestampTz *now, Applied *applied)
+{
+	AccountReport *of_account = palloc0(nreports * sizeof(AccountReport));
+	int			napplied = 0;
+
+	for (int i = 0; i < nreports; i++)
+	{
+		of_account[i].transition = transition_of[reports[i]->outcome];
+		of_account[i].report = &reports[i]->report;
+	}
+	*now = syncstate_spread(rows, of_account, nreports, is_held);
+	for (int i = 0; i < nreports; i++)
+	{
+		if (of_account[i].result == NULL)
+			continue;
+		applied[napplied].report = reports[i];
+		applied[napplied++].result = of_account[i].result;
+	}
+	return napplied;
+}
+
+static bool
+any_spreads(const BatchReport **reports, int nreports)
+{
+	for (int i = 0; i < nreports; i++)
+	{
+		if (syncstate_spreads(transition_of[reports[i]->outcome],
+							  &reports[i]->report))
+			return true;
+	}
+	return false;
+}
+
+static bool
+same_account(const BatchReport *a, const BatchReport *b)
+{
+	return memcmp(&a->report.key.user_id, &b->report.key.user_id, UUID_LEN) == 0 &&
+		syncstate_same_text(a->report.key.account, b->report.key.account);
+}
+
 /* qsort comparator: as given. */
 static int
 compare_applied(const void *a, const void *b)
@@ -479,7 +575,6 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	const BatchReport **sorted;
 	int			nreports;
 	RowAccess	rows;
-	SyncPolicy	policy = {.source = InvalidOid};
 	Applied    *applied;
 	int			napplied = 0;
 	TimestampTz now;
@@ -499,7 +594,7 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	syncstate_rows_look(&rows);
 	now = syncstate_now();
 
-	/* each row once, in the order in which every batch locks */
+	/* in the order in which every batch locks */
 	sorted = palloc(nreports * sizeof(BatchReport *));
 	for (int i = 0; i < nreports; i++)
 		sorted[i] = &reports[i];
@@ -508,15 +603,14 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	{
 		for (end = first + 1; end < nreports; end++)
 		{
-			if (!syncstate_same_key(&sorted[end]->report.key,
-									&sorted[first]->report.key))
+			if (!same_account(sorted[end], sorted[first]))
 				break;
 		}
-		if (policy.source != sorted[first]->report.key.source)
-			policy = syncstate_policy(sorted[first]->report.key.source);
-		if (apply_one_of(&rows, &sorted[first], end - first, &policy, &now,
-						 &applied[napplied]))
-			napplied++;
+		napplied += any_spreads(&sorted[first], end - first) ?
+			apply_to_account(&rows, &sorted[first], end - first, &now,
+							 &applied[napplied]) :
+			apply_to_rows(&rows, &sorted[first], end - first, &now,
+						  &applied[napplied]);
 	}
 	syncstate_rows_close(&rows);
 

@@ -81,15 +81,18 @@ static void
 check_indexes(const CatalogIds *found)
 {
 	static const int key[] = {
-		Anum_sync_state_user_id, Anum_sync_state_source, Anum_sync_state_resource,
+		Anum_sync_state_user_id, Anum_sync_state_account,
+		Anum_sync_state_source, Anum_sync_state_resource,
 	};
 	static const int due[] = {
 		Anum_sync_state_source, Anum_sync_state_due_at,
-		Anum_sync_state_user_id, Anum_sync_state_resource,
+		Anum_sync_state_user_id, Anum_sync_state_account,
+		Anum_sync_state_resource,
 	};
 	static const int requested[] = {
 		Anum_sync_state_source, Anum_sync_state_requested_at,
-		Anum_sync_state_user_id, Anum_sync_state_resource,
+		Anum_sync_state_user_id, Anum_sync_state_account,
+		Anum_sync_state_resource,
 	};
 
 	check_index(found->pkey_index, "sync_state_pkey", found->state_rel,

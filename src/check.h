@@ -5,6 +5,8 @@
 #include "datatype/timestamp.h"
 #include "utils/jsonb.h"
 
+#define MAX_LABEL_BYTES			58
+#define MAX_ACCOUNT_BYTES		255
 #define MAX_RESOURCE_BYTES		1024
 #define MAX_TOKEN_BYTES			65536
 #define MAX_ERROR_BYTES			8192

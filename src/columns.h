@@ -22,6 +22,7 @@
  */
 #define SYNC_KEY_COLUMNS(COLUMN) \
 	COLUMN(user_id,					UUID,		KEY) \
+	COLUMN(account,					NAME,		KEY) \
 	COLUMN(source,					SOURCE,		KEY) \
 	COLUMN(resource,				NAME,		KEY)
 
@@ -54,7 +55,8 @@
 	COLUMN(seconds_watched,			AMOUNT,		OURS) \
 	COLUMN(full_sync_id,			COUNT,		OURS) \
 	COLUMN(syncs_started,			TALLY,		OURS) \
-	COLUMN(lease_required,			FLAG,		OURS)
+	COLUMN(lease_required,			FLAG,		OURS) \
+	COLUMN(limited_until,			TIME,		OURS)
 
 #define SYNC_STATE_COLUMNS(COLUMN) \
 	SYNC_KEY_COLUMNS(COLUMN) \
@@ -93,7 +95,9 @@
 	SETTING(auth_failures,	COUNT,		1, PG_INT32_MAX,			1) \
 	SETTING(resync_from,	TIME_OR_OFF, 0, 0,						NO_TIME) \
 	SETTING(resync_spread,	DURATION,	0, MAX_DURATION,			USECS_PER_DAY) \
-	SETTING(max_vanished,	FRACTION,	0, 1.0,						0.1)
+	SETTING(max_vanished,	FRACTION,	0, 1.0,						0.1) \
+	SETTING(provider,		LABEL,		0, 0,						{{0}}) \
+	SETTING(max_in_flight,	COUNT_OR_OFF, 1, PG_INT32_MAX,			0)
 
 /* sync_budget, but for its key: COLUMN(name, C type, SQL type). */
 #define SYNC_BUDGET_COLUMNS(COLUMN) \
@@ -104,6 +108,15 @@
 	COLUMN(rebalanced_at,	TimestampTz,	TimestampTz) \
 	COLUMN(starts,			double,			Float8) \
 	COLUMN(rows,			int64,			Int64)
+
+/* How many columns name a row. */
+enum
+{
+#define NUMBER(name, kind, writer) Key_sync_state_##name,
+	SYNC_KEY_COLUMNS(NUMBER)
+#undef NUMBER
+	NUM_KEY_COLUMNS,
+};
 
 /* Column numbers. */
 enum

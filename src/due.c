@@ -47,7 +47,7 @@ syncstate_claimable_at(const SyncState *row, const SyncPolicy *policy)
 		at = Max(at, row->lease_expires_at);
 	if (policy->paused_until != NO_TIME)
 		at = Max(at, syncstate_source_opens(policy, &row->key));
-	return at;
+	return Max(at, row->limited_until);
 }
 
 /*

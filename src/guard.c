@@ -48,7 +48,7 @@ syncstate_guard_write(const SyncState *old, SyncState *row,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("key columns of a sync state cannot be changed"),
-				 errdetail("The key is user_id, source and resource."),
+				 errdetail("The key is user_id, account, source and resource."),
 				 errhint("Delete the row and make another.")));
 	if (row->lease > old->lease)
 		check_lease_number(row->lease, MAX_UPDATED_LEASE);

@@ -19,6 +19,7 @@
 #include "guard.h"
 #include "rate.h"
 #include "schedule.h"
+#include "spread.h"
 #include "store.h"
 #include "syncstate.h"
 #include "transition.h"
@@ -40,13 +41,12 @@ PG_FUNCTION_INFO_V1(syncstate_connect_sync);
 PG_FUNCTION_INFO_V1(syncstate_disconnect_sync);
 PG_FUNCTION_INFO_V1(syncstate_pause_sync);
 PG_FUNCTION_INFO_V1(syncstate_resume_sync);
-PG_FUNCTION_INFO_V1(syncstate_request_sync);
 
 /* Begins a report with the key of its row. */
 static Report
-read_key(FunctionCallInfo fcinfo, int resource)
+read_key(FunctionCallInfo fcinfo, int resource, int account)
 {
-	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, resource)};
+	Report		report = {.key = syncstate_arg_key(fcinfo, 0, 1, resource, account)};
 
 	return report;
 }
@@ -68,7 +68,7 @@ write_row(RowAccess *rows, const SyncState *row)
 Datum
 syncstate_mark_sync_started(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 3);
+	Report		report = read_key(fcinfo, 3, 4);
 	SyncPolicy	policy = syncstate_policy(report.key.source);
 	RowAccess	rows;
 	SyncState	row;
@@ -190,6 +190,20 @@ makes_row(Transition transition)
 		transition == TRANSITION_CLEAR_TOKEN || transition == TRANSITION_CONNECT;
 }
 
+/* Raises an error unless a call applies to its row, which is locked. */
+static bool
+check_call(Transition transition, const SyncState *row, const Report *report,
+		   TimestampTz now)
+{
+	if (report->has_lease && !syncstate_lease_is_held(row, report->lease))
+		lease_is_lost(row, report->lease);
+	if (syncstate_lease_is_missing(transition, row, report, now))
+		lease_is_missing(row);
+	if (transition == TRANSITION_CHECKPOINT && row->status != SYNC_SYNCING)
+		nothing_runs(row);
+	return true;
+}
+
 static Datum
 call_with_lock(Transition transition, RowAccess *rows, const Report *report,
 			   const SyncPolicy *policy)
@@ -201,14 +215,38 @@ call_with_lock(Transition transition, RowAccess *rows, const Report *report,
 								makes_row(transition) && !report->has_lease,
 								&row);
 	now = syncstate_now();		/* after the wait for the lock, not before it */
-	if (report->has_lease && !syncstate_lease_is_held(&row, report->lease))
-		lease_is_lost(&row, report->lease);
-	if (syncstate_lease_is_missing(transition, &row, report, now))
-		lease_is_missing(&row);
-	if (transition == TRANSITION_CHECKPOINT && row.status != SYNC_SYNCING)
-		nothing_runs(&row);
+	(void) check_call(transition, &row, report, now);
 	syncstate_apply(transition, &row, report, policy, now);
 	return write_row(rows, &row);
+}
+
+/*
+ * Applies a transition that may concern all rows of the account.  A missing row
+ * is made before any row is locked, so that rows are locked in their order.
+ */
+static Datum
+call_for_account(Transition transition, RowAccess *rows, const Report *report)
+{
+	AccountReport of_account = {.transition = transition, .report = report};
+	SyncState	row;
+
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		syncstate_rows_look(rows);
+		if (!syncstate_rows_read(rows, &report->key, &row))
+		{
+			if (report->has_lease)
+				break;
+			syncstate_store_make(&report->key);
+		}
+		else if (report->has_lease &&
+				 syncstate_lease_is_stale(&row, report->lease))
+			lease_is_lost(&row, report->lease);
+		(void) syncstate_spread(rows, &of_account, 1, check_call);
+		if (of_account.result != NULL)
+			return syncstate_row_datum(of_account.result);
+	}
+	syncstate_no_such_row(&report->key);
 }
 
 /* Applies a transition to the row of a report; returns the row. */
@@ -221,7 +259,9 @@ call(Transition transition, const Report *report)
 
 	SPI_connect();
 	syncstate_rows_open(&rows);
-	if (!call_without_lock(transition, &rows, report, &policy, &result))
+	if (syncstate_spreads(transition, report))
+		result = call_for_account(transition, &rows, report);
+	else if (!call_without_lock(transition, &rows, report, &policy, &result))
 		result = call_with_lock(transition, &rows, report, &policy);
 	syncstate_rows_close(&rows);
 	if (transition == TRANSITION_RATE_LIMIT && report->scope == SCOPE_SOURCE)
@@ -238,7 +278,7 @@ call(Transition transition, const Report *report)
 Datum
 syncstate_mark_sync_completed(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 7);
+	Report		report = read_key(fcinfo, 7, 8);
 
 	report.items_synced = syncstate_arg_count(fcinfo, 2, "items_synced", false);
 	report.sync_token = syncstate_arg_text(fcinfo, 3, "sync_token",
@@ -252,23 +292,25 @@ syncstate_mark_sync_completed(PG_FUNCTION_ARGS)
 Datum
 syncstate_mark_sync_failed(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 5);
+	Report		report = read_key(fcinfo, 5, 7);
 
 	report.error_message = syncstate_arg_message(fcinfo, 2, "error_message");
 	report.kind = syncstate_arg_word(fcinfo, 3, "kind", syncstate_failure_kinds,
 									 NUM_FAILURE_KINDS);
 	read_lease(fcinfo, 4, &report);
+	report.scope = syncstate_arg_word(fcinfo, 6, "scope", syncstate_scopes,
+									  NUM_FAILURE_SCOPES);
 	return call(TRANSITION_FAIL, &report);
 }
 
 Datum
 syncstate_mark_rate_limited(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 5);
+	Report		report = read_key(fcinfo, 5, 6);
 
 	if (!PG_ARGISNULL(2))
 		report.retry_after = syncstate_clamped_wait(PG_GETARG_INTERVAL_P(2));
-	report.scope = syncstate_arg_word(fcinfo, 3, "scope", syncstate_limit_scopes,
+	report.scope = syncstate_arg_word(fcinfo, 3, "scope", syncstate_scopes,
 									  NUM_LIMIT_SCOPES);
 	read_lease(fcinfo, 4, &report);
 	return call(TRANSITION_RATE_LIMIT, &report);
@@ -277,7 +319,7 @@ syncstate_mark_rate_limited(PG_FUNCTION_ARGS)
 Datum
 syncstate_clear_sync_token(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 3);
+	Report		report = read_key(fcinfo, 3, 4);
 
 	read_lease(fcinfo, 2, &report);
 	return call(TRANSITION_CLEAR_TOKEN, &report);
@@ -286,7 +328,7 @@ syncstate_clear_sync_token(PG_FUNCTION_ARGS)
 Datum
 syncstate_renew_sync_lease(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 4);
+	Report		report = read_key(fcinfo, 4, 5);
 
 	report.lease = syncstate_arg_lease(fcinfo, 2);
 	report.has_lease = true;
@@ -298,7 +340,7 @@ syncstate_renew_sync_lease(PG_FUNCTION_ARGS)
 Datum
 syncstate_checkpoint_sync(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 6);
+	Report		report = read_key(fcinfo, 6, 7);
 
 	read_lease(fcinfo, 2, &report);
 	report.page_token = syncstate_arg_text(fcinfo, 3, "page_token",
@@ -311,7 +353,7 @@ syncstate_checkpoint_sync(PG_FUNCTION_ARGS)
 Datum
 syncstate_release_sync(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 3);
+	Report		report = read_key(fcinfo, 3, 5);
 
 	report.lease = syncstate_arg_lease(fcinfo, 2);
 	report.has_lease = true;
@@ -327,7 +369,7 @@ syncstate_release_sync(PG_FUNCTION_ARGS)
 Datum
 syncstate_may_sweep(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 6);
+	Report		report = read_key(fcinfo, 6, 7);
 	int64		vanished = syncstate_arg_count(fcinfo, 3, "vanished", false);
 	int64		total = syncstate_arg_count(fcinfo, 4, "total", false);
 	bool		force = syncstate_arg_flag(fcinfo, 5, "force");
@@ -360,7 +402,7 @@ syncstate_may_sweep(PG_FUNCTION_ARGS)
 Datum
 syncstate_connect_sync(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 2);
+	Report		report = read_key(fcinfo, 2, 3);
 	Datum		result = call(TRANSITION_CONNECT, &report);
 	SyncPolicy	policy = syncstate_policy(report.key.source);
 
@@ -371,7 +413,7 @@ syncstate_connect_sync(PG_FUNCTION_ARGS)
 Datum
 syncstate_disconnect_sync(PG_FUNCTION_ARGS)
 {
-	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 2);
+	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 2, 3);
 	bool		deleted;
 
 	SPI_connect();
@@ -383,7 +425,7 @@ syncstate_disconnect_sync(PG_FUNCTION_ARGS)
 Datum
 syncstate_pause_sync(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 2);
+	Report		report = read_key(fcinfo, 2, 3);
 
 	return call(TRANSITION_PAUSE, &report);
 }
@@ -391,57 +433,12 @@ syncstate_pause_sync(PG_FUNCTION_ARGS)
 Datum
 syncstate_resume_sync(PG_FUNCTION_ARGS)
 {
-	Report		report = read_key(fcinfo, 2);
+	Report		report = read_key(fcinfo, 2, 3);
 	Datum		result = call(TRANSITION_RESUME, &report);
 	SyncPolicy	policy = syncstate_policy(report.key.source);
 
 	syncstate_wake_workers(&policy);
 	return result;
-}
-
-/* Whether a request makes a row due earlier; one of a run in flight does not. */
-static bool
-comes_earlier(const SyncState *row, const SyncPolicy *policy, TimestampTz now)
-{
-	SyncState	requested = *row;
-
-	if (row->status == SYNC_SYNCING)
-		return false;
-	requested.requested_at = now;
-	syncstate_settle_times(&requested, policy, now);
-	return syncstate_claimable_at(&requested, policy) <
-		syncstate_claimable_at(row, policy);
-}
-
-/*
- * The row is locked first: a request that is there may be gone as soon as the
- * transaction of a claim commits, and then this one is needed.  A request whose
- * time lies in the future was made by a clock that was wrong, and is replaced.
- *
- * NOTIFY takes a lock that all databases share until the commit, so only a
- * request that makes its row due earlier notifies.  Workers that sleep until
- * next_sync_due() are awake for the others.
- */
-Datum
-syncstate_request_sync(PG_FUNCTION_ARGS)
-{
-	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 2);
-	SyncPolicy	policy = syncstate_policy(key.source);
-	SyncState	row = {.key = key};
-	TimestampTz now;
-
-	SPI_connect();
-	if (!syncstate_store_lock_request(&row))
-		syncstate_no_such_row(&key);
-	now = syncstate_now();
-	if (row.parked_reason == NULL &&
-		(row.requested_at == NO_TIME || row.requested_at > now ||
-		 row.updated_at > now ||	/* by a clock that was wrong: maybe the lease too */
-		 row.due_at != syncstate_settled_due(&policy, &row, now)) &&
-		syncstate_store_request(&key, now) && comes_earlier(&row, &policy, now))
-		syncstate_wake_workers(&policy);
-	SPI_finish();
-	PG_RETURN_BOOL(row.parked_reason == NULL);
 }
 
 static bool
@@ -474,7 +471,7 @@ syncstate_update_sync_state(PG_FUNCTION_ARGS)
 #define JSON_OF_INTEGER			JSON_NUMBER
 		SYNC_STATE_COLUMNS(KEY)
 	};
-	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 3);
+	SyncKey		key = syncstate_arg_key(fcinfo, 0, 1, 3, 4);
 	Jsonb	   *changes = syncstate_arg_object(fcinfo, 2, "changes");
 	Written		written = {
 		.status = has_key(changes, "status"),

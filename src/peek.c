@@ -287,5 +287,6 @@ syncstate_is_ahead(PG_FUNCTION_ARGS)
 	syncstate_settle_times(&settled, &policy, syncstate_now());
 	PG_RETURN_BOOL(settled.due_at != row.due_at ||
 				   settled.requested_at != row.requested_at ||
-				   settled.lease_expires_at != row.lease_expires_at);
+				   settled.lease_expires_at != row.lease_expires_at ||
+				   settled.limited_until != row.limited_until);
 }

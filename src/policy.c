@@ -44,18 +44,21 @@ static const SyncPolicy builtin_policy = {
 };
 
 /*
- * Where a provider says how long a cursor lives.  Gmail: history records are
- * kept for at least a week.  People API: sync tokens expire 7 days after the
- * full sync.
+ * What the built-in sources have of their own.  Gmail: history records are kept
+ * for at least a week.  People API: sync tokens expire 7 days after the full
+ * sync.
  */
 static const struct
 {
 	const char *label;
+	const char *provider;
 	int64		token_ttl;
 	TokenTtlFrom token_ttl_from;
-}			builtin_ttls[] = {
-	{"google_gmail", 7 * USECS_PER_DAY, TTL_FROM_TOKEN},
-	{"google_contacts", 7 * USECS_PER_DAY, TTL_FROM_FULL},
+}			builtin_sources[] = {
+	{"google_calendar", "google", 0, TTL_FROM_TOKEN},
+	{"google_tasks", "google", 0, TTL_FROM_TOKEN},
+	{"google_gmail", "google", 7 * USECS_PER_DAY, TTL_FROM_TOKEN},
+	{"google_contacts", "google", 7 * USECS_PER_DAY, TTL_FROM_FULL},
 };
 
 /* The SQL names of TokenTtlFrom. */
@@ -74,6 +77,7 @@ static const JsonKey settings[] = {
 #define JSON_OF_TTL_FROM		JSON_TEXT
 #define JSON_OF_PAUSE			JSON_TIME
 #define JSON_OF_TIME_OR_OFF		JSON_TIME
+#define JSON_OF_LABEL			JSON_TEXT
 
 #define KEY(name, kind, least, most, builtin) {#name, JSON_OF_##kind},
 	SYNC_POLICY_SETTINGS(KEY)
@@ -162,12 +166,14 @@ builtin_policies(MemoryContext context, int *n)
 		loaded[i].label = label->enumlabel;
 		loaded[i].label_hash =
 			hash_bytes_extended((const unsigned char *) name, strlen(name), 0);
-		for (size_t j = 0; j < lengthof(builtin_ttls); j++)
+		loaded[i].provider = label->enumlabel;
+		for (size_t j = 0; j < lengthof(builtin_sources); j++)
 		{
-			if (strcmp(name, builtin_ttls[j].label) == 0)
+			if (strcmp(name, builtin_sources[j].label) == 0)
 			{
-				loaded[i].token_ttl = builtin_ttls[j].token_ttl;
-				loaded[i].token_ttl_from = builtin_ttls[j].token_ttl_from;
+				namestrcpy(&loaded[i].provider, builtin_sources[j].provider);
+				loaded[i].token_ttl = builtin_sources[j].token_ttl;
+				loaded[i].token_ttl_from = builtin_sources[j].token_ttl_from;
 			}
 		}
 	}
@@ -216,6 +222,15 @@ ttl_from_of(Datum word)
 		TTL_FROM_FULL : TTL_FROM_TOKEN;
 }
 
+static NameData
+name_of(Datum label)
+{
+	NameData	name;
+
+	namestrcpy(&name, TextDatumGetCString(label));
+	return name;
+}
+
 /* Replaces built-in settings by those of a row of sync_policy. */
 static void
 apply_overrides(SyncPolicy *policy, const Datum *values, const bool *nulls)
@@ -228,6 +243,7 @@ apply_overrides(SyncPolicy *policy, const Datum *values, const bool *nulls)
 #define FROM_TTL_FROM(value)		ttl_from_of(value)
 #define FROM_PAUSE(value)			DatumGetTimestampTz(value)
 #define FROM_TIME_OR_OFF(value)		FROM_PAUSE(value)
+#define FROM_LABEL(value)			name_of(value)
 
 #define OVERRIDE(name, kind, least, most, builtin) \
 	if (!nulls[Anum_sync_policy_##name - 1]) \
@@ -349,6 +365,7 @@ policy_row(const SyncPolicy *policy)
 #define IS_OFF_TTL_FROM(field)			(policy->token_ttl == 0)
 #define IS_OFF_PAUSE(field)				((field) == NO_TIME)
 #define IS_OFF_TIME_OR_OFF(field)		IS_OFF_PAUSE(field)
+#define IS_OFF_LABEL(field)				false
 
 #define TO_DURATION(field)				IntervalPGetDatum(usecs_interval(field))
 #define TO_DURATION_OR_OFF(field)		TO_DURATION(field)
@@ -358,6 +375,7 @@ policy_row(const SyncPolicy *policy)
 #define TO_TTL_FROM(field)				CStringGetTextDatum(ttl_words[field])
 #define TO_PAUSE(field)					TimestampTzGetDatum(field)
 #define TO_TIME_OR_OFF(field)			TO_PAUSE(field)
+#define TO_LABEL(field)					CStringGetTextDatum(NameStr(field))
 
 #define SET(name, kind, least, most, builtin) \
 	if (!IS_OFF_##kind(policy->name)) \
@@ -411,6 +429,20 @@ check_fraction(const char *name, double fraction, double least, double most)
 }
 
 static void
+check_label(const char *name, const char *label)
+{
+	size_t		len = strlen(label);
+
+	if (len < 1 || len > MAX_LABEL_BYTES ||
+		strspn(label, "abcdefghijklmnopqrstuvwxyz0123456789_") != len)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be 1 to %d characters of a-z, 0-9 and _",
+						name, MAX_LABEL_BYTES),
+				 errdetail("Got %s.", quote_identifier(pnstrdup(label, Min(len, 100))))));
+}
+
+static void
 check_at_most(const char *name, int64 usecs, const char *other_name,
 			  int64 other)
 {
@@ -459,6 +491,9 @@ check_overrides(HeapTupleHeader overrides)
 		syncstate_check_time(#name, DatumGetTimestampTz(value))
 #define CHECK_TIME_OR_OFF(name, value, least, most) \
 	syncstate_check_time(#name, DatumGetTimestampTz(value))
+
+#define CHECK_LABEL(name, value, least, most) \
+	check_label(#name, TextDatumGetCString(value))
 
 #define CHECK(name, kind, least, most, builtin) \
 	if (!nulls[Anum_sync_policy_##name - 1]) \

@@ -22,6 +22,7 @@ typedef double SettingFRACTION;
 typedef TokenTtlFrom SettingTTL_FROM;
 typedef TimestampTz SettingPAUSE;	/* NO_TIME: not paused */
 typedef TimestampTz SettingTIME_OR_OFF; /* NO_TIME: off */
+typedef NameData SettingLABEL;
 
 /* The effective policy of a source. */
 typedef struct SyncPolicy

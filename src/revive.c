@@ -24,7 +24,10 @@ typedef struct Reasons
 	bool		is_named[NUM_PARKED_REASONS];
 } Reasons;
 
-/* A pause is the user's own: it ends only where it is named. */
+/*
+ * A pause is the user's own, and a resource that is gone is not there: these two
+ * end only where they are named.
+ */
 static Reasons
 read_reasons(FunctionCallInfo fcinfo, int arg)
 {
@@ -37,7 +40,7 @@ read_reasons(FunctionCallInfo fcinfo, int arg)
 	else
 	{
 		for (int i = 0; i < NUM_PARKED_REASONS; i++)
-			reasons.is_named[i] = i != PARKED_PAUSED;
+			reasons.is_named[i] = i != PARKED_PAUSED && i != PARKED_GONE;
 	}
 	return reasons;
 }

@@ -38,6 +38,8 @@ row_hash(const SyncPolicy *policy, const SyncKey *key)
 	uint64		hash;
 
 	hash = hash_bytes_extended(key->user_id.data, UUID_LEN, policy->label_hash);
+	hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(key->account),
+							   VARSIZE_ANY_EXHDR(key->account), hash);
 	return hash_bytes_extended((unsigned char *) VARDATA_ANY(key->resource),
 							   VARSIZE_ANY_EXHDR(key->resource), hash);
 }
@@ -256,6 +258,14 @@ syncstate_settled_lease(const SyncPolicy *policy, const SyncState *row,
 		now + policy->lease_time : row->lease_expires_at;
 }
 
+/* The end of the account's limit, or none where no rule gives it. */
+TimestampTz
+syncstate_settled_limit(const SyncState *row, TimestampTz now)
+{
+	return row->limited_until > now + MAX_RETRY_AFTER ?
+		NO_TIME : row->limited_until;
+}
+
 /* Brings back what lies further ahead than any rule allows. */
 void
 syncstate_settle_times(SyncState *row, const SyncPolicy *policy,
@@ -265,6 +275,7 @@ syncstate_settle_times(SyncState *row, const SyncPolicy *policy,
 	if (row->requested_at > now)
 		row->requested_at = now;
 	row->lease_expires_at = syncstate_settled_lease(policy, row, now);
+	row->limited_until = syncstate_settled_limit(row, now);
 }
 
 /* Whether a run of failures has reached both limits: parking is called for. */

@@ -27,6 +27,8 @@ extern TimestampTz syncstate_settled_due(const SyncPolicy *policy,
 										 const SyncState *row, TimestampTz now);
 extern TimestampTz syncstate_settled_lease(const SyncPolicy *policy,
 										   const SyncState *row, TimestampTz now);
+extern TimestampTz syncstate_settled_limit(const SyncState *row,
+										   TimestampTz now);
 extern void syncstate_settle_times(SyncState *row, const SyncPolicy *policy,
 								   TimestampTz now);
 extern TimestampTz syncstate_lease_over(const SyncPolicy *policy,

@@ -19,6 +19,7 @@ const char *const syncstate_parked_reasons[NUM_PARKED_REASONS] = {
 	[PARKED_AUTH] = "auth",
 	[PARKED_FAILURES] = "failures",
 	[PARKED_TOKEN_LOOP] = "token_loop",
+	[PARKED_GONE] = "gone",
 };
 
 /* The kinds of columns. */
@@ -260,6 +261,7 @@ syncstate_same_key(const SyncKey *a, const SyncKey *b)
 {
 	return memcmp(&a->user_id, &b->user_id, UUID_LEN) == 0 &&
 		a->source == b->source &&
+		syncstate_same_text(a->account, b->account) &&
 		syncstate_same_text(a->resource, b->resource);
 }
 
@@ -366,13 +368,15 @@ check_state(const SyncState *row)
 	if ((row->due_at == NO_TIME) != (row->parked_reason != NULL))
 		breaks("Either due_at is set or parked_reason.");
 	if (row->parked_reason != NULL && !has_parked_reason(row))
-		breaks("parked_reason is \"paused\", \"auth\", \"failures\" or \"token_loop\".");
+		breaks("parked_reason is \"paused\", \"auth\", \"failures\", \"token_loop\" or \"gone\".");
 	if ((row->status == SYNC_SYNCING) != (row->lease_expires_at != NO_TIME))
 		breaks("lease_expires_at is set exactly while status is \"syncing\".");
 	if (row->lease_required && row->status != SYNC_SYNCING)
 		breaks("lease_required is false unless status is \"syncing\".");
 	if ((row->failures > 0) != (row->failing_since != NO_TIME))
 		breaks("failing_since is set exactly while failures is not 0.");
+	if (VARSIZE_ANY_EXHDR(row->key.account) > MAX_ACCOUNT_BYTES)
+		breaks("account is at most 255 bytes long.");
 	if (VARSIZE_ANY_EXHDR(row->key.resource) > MAX_RESOURCE_BYTES)
 		breaks("resource is at most 1024 bytes long.");
 	if (syncstate_text_bytes(row->sync_token) > MAX_TOKEN_BYTES)

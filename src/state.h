@@ -14,7 +14,7 @@
 /* The C types of the kinds of columns. */
 typedef pg_uuid_t SyncUUID;
 typedef Oid SyncSOURCE;
-typedef text *SyncNAME;
+typedef text *SyncNAME;		/* never null */
 typedef SyncStatus SyncSTATUS;
 typedef text *SyncTOKEN;
 typedef text *SyncHISTORY_ID;
@@ -60,6 +60,7 @@ typedef enum ParkedReason
 	PARKED_AUTH,
 	PARKED_FAILURES,
 	PARKED_TOKEN_LOOP,
+	PARKED_GONE,
 	NUM_PARKED_REASONS,
 } ParkedReason;
 

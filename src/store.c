@@ -18,6 +18,7 @@
 #include "nodes/parsenodes.h"
 #include "optimizer/cost.h"
 #include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
@@ -29,12 +30,21 @@
 #define SELECTED(name, kind, writer) "s." #name ", "
 #define COLUMNS			SYNC_STATE_COLUMNS(SELECTED)
 
-/* The key of row s is in $1, $2, $3. */
+/* The key of row s is in $1 to $4. */
 #define KEY_MATCHES \
 	"s.user_id OPERATOR(pg_catalog.=) $1 " \
-	"AND s.source OPERATOR(pg_catalog.=) $2 " \
-	"AND s.resource OPERATOR(pg_catalog.=) $3"
-#define KEY_ARGS		3, {UUIDOID, ARG_SOURCE, TEXTOID}
+	"AND s.account OPERATOR(pg_catalog.=) $2 " \
+	"AND s.source OPERATOR(pg_catalog.=) $3 " \
+	"AND s.resource OPERATOR(pg_catalog.=) $4"
+#define KEY_TYPES		UUIDOID, TEXTOID, ARG_SOURCE, TEXTOID
+#define KEY_ARGS		NUM_KEY_COLUMNS, {KEY_TYPES}
+
+/* The rows of an account, of some sources. */
+#define ACCOUNT_MATCHES \
+	"s.user_id OPERATOR(pg_catalog.=) $1 " \
+	"AND s.account OPERATOR(pg_catalog.=) $2 " \
+	"AND s.source OPERATOR(pg_catalog.=) ANY ($3)"
+#define ACCOUNT_ARGS	3, {UUIDOID, TEXTOID, ARG_SOURCES}
 
 /* The assignments of what we write from row $2, but for the status. */
 #define ASSIGNED(name, kind, writer) ASSIGNED_##writer(name)
@@ -90,6 +100,8 @@ typedef enum PlanId
 	PLAN_REQUEST,
 	PLAN_CHANGE,
 	PLAN_PARKED,
+	PLAN_ACCOUNT,
+	PLAN_DISCONNECT,
 	PLAN_POLICY_CHANGES,
 	PLAN_POLICY_MAKE,
 	PLAN_POLICY_WRITE,
@@ -107,6 +119,7 @@ typedef enum PlanId
 #define ARG_SOURCE		((Oid) 1)
 #define ARG_STATE		((Oid) 2)
 #define ARG_POLICY		((Oid) 3)
+#define ARG_SOURCES		((Oid) 4)
 
 #define MAX_PLAN_ARGS	8
 
@@ -147,9 +160,14 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		1, {TIDOID}, READ_ONLY
 	},
 	[PLAN_MAKE] = {
-		"INSERT INTO syncstate.sync_state (user_id, source, resource) "
-		"VALUES ($1, $2, $3) "
-		"ON CONFLICT (user_id, source, resource) DO NOTHING RETURNING true",
+		"INSERT INTO syncstate.sync_state (user_id, account, source, resource, "
+		"limited_until) VALUES ($1, $2, $3, $4, "
+		"(SELECT pg_catalog.max(s.limited_until) FROM syncstate.sync_state AS s "
+		"WHERE s.user_id OPERATOR(pg_catalog.=) $1 "
+		"AND s.account OPERATOR(pg_catalog.=) $2 "
+		"AND s.source OPERATOR(pg_catalog.=) $3)) "
+		"ON CONFLICT (user_id, account, source, resource) DO NOTHING "
+		"RETURNING true",
 		KEY_ARGS, BY_KEY
 	},
 	[PLAN_WRITE] = {
@@ -166,15 +184,16 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	/* these two touch no column that a user role may not */
 	[PLAN_REQUEST_LOCK] = {
 		"SELECT s.status, s.due_at, s.requested_at, s.parked_reason, "
-		"s.sync_interval, s.last_sync_at, s.failures, s.updated_at "
+		"s.sync_interval, s.last_sync_at, s.failures, s.updated_at, "
+		"s.limited_until "
 		"FROM syncstate.sync_state AS s "
 		"WHERE " KEY_MATCHES " FOR NO KEY UPDATE",
 		KEY_ARGS, BY_KEY
 	},
 	[PLAN_REQUEST] = {
-		"UPDATE syncstate.sync_state AS s SET requested_at = $4 "
+		"UPDATE syncstate.sync_state AS s SET requested_at = $5 "
 		"WHERE " KEY_MATCHES " RETURNING true",
-		4, {UUIDOID, ARG_SOURCE, TEXTOID, TIMESTAMPTZOID}, BY_KEY
+		NUM_KEY_COLUMNS + 1, {KEY_TYPES, TIMESTAMPTZOID}, BY_KEY
 	},
 
 	[PLAN_CHANGE] = {
@@ -184,12 +203,29 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		2, {TIDOID, JSONBOID}, BY_KEY
 	},
 
-	/* in the order of the key, as rows are locked */
+	/*
+	 * In the order of the key, as rows are locked.  These touch no column that a
+	 * user role may not.
+	 */
+	[PLAN_ACCOUNT] = {
+		"SELECT s.source, s.resource FROM syncstate.sync_state AS s "
+		"WHERE " ACCOUNT_MATCHES " ORDER BY s.source, s.resource",
+		ACCOUNT_ARGS, BY_KEY
+	},
+	[PLAN_DISCONNECT] = {
+		"WITH l AS MATERIALIZED (SELECT s.ctid FROM syncstate.sync_state AS s "
+		"WHERE " ACCOUNT_MATCHES " ORDER BY s.source, s.resource FOR UPDATE) "
+		"DELETE FROM syncstate.sync_state AS s USING l "
+		"WHERE s.ctid OPERATOR(pg_catalog.=) l.ctid RETURNING s",
+		ACCOUNT_ARGS, BY_KEY
+	},
+
+	/* in the order of the key */
 	[PLAN_PARKED] = {
-		"SELECT s.user_id, s.resource FROM syncstate.sync_state AS s "
+		"SELECT s.user_id, s.account, s.resource FROM syncstate.sync_state AS s "
 		"WHERE s.source OPERATOR(pg_catalog.=) $1 AND s.due_at IS NULL "
 		"AND s.parked_reason OPERATOR(pg_catalog.=) ANY ($2) "
-		"ORDER BY s.user_id, s.source, s.resource LIMIT $3",
+		"ORDER BY s.user_id, s.account, s.source, s.resource LIMIT $3",
 		3, {ARG_SOURCE, TEXTARRAYOID, INT8OID}, READS_ALL
 	},
 
@@ -360,7 +396,9 @@ fetch_plan(PlanId id)
 	for (int i = 0; i < text->nargs; i++)
 		args[i] = text->args[i] == ARG_SOURCE ? ids->source_type :
 			text->args[i] == ARG_STATE ? ids->state_rowtype :
-			text->args[i] == ARG_POLICY ? ids->policy_rowtype : text->args[i];
+			text->args[i] == ARG_POLICY ? ids->policy_rowtype :
+			text->args[i] == ARG_SOURCES ? get_array_type(ids->source_type) :
+			text->args[i];
 	kept->source_type = ids->source_type;
 	prepared = SPI_prepare_cursor(text->sql, text->nargs, args,
 								  CURSOR_OPT_GENERIC_PLAN);
@@ -446,8 +484,9 @@ static void
 key_args(const SyncKey *key, Datum *values)
 {
 	values[0] = UUIDPGetDatum(&key->user_id);
-	values[1] = ObjectIdGetDatum(key->source);
-	values[2] = PointerGetDatum(key->resource);
+	values[1] = PointerGetDatum(key->account);
+	values[2] = ObjectIdGetDatum(key->source);
+	values[3] = PointerGetDatum(key->resource);
 }
 
 /*
@@ -490,7 +529,7 @@ state_datum(const SyncState *row)
 static bool
 read_by_key(PlanId id, const SyncKey *key, SyncState *row)
 {
-	Datum		values[3];
+	Datum		values[NUM_KEY_COLUMNS];
 
 	key_args(key, values);
 	if (run(id, values, NULL) == 0)
@@ -552,7 +591,7 @@ syncstate_store_sees(ItemPointer tid)
 void
 syncstate_store_make(const SyncKey *key)
 {
-	Datum		values[3];
+	Datum		values[NUM_KEY_COLUMNS];
 
 	key_args(key, values);
 	run(PLAN_MAKE, values, NULL);
@@ -568,6 +607,21 @@ trigger_depth(void)
 	return DatumGetInt32(pg_trigger_depth(fcinfo));
 }
 
+/* The row of sync_state in a result whose only column it is. */
+static HeapTuple
+returned_row(HeapTuple result)
+{
+	HeapTupleData tuple = {.t_tableOid = InvalidOid};
+	bool		isnull;
+
+	tuple.t_data = DatumGetHeapTupleHeader(SPI_getbinval(result,
+														 SPI_tuptable->tupdesc,
+														 1, &isnull));
+	tuple.t_len = HeapTupleHeaderGetDatumLength(tuple.t_data);
+	ItemPointerSetInvalid(&tuple.t_self);
+	return SPI_copytuple(&tuple);
+}
+
 /*
  * Writes a row that was locked in this transaction.  Returns the row as it is
  * now, in the caller's outer context; NULL if row security or a trigger kept it
@@ -579,9 +633,7 @@ syncstate_store_write(const SyncState *row)
 	Datum		values[2] = {PointerGetDatum(&row->ctid), state_datum(row)};
 	Writing		save_writing = writing;
 	volatile uint64 written = 0;
-	HeapTupleData tuple = {.t_tableOid = InvalidOid};
 	HeapTuple	result;
-	bool		isnull;
 
 	PG_TRY();
 	{
@@ -597,12 +649,7 @@ syncstate_store_write(const SyncState *row)
 	if (written != 1)
 		return NULL;
 
-	tuple.t_data = DatumGetHeapTupleHeader(SPI_getbinval(SPI_tuptable->vals[0],
-														 SPI_tuptable->tupdesc,
-														 1, &isnull));
-	tuple.t_len = HeapTupleHeaderGetDatumLength(tuple.t_data);
-	ItemPointerSetInvalid(&tuple.t_self);
-	result = SPI_copytuple(&tuple);
+	result = returned_row(SPI_tuptable->vals[0]);
 	SPI_freetuptable(SPI_tuptable);
 	return result;
 }
@@ -624,7 +671,7 @@ syncstate_store_is_writing(ItemPointer tid)
 bool
 syncstate_store_delete(const SyncKey *key)
 {
-	Datum		values[3];
+	Datum		values[NUM_KEY_COLUMNS];
 
 	key_args(key, values);
 	return run(PLAN_DELETE, values, NULL) > 0;
@@ -642,6 +689,7 @@ syncstate_store_lock_request(SyncState *row)
 		Anum_sync_state_requested_at, Anum_sync_state_parked_reason,
 		Anum_sync_state_sync_interval, Anum_sync_state_last_sync_at,
 		Anum_sync_state_failures, Anum_sync_state_updated_at,
+		Anum_sync_state_limited_until,
 	};
 	Datum		values[Natts_sync_state];
 	bool		nulls[Natts_sync_state];
@@ -667,10 +715,10 @@ syncstate_store_lock_request(SyncState *row)
 bool
 syncstate_store_request(const SyncKey *key, TimestampTz now)
 {
-	Datum		values[4];
+	Datum		values[NUM_KEY_COLUMNS + 1];
 
 	key_args(key, values);
-	values[3] = TimestampTzGetDatum(now);
+	values[NUM_KEY_COLUMNS] = TimestampTzGetDatum(now);
 	return run(PLAN_REQUEST, values, NULL) > 0;
 }
 
@@ -711,9 +759,73 @@ syncstate_store_parked(Oid source, ArrayType *reasons, int max_rows, int *nkeys)
 
 		keys[i].user_id = *DatumGetUUIDP(SPI_getbinval(tuple, tupdesc, 1, &isnull));
 		keys[i].source = source;
+		keys[i].account = DatumGetTextPP(SPI_getbinval(tuple, tupdesc, 2, &isnull));
+		keys[i].resource = DatumGetTextPP(SPI_getbinval(tuple, tupdesc, 3, &isnull));
+	}
+	return keys;
+}
+
+/* An array of sources. */
+static Datum
+source_array(const Oid *sources, int nsources)
+{
+	Datum	   *elements = palloc(Max(nsources, 1) * sizeof(Datum));
+
+	for (int i = 0; i < nsources; i++)
+		elements[i] = ObjectIdGetDatum(sources[i]);
+	return PointerGetDatum(construct_array(elements, nsources,
+										   syncstate_ids()->source_type,
+										   sizeof(Oid), true, TYPALIGN_INT));
+}
+
+static void
+account_args(const SyncAccount *account, Datum *values)
+{
+	values[0] = UUIDPGetDatum(&account->user_id);
+	values[1] = PointerGetDatum(account->account);
+	values[2] = source_array(account->sources, account->nsources);
+}
+
+/* The keys of the rows of an account that are to be seen, in their order. */
+SyncKey *
+syncstate_store_account(const SyncAccount *account, int *nkeys)
+{
+	Datum		values[3];
+	SyncKey    *keys;
+
+	account_args(account, values);
+	*nkeys = (int) run(PLAN_ACCOUNT, values, NULL);
+	keys = palloc(Max(*nkeys, 1) * sizeof(SyncKey));
+	for (int i = 0; i < *nkeys; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	tupdesc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		keys[i].user_id = account->user_id;
+		keys[i].account = account->account;
+		keys[i].source = DatumGetObjectId(SPI_getbinval(tuple, tupdesc, 1, &isnull));
 		keys[i].resource = DatumGetTextPP(SPI_getbinval(tuple, tupdesc, 2, &isnull));
 	}
 	return keys;
+}
+
+/*
+ * Deletes the rows of an account, locked in the order of the key; returns them
+ * as they were, in the caller's outer context.
+ */
+HeapTuple *
+syncstate_store_disconnect(const SyncAccount *account, int *nrows)
+{
+	Datum		values[3];
+	HeapTuple  *deleted;
+
+	account_args(account, values);
+	*nrows = (int) run(PLAN_DISCONNECT, values, NULL);
+	deleted = palloc(Max(*nrows, 1) * sizeof(HeapTuple));
+	for (int i = 0; i < *nrows; i++)
+		deleted[i] = returned_row(SPI_tuptable->vals[i]);
+	return deleted;
 }
 
 /*

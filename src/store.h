@@ -17,6 +17,15 @@ typedef struct SyncBudget
 #undef FIELD
 } SyncBudget;
 
+/* Some sources of an account of a user. */
+typedef struct SyncAccount
+{
+	pg_uuid_t	user_id;
+	text	   *account;
+	Oid		   *sources;
+	int			nsources;
+} SyncAccount;
+
 /* Rows of sync_state. */
 extern bool syncstate_store_read(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
@@ -32,6 +41,9 @@ extern void syncstate_store_change(const SyncState *row, Datum changes,
 								   SyncState *changed);
 extern SyncKey *syncstate_store_parked(Oid source, ArrayType *reasons,
 									   int max_rows, int *nkeys);
+extern SyncKey *syncstate_store_account(const SyncAccount *account, int *nkeys);
+extern HeapTuple *syncstate_store_disconnect(const SyncAccount *account,
+											 int *nrows);
 
 /* Rows of sync_policy and sync_budget. */
 extern Datum syncstate_store_policy_changes(Oid source, Datum changes);

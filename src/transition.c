@@ -29,8 +29,9 @@ const char *const syncstate_failure_kinds[NUM_FAILURE_KINDS] = {
 	[FAILURE_AUTH] = "auth",
 };
 
-const char *const syncstate_limit_scopes[NUM_LIMIT_SCOPES] = {
-	[SCOPE_USER] = "user",
+const char *const syncstate_scopes[NUM_LIMIT_SCOPES] = {
+	[SCOPE_ROW] = "row",
+	[SCOPE_ACCOUNT] = "account",
 	[SCOPE_SOURCE] = "source",
 };
 
@@ -145,6 +146,8 @@ start(SyncState *row, const Report *report, const SyncPolicy *policy,
 	row->requested_at = NO_TIME;
 	row->error_message = NULL;
 	row->lease_required = report->is_claim;
+	if (row->limited_until <= now)
+		row->limited_until = NO_TIME;
 	name_full_sync(row);
 
 	/* if the run crashes, the row is due when its lease ends, not later */
@@ -248,6 +251,15 @@ complete(SyncState *row, const Report *report, const SyncPolicy *policy,
 	set_due(row, syncstate_next_due(policy, row, now));
 }
 
+/* Whether a row whose failure was counted says that the grant has ended. */
+bool
+syncstate_grant_is_dead(const SyncState *row, const Report *report,
+						const SyncPolicy *policy)
+{
+	return report->kind == FAILURE_AUTH &&
+		row->failures >= policy->auth_failures;
+}
+
 static void
 wait_after_failure(SyncState *row, const SyncPolicy *policy, int32 n,
 				   TimestampTz now)
@@ -262,7 +274,7 @@ fail(SyncState *row, const Report *report, const SyncPolicy *policy,
 {
 	count_failure(row, now);
 	end_run(row, SYNC_ERROR, report->error_message);
-	if (report->kind == FAILURE_AUTH && row->failures >= policy->auth_failures)
+	if (syncstate_grant_is_dead(row, report, policy))
 		park(row, PARKED_AUTH);
 	else if (syncstate_is_hopeless(policy, row->failures, row->failing_since, now))
 		park(row, PARKED_FAILURES);
@@ -270,6 +282,13 @@ fail(SyncState *row, const Report *report, const SyncPolicy *policy,
 		set_due(row, now + policy->retry_cap);
 	else
 		wait_after_failure(row, policy, row->failures, now);
+}
+
+/* The quota domain of the row is limited: no limit cuts another one short. */
+static void
+limit(SyncState *row, TimestampTz until)
+{
+	row->limited_until = Max(row->limited_until, until);
 }
 
 static void
@@ -285,6 +304,16 @@ rate_limit(SyncState *row, const Report *report, const SyncPolicy *policy,
 		end = Max(end, row->due_at);
 	end_run(row, SYNC_RATE_LIMITED, cstring_to_text(RATE_LIMIT_MESSAGE));
 	set_due(row, end);
+	if (report->scope == SCOPE_ACCOUNT)
+		limit(row, now + syncstate_limit_wait(report, policy));
+}
+
+/* A sync in flight goes on. */
+static void
+limit_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+		  TimestampTz now)
+{
+	limit(row, report->limited_until);
 }
 
 /*
@@ -400,6 +429,22 @@ pause_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 	park(row, PARKED_PAUSED);
 }
 
+/* What was parked before keeps its reason. */
+static void
+revoke_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+		   TimestampTz now)
+{
+	if (row->parked_reason == NULL)
+		park(row, PARKED_AUTH);
+}
+
+static void
+leave_row(SyncState *row, const Report *report, const SyncPolicy *policy,
+		  TimestampTz now)
+{
+	park(row, PARKED_GONE);
+}
+
 typedef void (*TransitionFunction) (SyncState *row, const Report *report,
 									const SyncPolicy *policy, TimestampTz now);
 
@@ -416,6 +461,9 @@ static const TransitionFunction transitions[NUM_TRANSITIONS] = {
 	[TRANSITION_CONNECT] = connect_row,
 	[TRANSITION_PAUSE] = pause_row,
 	[TRANSITION_RESUME] = resume_row,
+	[TRANSITION_LIMIT] = limit_row,
+	[TRANSITION_REVOKE] = revoke_row,
+	[TRANSITION_LEAVE] = leave_row,
 };
 
 /* Applies a transition to a row. */
@@ -593,6 +641,8 @@ settle_request(const SyncState *old, SyncState *row, const SyncPolicy *policy,
 		row->due_at = syncstate_settled_due(policy, row, now);
 	if (row->lease_expires_at == old->lease_expires_at)
 		row->lease_expires_at = syncstate_settled_lease(policy, row, now);
+	if (row->limited_until == old->limited_until)
+		row->limited_until = syncstate_settled_limit(row, now);
 }
 
 /* One of due_at and parked_reason is set: that which the client changed. */

@@ -20,6 +20,9 @@ typedef enum Transition
 	TRANSITION_CONNECT,
 	TRANSITION_PAUSE,
 	TRANSITION_RESUME,
+	TRANSITION_LIMIT,			/* by another row of its quota domain */
+	TRANSITION_REVOKE,			/* by another row of its account */
+	TRANSITION_LEAVE,			/* its resource is gone */
 	NUM_TRANSITIONS,
 } Transition;
 
@@ -31,12 +34,15 @@ typedef enum FailureKind
 	NUM_FAILURE_KINDS,
 } FailureKind;
 
-typedef enum LimitScope
+/* For what a report holds; a failure is never a whole source's. */
+typedef enum Scope
 {
-	SCOPE_USER,
+	SCOPE_ROW,
+	SCOPE_ACCOUNT,
 	SCOPE_SOURCE,
 	NUM_LIMIT_SCOPES,
-} LimitScope;
+	NUM_FAILURE_SCOPES = SCOPE_SOURCE,
+} Scope;
 
 /* What a call says of a row; each transition looks at its own part. */
 typedef struct Report
@@ -53,7 +59,8 @@ typedef struct Report
 	text	   *error_message;	/* fail */
 	FailureKind kind;			/* fail */
 	int64		retry_after;	/* rate limit; 0: the policy's wait */
-	LimitScope	scope;			/* rate limit */
+	Scope		scope;			/* fail, rate limit */
+	TimestampTz limited_until;	/* limit */
 	text	   *page_token;		/* checkpoint; NULL keeps */
 	int64		progress_done;	/* checkpoint; NO_COUNT keeps */
 	int64		progress_total; /* checkpoint; NO_COUNT keeps */
@@ -71,7 +78,7 @@ typedef struct Written
 } Written;
 
 extern const char *const syncstate_failure_kinds[NUM_FAILURE_KINDS];
-extern const char *const syncstate_limit_scopes[NUM_LIMIT_SCOPES];
+extern const char *const syncstate_scopes[NUM_LIMIT_SCOPES];
 
 extern void syncstate_apply(Transition transition, SyncState *row,
 							const Report *report, const SyncPolicy *policy,
@@ -90,6 +97,8 @@ extern bool syncstate_lease_is_stale(const SyncState *row, int64 lease);
 extern bool syncstate_lease_is_missing(Transition transition,
 									   const SyncState *row,
 									   const Report *report, TimestampTz now);
+extern bool syncstate_grant_is_dead(const SyncState *row, const Report *report,
+									const SyncPolicy *policy);
 extern int64 syncstate_limit_wait(const Report *report,
 								  const SyncPolicy *policy);
 

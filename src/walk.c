@@ -10,7 +10,7 @@
  * beginning would read again, at each claim, all entries that died since that
  * transaction began.  So a session remembers two places in each lane, the mark
  * and the sweep's: see claim.c.  Both are hints: losing them costs time, never
- * correctness.  The indexes end in user_id and resource, so that a place is
+ * correctness.  The indexes end in the rest of the key, so that a place is
  * exact among equal times too.
  */
 #include "postgres.h"
@@ -81,7 +81,7 @@ syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 		  TimestampTz upto)
 {
 	ScanKeyData keys[3];
-	ScanKeyData members[3];		/* of a row comparison; read by rescan only */
+	ScanKeyData members[4];		/* of a row comparison; read by rescan only */
 
 	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
 						   InvalidOid, F_ENUM_EQ, ObjectIdGetDatum(source));
@@ -91,7 +91,9 @@ syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 							   TimestampTzGetDatum(after->at));
 	else
 	{
-		/* (time, user_id, resource) > (...), as the planner would write it */
+		/* (time, user_id, account, resource) > (...), as the planner would write it */
+		text	   *account = cstring_to_text_with_len(after->account,
+													   after->account_len);
 		text	   *resource = cstring_to_text_with_len(after->resource,
 														after->resource_len);
 		pg_uuid_t  *user_id = palloc(sizeof(pg_uuid_t));
@@ -104,7 +106,11 @@ syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 		ScanKeyEntryInitialize(&members[1], SK_ROW_MEMBER, 3,
 							   BTGreaterStrategyNumber, InvalidOid, InvalidOid,
 							   F_UUID_CMP, UUIDPGetDatum(user_id));
-		ScanKeyEntryInitialize(&members[2], SK_ROW_MEMBER | SK_ROW_END, 4,
+		ScanKeyEntryInitialize(&members[2], SK_ROW_MEMBER, 4,
+							   BTGreaterStrategyNumber, InvalidOid,
+							   C_COLLATION_OID, F_BTTEXTCMP,
+							   PointerGetDatum(account));
+		ScanKeyEntryInitialize(&members[3], SK_ROW_MEMBER | SK_ROW_END, 5,
 							   BTGreaterStrategyNumber, InvalidOid,
 							   C_COLLATION_OID, F_BTTEXTCMP,
 							   PointerGetDatum(resource));
@@ -146,7 +152,9 @@ syncstate_walk_next(Walk *walk)
 												scan->xs_itupdesc, &isnull));
 	MemoryContextReset(walk->visit);
 	save = MemoryContextSwitchTo(walk->visit);
-	walk->resource = DatumGetTextPP(index_getattr(scan->xs_itup, 4,
+	walk->account = DatumGetTextPP(index_getattr(scan->xs_itup, 4,
+												 scan->xs_itupdesc, &isnull));
+	walk->resource = DatumGetTextPP(index_getattr(scan->xs_itup, 5,
 												  scan->xs_itupdesc, &isnull));
 	MemoryContextSwitchTo(save);
 	return true;
@@ -180,12 +188,21 @@ syncstate_walk_fetch(Walk *walk)
 	return true;
 }
 
+/* Compares a text with the bytes of another. */
+static int
+compare_bytes(const text *a, const char *b, int b_len)
+{
+	int			a_len = VARSIZE_ANY_EXHDR(a);
+	int			cmp = memcmp(VARDATA_ANY(a), b, Min(a_len, b_len));
+
+	return cmp != 0 ? cmp : a_len - b_len;
+}
+
 /* Whether the entry comes after a place. */
 bool
 syncstate_walk_is_past(const Walk *walk, const Place *place)
 {
 	int			cmp;
-	int			len = VARSIZE_ANY_EXHDR(walk->resource);
 
 	if (walk->at != place->at)
 		return walk->at > place->at;
@@ -193,10 +210,10 @@ syncstate_walk_is_past(const Walk *walk, const Place *place)
 		return false;
 	cmp = memcmp(walk->user_id, &place->user_id, UUID_LEN);
 	if (cmp == 0)
-		cmp = memcmp(VARDATA_ANY(walk->resource), place->resource,
-					 Min(len, place->resource_len));
+		cmp = compare_bytes(walk->account, place->account, place->account_len);
 	if (cmp == 0)
-		cmp = len - place->resource_len;
+		cmp = compare_bytes(walk->resource, place->resource,
+							place->resource_len);
 	return cmp > 0;
 }
 
@@ -207,6 +224,8 @@ syncstate_walk_place(const Walk *walk, Place *place)
 	place->at = walk->at;
 	place->whole = false;
 	place->user_id = *walk->user_id;
+	place->account_len = VARSIZE_ANY_EXHDR(walk->account);
+	memcpy(place->account, VARDATA_ANY(walk->account), place->account_len);
 	place->resource_len = VARSIZE_ANY_EXHDR(walk->resource);
 	memcpy(place->resource, VARDATA_ANY(walk->resource), place->resource_len);
 }

@@ -29,7 +29,9 @@ typedef struct Place
 	TimestampTz at;				/* NO_TIME: the very beginning */
 	bool		whole;			/* after all entries of this time */
 	pg_uuid_t	user_id;		/* else after this row's */
+	int			account_len;
 	int			resource_len;
+	char		account[MAX_ACCOUNT_BYTES];
 	char		resource[MAX_RESOURCE_BYTES];
 } Place;
 
@@ -76,6 +78,7 @@ typedef struct Walk
 	bool		direct;			/* the last row was where its entry says */
 	TimestampTz at;				/* the entry's time and rest of its key */
 	pg_uuid_t  *user_id;
+	text	   *account;
 	text	   *resource;
 	SyncState	row;			/* the row, once fetched */
 } Walk;

@@ -1,0 +1,25 @@
+/* spread.h: reports that hold for all rows of an account */
+#ifndef SYNCSTATE_SPREAD_H
+#define SYNCSTATE_SPREAD_H
+
+#include "access.h"
+#include "transition.h"
+
+/* A report of a row of an account, and what became of it. */
+typedef struct AccountReport
+{
+	Transition	transition;
+	const Report *report;
+	HeapTuple	result;			/* the row; NULL: was not applied */
+} AccountReport;
+
+/* Whether a report is applied to its row, which is locked; may raise an error. */
+typedef bool (*ReportCheck) (Transition transition, const SyncState *row,
+							 const Report *report, TimestampTz now);
+
+extern bool syncstate_spreads(Transition transition, const Report *report);
+extern TimestampTz syncstate_spread(RowAccess *rows, AccountReport *reports,
+									int nreports, ReportCheck applies);
+extern Oid *syncstate_sources_of_provider(const char *provider, int *nsources);
+
+#endif
