@@ -2,7 +2,7 @@ EXTENSION   = syncstate syncstate_router
 MODULE_big  = syncstate
 OBJS        = src/syncstate.o src/check.o src/catalog.o src/state.o \
               src/store.o src/policy.o src/schedule.o src/due.o \
-              src/transition.o src/access.o src/walk.o src/args.o \
+              src/transition.o src/access.o src/walk.o src/cap.o src/args.o \
               src/lifecycle.o src/spread.o src/batch.o src/account.o \
               src/request.o src/revive.o src/claim.o \
               src/peek.o src/guard.o src/budget.o src/rate.o src/identity.o
@@ -13,7 +13,7 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 
 # Tests, in this order.  `make installcheck` runs all three kinds against a
 # running server, like that of any other extension.
-REGRESS     = install identity acl policy guard lifecycle errors accounts claim kinds \
+REGRESS     = install identity acl policy guard lifecycle errors accounts claim caps kinds \
               steering budget rate report resync sweep ways nested fences leases \
               parked settings sources overview property uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks rebalance \

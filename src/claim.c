@@ -24,6 +24,7 @@
 
 #include "access.h"
 #include "args.h"
+#include "cap.h"
 #include "compat.h"
 #include "due.h"
 #include "rate.h"
@@ -83,6 +84,7 @@ typedef struct Claim
 	Walk		walk;
 	RowAccess	rows;
 	TupleTableSlot *locked;
+	Caps		caps;
 	SyncPolicy	policy;			/* of the source at hand */
 	SourceHints *hints;			/* of the source at hand */
 	TimestampTz now;			/* what is due, is due by now */
@@ -183,6 +185,7 @@ take(Claim *claim, bool is_locked)
 	taken->order = claim->ntaken++;
 	taken->requested = claim->walk.row.requested_at != NO_TIME;
 	claim->starts++;
+	syncstate_cap_count(&claim->caps, &claim->policy, &row.key);
 	claim->ordinary += !taken->requested;
 	taken->since = taken->requested ?
 		claim->walk.row.requested_at : claim->walk.row.due_at;
@@ -243,9 +246,12 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 			return WALK_BOUND;
 		if (!syncstate_walk_next(walk) || (stop != NULL && syncstate_walk_is_past(walk, stop)))
 			return WALK_ALL;
-		if (syncstate_walk_fetch(walk) &&
+		if (!syncstate_cap_is_full(&claim->caps, &claim->policy, walk->user_id,
+								   walk->account) &&
+			syncstate_walk_fetch(walk) &&
 			!(claim->no_requested && walk->row.requested_at != NO_TIME) &&
-			is_wanted(claim))
+			is_wanted(claim) &&
+			syncstate_cap_has_room(&claim->caps, &claim->policy, &walk->row.key))
 		{
 			/* before the place: the next claim shall find the row here */
 			if (!has_permit(claim))
@@ -495,6 +501,7 @@ syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
 	claim.start = syncstate_now();
 	syncstate_walk_open(&claim.walk, RowExclusiveLock, GetActiveSnapshot());
 	claim.locked = table_slot_create(claim.walk.rel, NULL);
+	syncstate_caps_open(&claim.caps, claim.walk.rel, true);
 
 	claim_sources(&claim, sources, nsources, max_rows);
 

@@ -18,6 +18,7 @@
 
 #include "access.h"
 #include "args.h"
+#include "cap.h"
 #include "due.h"
 #include "rate.h"
 #include "schedule.h"
@@ -30,6 +31,7 @@ typedef struct Peek
 {
 	Walk		walk;
 	bool		sees_all;		/* row security hides nothing */
+	Caps		caps;
 	TimestampTz now;
 	SyncPolicy	policy;			/* of the source at hand */
 } Peek;
@@ -56,6 +58,7 @@ peek_open(Peek *peek)
 		(void) syncstate_store_sees(&nowhere);
 	}
 	syncstate_walk_open(&peek->walk, AccessShareLock, GetActiveSnapshot());
+	syncstate_caps_open(&peek->caps, peek->walk.rel, false);
 }
 
 /* Reads the row of the entry; false unless a claim could take it by a time. */
@@ -114,6 +117,7 @@ syncstate_get_users_needing_sync(PG_FUNCTION_ARGS)
 
 			if (!peek_fetch(&peek, peek.now) ||
 				syncstate_would_park(row, &peek.policy, peek.now) ||
+				!syncstate_cap_has_room(&peek.caps, &peek.policy, &row->key) ||
 				(stale_after > 0 && row->last_sync_at != NO_TIME &&
 				 row->last_sync_at >= peek.now - stale_after))
 				continue;
@@ -132,6 +136,21 @@ syncstate_get_users_needing_sync(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/*
+ * From when on a claim takes the row at hand.  Nobody knows when a sync of its
+ * quota domain will end, which is when a row that is held back may start: soon.
+ */
+static TimestampTz
+claimable_at(Peek *peek)
+{
+	const SyncState *row = &peek->walk.row;
+	TimestampTz at = syncstate_claimable_at(row, &peek->policy);
+
+	return at <= peek->now &&
+		!syncstate_cap_has_room(&peek->caps, &peek->policy, &row->key) ?
+		peek->now + SWEEP_PAUSE : at;
+}
+
 /* Looks at a lane from a place on, with a bounded number of visits. */
 static TimestampTz
 next_after(Peek *peek, Lane lane, const Place *place, TimestampTz next,
@@ -148,7 +167,7 @@ next_after(Peek *peek, Lane lane, const Place *place, TimestampTz next,
 		if (lane == LANE_DUE && walk->at >= next)
 			break;
 		if (peek_fetch(peek, next - 1))
-			next = syncstate_claimable_at(&walk->row, &peek->policy);
+			next = Min(next, claimable_at(peek));
 		if (walk->visits >= max_visits)
 		{
 			*sure = false;
