@@ -38,7 +38,8 @@ SELECT syncstate.pause_sync(id(3), 'custom_crm', resource => 'paused while runni
 -- error and rate_limited
 SELECT syncstate.mark_sync_failed(id(4), 'google_tasks', repeat('long ', 4000), resource => 'failed');
 SELECT syncstate.mark_sync_failed(id(4), 'google_tasks', 'permanent', 'permanent', resource => 'failed for good');
-SELECT syncstate.mark_rate_limited(id(4), 'google_tasks', '30 days', resource => 'rate limited');
+SELECT syncstate.mark_rate_limited(id(4), 'google_tasks', '30 days', resource => 'rate limited', account => 'work');
+SELECT syncstate.connect_sync(id(4), 'google_tasks', 'limited with its account', 'work');
 SELECT syncstate.mark_rate_limited(id(4), 'another_one', '30 days', scope => 'source', resource => 'rate limited, all of it');
 SELECT syncstate.mark_sync_completed(id(4), 'google_gmail', 1, history_id => '42', resource => 'lost its cursor');
 SELECT syncstate.clear_sync_token(id(4), 'google_gmail', resource => 'lost its cursor') FROM generate_series(1, 4);
@@ -46,7 +47,9 @@ SELECT syncstate.clear_sync_token(id(4), 'google_gmail', resource => 'lost its c
 -- parked, for each reason
 SELECT syncstate.connect_sync(id(5), 'google_tasks', 'paused');
 SELECT syncstate.pause_sync(id(5), 'google_tasks', 'paused');
-SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'invalid_grant', 'auth', resource => 'auth');
+SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'invalid_grant', 'auth', resource => 'auth', account => 'work');
+SELECT syncstate.set_sync_resources(id(5), 'google_tasks', '{gone}', 'home');
+SELECT syncstate.set_sync_resources(id(5), 'google_tasks', '{}', 'home');
 SELECT syncstate.clear_sync_token(id(5), 'google_tasks', resource => 'token loop') FROM generate_series(1, 10);
 SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'first of many', resource => 'failures') FROM generate_series(1, 30);
 SET syncstate.clock = '2021-02-13 04:05:06.789+00';

@@ -60,7 +60,8 @@ $node->safe_psql('original', q{
 	-- error and rate_limited, and what came of many of them
 	SELECT syncstate.mark_sync_failed(pg_temp.id(5), 'google_tasks', repeat('long ', 4000), resource => 'failed');
 	SELECT syncstate.mark_sync_failed(pg_temp.id(5), 'google_tasks', 'permanent', 'permanent', resource => 'failed for good');
-	SELECT syncstate.mark_rate_limited(pg_temp.id(5), 'google_tasks', '30 days', resource => 'rate limited');
+	SELECT syncstate.mark_rate_limited(pg_temp.id(5), 'google_tasks', '30 days', resource => 'rate limited', account => 'work');
+	SELECT syncstate.connect_sync(pg_temp.id(5), 'google_tasks', 'limited with its account', 'work');
 	SELECT syncstate.clear_sync_token(pg_temp.id(2), 'google_calendar', resource => 'sync token');
 	SELECT syncstate.mark_sync_completed(pg_temp.id(5), 'google_gmail', 1, history_id => '42', resource => 'lost its cursor');
 	SELECT syncstate.clear_sync_token(pg_temp.id(5), 'google_gmail', resource => 'lost its cursor') FROM generate_series(1, 4);
@@ -68,7 +69,9 @@ $node->safe_psql('original', q{
 	-- parked, for each reason
 	SELECT syncstate.connect_sync(pg_temp.id(6), 'google_tasks', 'paused');
 	SELECT syncstate.pause_sync(pg_temp.id(6), 'google_tasks', 'paused');
-	SELECT syncstate.mark_sync_failed(pg_temp.id(6), 'google_tasks', 'invalid_grant', 'auth', resource => 'auth');
+	SELECT syncstate.mark_sync_failed(pg_temp.id(6), 'google_tasks', 'invalid_grant', 'auth', resource => 'auth', account => 'work');
+	SELECT syncstate.set_sync_resources(pg_temp.id(6), 'google_tasks', '{gone}', 'home');
+	SELECT syncstate.set_sync_resources(pg_temp.id(6), 'google_tasks', '{}', 'home');
 	SELECT syncstate.clear_sync_token(pg_temp.id(6), 'google_tasks', resource => 'token loop') FROM generate_series(1, 10);
 	SELECT syncstate.mark_sync_failed(pg_temp.id(6), 'google_tasks', 'first of many', resource => 'failures') FROM generate_series(1, 30);
 	SET syncstate.clock = '2021-02-13 04:05:06.789+00';
@@ -80,7 +83,7 @@ $node->safe_psql('original', q{
 
 	-- settings
 	SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "1 hour", "jitter": 0.3, "token_ttl": "3 days", "token_ttl_from": "full"}');
-	SELECT syncstate.set_sync_policy('custom_crm', '{"lease_time": "1 minute", "max_failures": 3}');
+	SELECT syncstate.set_sync_policy('custom_crm', '{"lease_time": "1 minute", "max_failures": 3, "provider": "crm", "max_in_flight": 4}');
 	SELECT syncstate.pause_sync_source('another_one');
 
 	-- grants: the two kinds, and what a site makes of them
@@ -131,7 +134,7 @@ my %original = map { $_ => ask('original', $_) } keys %told_by;
 is($node->safe_psql('original', q{SELECT string_agg(DISTINCT status::text, ' ' ORDER BY status::text),
 		string_agg(DISTINCT parked_reason, ' ' ORDER BY parked_reason), count(*) > 20, max(length(sync_token)) > 65000
 	FROM syncstate.sync_state}),
-	'error idle rate_limited syncing|auth failures paused token_loop|t|t', 'there are rows in every state');
+	'error idle rate_limited syncing|auth failures gone paused token_loop|t|t', 'there are rows in every state');
 
 # Plain dumps are one text, but for a key that newer versions draw at random.
 sub plain_dump

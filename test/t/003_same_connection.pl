@@ -66,7 +66,16 @@ my $life = qq{
 	SELECT status, sync_token, due_at FROM syncstate.mark_sync_completed('$a', 'google_calendar', 7, 'token', lease => 2);
 	SELECT sync_token, token_losses FROM syncstate.clear_sync_token('$a', 'google_calendar');
 	SELECT status, failures FROM syncstate.mark_sync_failed('$a', 'google_calendar', 'error', 'permanent');
-	SELECT status, error_message FROM syncstate.mark_rate_limited('$a', 'google_calendar', '1 minute');
+	SELECT status, error_message FROM syncstate.mark_rate_limited('$a', 'google_calendar', '1 minute', 'row');
+	SELECT resource, change FROM syncstate.set_sync_resources('$a', 'google_calendar', '{x}', 'work');
+	SELECT status, limited_until FROM syncstate.mark_rate_limited('$a', 'google_calendar', '1 hour', resource => 'x', account => 'work');
+	SELECT resource, limited_until FROM syncstate.connect_sync('$a', 'google_calendar', 'y', 'work');
+	SELECT status, parked_reason FROM syncstate.mark_sync_failed('$a', 'google_calendar', 'no', 'auth', resource => 'y', account => 'work');
+	SELECT resource, parked_reason FROM syncstate.connect_account('$a', 'work');
+	SELECT resource, parked_reason FROM syncstate.pause_account('$a', 'work');
+	SELECT resource, parked_reason FROM syncstate.resume_account('$a', 'work', 'google');
+	SELECT source, resource FROM syncstate.request_account('$a', 'work');
+	SELECT resource, requested_at FROM syncstate.disconnect_account('$a', 'work');
 	SELECT parked_reason FROM syncstate.pause_sync('$a', 'google_calendar');
 	SELECT parked_reason, failures FROM syncstate.resume_sync('$a', 'google_calendar');
 	SELECT status, history_id FROM syncstate.update_sync_state('$a', 'google_gmail', '{"status": "syncing", "history_id": "42"}');
@@ -242,7 +251,7 @@ foreach my $round (1 .. 3)
 {
 	is(run_in($session, $as_worker), "$a\n$b\nt\nt\nerror\nidle\nidle", "turn $round: a worker sees and reports all");
 	is(run_in($session, $as_user), "$a\nt", "turn $round: a user sees and requests their own");
-	like(run_in($session, $as_thief), qr/^ERROR: +sync state does not exist or is not visible\nDETAIL: +Key .*=\($b, google_tasks, \)\.$/, "turn $round: and no other's");
+	like(run_in($session, $as_thief), qr/^ERROR: +sync state does not exist or is not visible\nDETAIL: +Key .*=\($b, , google_tasks, \)\.$/, "turn $round: and no other's");
 	like(run_in($session, q{SELECT syncstate.claim_due_syncs()}), qr/^ERROR: +permission denied for function claim_due_syncs$/, "turn $round: and is no worker");
 	is(run_in($session, $as_nobody), '0', "turn $round: without claims there is nothing");
 }

@@ -132,7 +132,7 @@ foreach my $rule (@rules)
 }
 
 # The same rules for a router, where there can be one.  Its functions speak to
-# the shards as their owner, so the two that are for users are SECURITY DEFINER,
+# the shards as their owner, so the three that are for users are SECURITY DEFINER,
 # and check who is asking.  Functions of PL/Proxy, which only these call, have no
 # path, which a test of their text replaces; those of the language are in public.
 SKIP:
@@ -140,7 +140,7 @@ SKIP:
 	skip 'PL/Proxy is not installed for this server', 1 unless -e "$sharedir/extension/plproxy.control";
 	$node->safe_psql('postgres', 'CREATE DATABASE router');
 	$node->safe_psql('router', 'CREATE EXTENSION syncstate_router CASCADE');
-	my %found = ('0028/0029 users may execute a SECURITY DEFINER function' => "get_my_syncs\nrequest_sync");
+	my %found = ('0028/0029 users may execute a SECURITY DEFINER function' => "get_my_syncs\nrequest_account\nrequest_sync");
 
 	foreach my $rule (@rules)
 	{

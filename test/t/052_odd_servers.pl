@@ -189,6 +189,8 @@ my %writers = (
 	renew_sync_lease => "$row, 1", checkpoint_sync => "$row, 1", release_sync => "$row, 1",
 	may_sweep => "$row, 1, 1, 1",
 	report_syncs => qq('[{"user_id": "$user[1]", "source": "google_gmail", "lease": 1, "outcome": "released"}]'),
+	connect_account => "'$user[1]'", pause_account => "'$user[1]'", resume_account => "'$user[1]'",
+	disconnect_account => "'$user[1]'", request_account => "'$user[1]'", set_sync_resources => "$row, '{x}'",
 	update_sync_state => "$row, '{}'", connect_sync => $row, disconnect_sync => $row, pause_sync => $row,
 	resume_sync => $row, request_sync => $row, set_sync_policy => q('google_gmail', '{}'),
 	pause_sync_source => q('google_gmail'), resume_sync_source => q('google_gmail'), rebalance_syncs => '',

@@ -147,9 +147,10 @@ my @changes = (
 	[ 'an index', 'DROP INDEX syncstate.sync_state_due; CREATE INDEX sync_state_due ON syncstate.sync_state (source, due_at) WHERE due_at IS NOT NULL' ],
 	[ 'an index more', 'CREATE INDEX ON syncstate.sync_state (updated_at)' ],
 	[ 'extended statistics', 'CREATE STATISTICS syncstate.more ON source, status FROM syncstate.sync_state' ],
-	[ 'a view', 'CREATE OR REPLACE VIEW syncstate.my_syncs AS SELECT s.user_id, s.source, s.resource, s.status, s.due_at, s.requested_at,
+	[ 'a view', 'CREATE OR REPLACE VIEW syncstate.my_syncs AS SELECT s.user_id, s.account, s.source, s.resource, s.status, s.due_at, s.requested_at,
 		s.parked_reason, s.sync_interval, s.last_full_sync_at, s.last_sync_at, s.last_successful_sync_at, s.items_synced, s.progress_done,
-		s.progress_total, s.failures, s.failing_since, s.token_losses, s.error_message, s.created_at, s.updated_at FROM syncstate.sync_state AS s' ],
+		s.progress_total, s.failures, s.failing_since, s.token_losses, s.error_message, s.created_at, s.updated_at,
+		s.limited_until FROM syncstate.sync_state AS s' ],
 	[ 'an option of a view', 'ALTER VIEW syncstate.my_syncs SET (security_invoker = false)' ],
 	[ 'a rule', 'CREATE RULE more AS ON DELETE TO syncstate.sync_policy DO ALSO SELECT 1' ],
 	[ 'a constraint', 'ALTER TABLE syncstate.sync_policy DROP CONSTRAINT sync_policy_max_failures_range,
@@ -181,7 +182,7 @@ my @changes = (
 	[ 'a body', q{UPDATE pg_proc SET prosrc = replace(prosrc, 'pg_catalog.', '') WHERE oid = 'syncstate.forget_users()'::regprocedure} ],
 	[ 'a C symbol', "UPDATE pg_proc SET prosrc = 'syncstate_other' WHERE oid = '$claim'::regprocedure" ],
 	[ 'a library', "UPDATE pg_proc SET probin = 'elsewhere' WHERE oid = '$claim'::regprocedure" ],
-	[ 'a default of an argument', q{CREATE OR REPLACE FUNCTION syncstate.get_sync_state(user_id uuid, source syncstate.sync_source, resource text DEFAULT 'x')
+	[ 'a default of an argument', q{CREATE OR REPLACE FUNCTION syncstate.get_sync_state(user_id uuid, source syncstate.sync_source, resource text DEFAULT 'x', account text DEFAULT '')
 		RETURNS syncstate.sync_state LANGUAGE sql STABLE PARALLEL SAFE BEGIN ATOMIC SELECT s FROM syncstate.sync_state AS s
 		WHERE s.user_id = get_sync_state.user_id AND s.source = get_sync_state.source AND s.resource = get_sync_state.resource; END} ],
 	[ 'a function more', 'CREATE FUNCTION syncstate.more() RETURNS int LANGUAGE sql RETURN 1' ],
