@@ -140,22 +140,20 @@ syncstate_walk_next(Walk *walk)
 {
 	IndexScanDesc scan = walk->current;
 	MemoryContext save;
-	bool		isnull;
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
 
 	CHECK_FOR_INTERRUPTS();
 	if (index_getnext_tid(scan, ForwardScanDirection) == NULL)
 		return false;
 	walk->visits++;
-	walk->at = DatumGetTimestampTz(index_getattr(scan->xs_itup, 2,
-												 scan->xs_itupdesc, &isnull));
-	walk->user_id = DatumGetUUIDP(index_getattr(scan->xs_itup, 3,
-												scan->xs_itupdesc, &isnull));
+	index_deform_tuple(scan->xs_itup, scan->xs_itupdesc, values, nulls);
+	walk->at = DatumGetTimestampTz(values[1]);
+	walk->user_id = DatumGetUUIDP(values[2]);
 	MemoryContextReset(walk->visit);
 	save = MemoryContextSwitchTo(walk->visit);
-	walk->account = DatumGetTextPP(index_getattr(scan->xs_itup, 4,
-												 scan->xs_itupdesc, &isnull));
-	walk->resource = DatumGetTextPP(index_getattr(scan->xs_itup, 5,
-												  scan->xs_itupdesc, &isnull));
+	walk->account = DatumGetTextPP(values[3]);
+	walk->resource = DatumGetTextPP(values[4]);
 	MemoryContextSwitchTo(save);
 	return true;
 }

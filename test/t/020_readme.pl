@@ -358,6 +358,9 @@ while (my ($name, $more) = each %arguments)
 $provoke{$_} = { '22023' => "$_($user, NULL)", PT404 => "$_($none, 'google_tasks')" }
   foreach qw(pause_sync resume_sync request_sync);
 $provoke{$_} = { '22023' => "$_($user, NULL)" } foreach qw(connect_sync disconnect_sync);
+$provoke{$_} = { '22023' => "$_(NULL)" }
+  foreach qw(connect_account pause_account resume_account disconnect_account request_account);
+$provoke{set_sync_resources} = { '22023' => "set_sync_resources($user, 'google_tasks', NULL)" };
 
 my $script = <<"EOS";
 CREATE ROLE regress_syncstate_none;
