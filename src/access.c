@@ -424,6 +424,21 @@ syncstate_no_such_row(const SyncKey *key)
 			 errdetail("%s", syncstate_key_detail(key))));
 }
 
+/* Makes the row of a key, which has the limit of its quota domain. */
+void
+syncstate_rows_make(const SyncKey *key)
+{
+	SyncKey		of = *key;
+	SyncAccount domain = {
+		.user_id = key->user_id,
+		.account = key->account,
+		.sources = &of.source,
+		.nsources = 1,
+	};
+
+	syncstate_store_make(key, syncstate_store_limit(&domain));
+}
+
 /* Locks and reads the row of a key, and makes it where that is asked for. */
 void
 syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key, bool make,
@@ -436,7 +451,7 @@ syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key, bool make,
 			return;
 		if (!make)
 			break;
-		syncstate_store_make(key);
+		syncstate_rows_make(key);
 	}
 	syncstate_no_such_row(key);
 }

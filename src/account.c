@@ -216,10 +216,25 @@ read_resources(FunctionCallInfo fcinfo, int arg, int *nresources)
 	return resources;
 }
 
+/* Makes and locks a row that was not there. */
+static void
+lock_new(RowAccess *rows, const SyncKey *key, TimestampTz limited_until,
+		 SyncState *row)
+{
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		syncstate_store_make(key, limited_until);
+		syncstate_rows_look(rows);
+		if (syncstate_rows_lock(rows, key, row))
+			return;
+	}
+	syncstate_no_such_row(key);
+}
+
 /* Makes a row follow whether its resource is there; NULL: nothing to tell. */
 static const char *
 set_resource(RowAccess *rows, const SyncKey *key, bool is_listed, bool had_row,
-			 const SyncPolicy *policy)
+			 TimestampTz limited_until, const SyncPolicy *policy)
 {
 	Report		report = {.key = *key};
 	SyncState	row;
@@ -227,7 +242,7 @@ set_resource(RowAccess *rows, const SyncKey *key, bool is_listed, bool had_row,
 	Transition	transition;
 
 	if (is_listed && !had_row)
-		syncstate_rows_lock_or_make(rows, key, true, &row);
+		lock_new(rows, key, limited_until, &row);
 	else if (!syncstate_rows_lock(rows, key, &row))
 		return NULL;
 
@@ -276,6 +291,7 @@ syncstate_set_sync_resources(PG_FUNCTION_ARGS)
 	text	  **listed = read_resources(fcinfo, 2, &nlisted);
 	SyncPolicy	policy = syncstate_policy(source);
 	RowAccess	rows;
+	TimestampTz limited_until;
 	SyncKey    *keys;
 	int			nkeys;
 	bool		connected = false;
@@ -283,6 +299,7 @@ syncstate_set_sync_resources(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();
 	keys = syncstate_store_account(&account, &nkeys);
+	limited_until = syncstate_store_limit(&account);
 	syncstate_rows_open(&rows);
 	syncstate_rows_look(&rows);
 	for (int i = 0, j = 0; i < nkeys || j < nlisted;)
@@ -300,7 +317,8 @@ syncstate_set_sync_resources(PG_FUNCTION_ARGS)
 		i += cmp <= 0;
 		j += cmp >= 0;
 		if (VARSIZE_ANY_EXHDR(key.resource) > 0)
-			change = set_resource(&rows, &key, cmp >= 0, cmp <= 0, &policy);
+			change = set_resource(&rows, &key, cmp >= 0, cmp <= 0,
+								  limited_until, &policy);
 		if (change != NULL)
 		{
 			Datum		values[2] = {

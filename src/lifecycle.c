@@ -237,7 +237,7 @@ call_for_account(Transition transition, RowAccess *rows, const Report *report)
 		{
 			if (report->has_lease)
 				break;
-			syncstate_store_make(&report->key);
+			syncstate_rows_make(&report->key);
 		}
 		else if (report->has_lease &&
 				 syncstate_lease_is_stale(&row, report->lease))

@@ -94,6 +94,7 @@ typedef enum PlanId
 	PLAN_LOCK_VERSION,
 	PLAN_SEES,
 	PLAN_MAKE,
+	PLAN_LIMIT,
 	PLAN_WRITE,
 	PLAN_DELETE,
 	PLAN_REQUEST_LOCK,
@@ -161,14 +162,15 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 	[PLAN_MAKE] = {
 		"INSERT INTO syncstate.sync_state (user_id, account, source, resource, "
-		"limited_until) VALUES ($1, $2, $3, $4, "
-		"(SELECT pg_catalog.max(s.limited_until) FROM syncstate.sync_state AS s "
-		"WHERE s.user_id OPERATOR(pg_catalog.=) $1 "
-		"AND s.account OPERATOR(pg_catalog.=) $2 "
-		"AND s.source OPERATOR(pg_catalog.=) $3)) "
+		"limited_until) VALUES ($1, $2, $3, $4, $5) "
 		"ON CONFLICT (user_id, account, source, resource) DO NOTHING "
 		"RETURNING true",
-		KEY_ARGS, BY_KEY
+		NUM_KEY_COLUMNS + 1, {KEY_TYPES, TIMESTAMPTZOID}, BY_KEY
+	},
+	[PLAN_LIMIT] = {
+		"SELECT pg_catalog.max(s.limited_until) FROM syncstate.sync_state AS s "
+		"WHERE " ACCOUNT_MATCHES,
+		ACCOUNT_ARGS, BY_KEY
 	},
 	[PLAN_WRITE] = {
 		"UPDATE syncstate.sync_state AS s SET status = ($2).status" ASSIGNMENTS
@@ -589,12 +591,13 @@ syncstate_store_sees(ItemPointer tid)
 
 /* Makes the row of a key, as the defaults have it, unless it is there. */
 void
-syncstate_store_make(const SyncKey *key)
+syncstate_store_make(const SyncKey *key, TimestampTz limited_until)
 {
-	Datum		values[NUM_KEY_COLUMNS];
+	Datum		values[NUM_KEY_COLUMNS + 1];
 
 	key_args(key, values);
-	run(PLAN_MAKE, values, NULL);
+	values[NUM_KEY_COLUMNS] = TimestampTzGetDatum(limited_until);
+	run(PLAN_MAKE, values, limited_until == NO_TIME ? "    n" : NULL);
 }
 
 /* How many triggers are running, one within the other. */
@@ -784,6 +787,21 @@ account_args(const SyncAccount *account, Datum *values)
 	values[0] = UUIDPGetDatum(&account->user_id);
 	values[1] = PointerGetDatum(account->account);
 	values[2] = source_array(account->sources, account->nsources);
+}
+
+/* The longest limit of an account; NO_TIME: none. */
+TimestampTz
+syncstate_store_limit(const SyncAccount *account)
+{
+	Datum		values[3];
+	Datum		limited_until;
+	bool		isnull;
+
+	account_args(account, values);
+	run(PLAN_LIMIT, values, NULL);
+	limited_until = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+								  1, &isnull);
+	return isnull ? NO_TIME : DatumGetTimestampTz(limited_until);
 }
 
 /* The keys of the rows of an account that are to be seen, in their order. */

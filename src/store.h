@@ -31,7 +31,7 @@ extern bool syncstate_store_read(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock_version(ItemPointer tid, SyncState *row);
 extern bool syncstate_store_sees(ItemPointer tid);
-extern void syncstate_store_make(const SyncKey *key);
+extern void syncstate_store_make(const SyncKey *key, TimestampTz limited_until);
 extern HeapTuple syncstate_store_write(const SyncState *row);
 extern bool syncstate_store_is_writing(ItemPointer tid);
 extern bool syncstate_store_delete(const SyncKey *key);
@@ -41,6 +41,7 @@ extern void syncstate_store_change(const SyncState *row, Datum changes,
 								   SyncState *changed);
 extern SyncKey *syncstate_store_parked(Oid source, ArrayType *reasons,
 									   int max_rows, int *nkeys);
+extern TimestampTz syncstate_store_limit(const SyncAccount *account);
 extern SyncKey *syncstate_store_account(const SyncAccount *account, int *nkeys);
 extern HeapTuple *syncstate_store_disconnect(const SyncAccount *account,
 											 int *nrows);
