@@ -289,6 +289,8 @@ ROLLBACK;
 -- of B's, the same words as of one that is not there: the detail has what was
 -- given
 \set VERBOSITY default
+SELECT * FROM syncstate.request_account(:a);
+SELECT * FROM syncstate.request_account(:b); -- as if there were none
 SELECT syncstate.request_sync(:b, 'google_calendar'); -- ERROR
 \echo :LAST_ERROR_SQLSTATE
 SELECT syncstate.request_sync(:b, 'google_contacts'); -- ERROR

@@ -1435,8 +1435,10 @@ COMMENT ON FUNCTION syncstate.register_sync_source(text) IS 'Adds a label to syn
 
 /*
  * See syncstate's: the table is the application's, so only a plain uuid of a
- * real transition table is read.  Rows go from the shards at once, even if the
- * deletion of users is rolled back here: they are then gone, and connected anew.
+ * real transition table is read.  One statement locks the rows and another one
+ * deletes them, which sees what the locks waited for.  Rows go from the shards at
+ * once, even if the deletion of users is rolled back here: they are then gone,
+ * and connected anew.
  */
 CREATE FUNCTION syncstate.forget_users() RETURNS trigger
 	LANGUAGE plpgsql SECURITY DEFINER
@@ -1468,7 +1470,7 @@ BEGIN
 	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(u) FROM deleted AS d, syncstate.user_id_of(d.%I::pg_catalog.text) AS u WHERE u IS NOT NULL', TG_ARGV[0]) INTO users;
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
 		ARRAY(SELECT CASE WHEN pg_catalog.count(u.u) OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(
-				'WITH gone AS (DELETE FROM syncstate.sync_state WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE))) SELECT NULL::text LIMIT 0',
+				'DO $forget$ DECLARE rows tid[]; BEGIN rows = ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE); DELETE FROM syncstate.sync_state WHERE ctid = ANY (rows); END $forget$',
 				pg_catalog.array_agg(u.u)) END
 			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
 				LEFT JOIN pg_catalog.unnest(users) AS u (u)

@@ -63,6 +63,19 @@ DECLARE
 		$q$SELECT update_sync_state(u(7), 'google_calendar', '{"status": "idle", "sync_interval": "1 hour"}', 'r7')$q$,
 		$q$SELECT pause_sync(u(6), 'google_calendar', 'r6')$q$,
 		$q$SELECT resume_sync(u(6), 'google_calendar', 'r6')$q$,
+		$q$SELECT connect_sync(u(1), s, '', 'work') FROM unnest('{google_calendar,google_gmail,google_tasks}'::sync_source[]) AS s$q$,
+		$q$SELECT s FROM claim_due_syncs('google_gmail') AS s$q$,
+		$q$SELECT mark_rate_limited(u(1), 'google_calendar', '1 hour', account => 'work')$q$,
+		$q$SELECT connect_sync(u(1), 'google_calendar', 'late', 'work')$q$,
+		$q$SELECT s FROM report_syncs(jsonb_build_array(jsonb_build_object('user_id', u(1), 'account', 'work', 'source', 'google_gmail',
+			'lease', 1, 'outcome', 'failed', 'error_message', 'invalid_grant', 'kind', 'auth'))) AS s$q$,
+		$q$SELECT s FROM connect_account(u(1), 'work') AS s$q$,
+		$q$SELECT (c.resource, c.change)::text FROM set_sync_resources(u(1), 'google_calendar', '{new}', 'work') AS c$q$,
+		$q$SELECT s FROM pause_account(u(1), 'work', 'google') AS s$q$,
+		$q$SELECT s FROM resume_account(u(1), 'work') AS s$q$,
+		$q$SELECT (c.source, c.resource)::text FROM request_account(u(1), 'work') AS c$q$,
+		$q$SELECT mark_sync_failed(u(1), 'google_tasks', 'no', 'auth', account => 'work')$q$,
+		$q$SELECT s FROM disconnect_account(u(2)) AS s$q$,
 		$q$SELECT clock(45)$q$,
 		$q$SELECT s FROM claim_due_syncs('google_calendar', max_rows => 100) AS s$q$];
 	call text;
@@ -77,7 +90,7 @@ BEGIN
 				CONTINUE;
 			END IF;
 			call := calls[step];
-			FOR answer IN EXECUTE format('SELECT told(s) AS s FROM (%s) AS _ (s)', call) LOOP
+			FOR answer IN EXECUTE format('SELECT %s AS s FROM (%s) AS _ (s)', CASE WHEN call LIKE '%::text FROM%' THEN 's' ELSE 'told(s)' END, call) LOOP
 				INSERT INTO log VALUES (way, step, answer.s);
 			END LOOP;
 		EXCEPTION WHEN OTHERS THEN

@@ -63,18 +63,24 @@ is($session->query(q{SELECT sync_interval FROM syncstate.get_sync_policy('google
 my $some = q{FROM (SELECT * FROM syncstate.sync_state WHERE resource = '' ORDER BY user_id, source LIMIT 50) AS s};
 foreach my $call (
 	[ 'claims', 'SELECT syncstate.claim_due_syncs(max_rows => 1000)' ],
-	[ 'checkpoints', q{SELECT syncstate.checkpoint_sync(user_id, source, lease, 'page', 1, 2, resource) FROM syncstate.sync_state WHERE status = 'syncing'} ],
-	[ 'completions', q{SELECT syncstate.mark_sync_completed(user_id, source, 1, 'a new token', lease => lease, resource => resource) FROM syncstate.sync_state WHERE status = 'syncing'} ],
-	[ 'a big token', q{SELECT syncstate.update_sync_state(user_id, source, jsonb_build_object('sync_token', (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 2000) AS i)), resource) FROM syncstate.sync_state WHERE resource = 'inserted'} ],
+	[ 'checkpoints', q{SELECT syncstate.checkpoint_sync(user_id, source, lease, 'page', 1, 2, resource, account) FROM syncstate.sync_state WHERE status = 'syncing'} ],
+	[ 'completions', q{SELECT syncstate.mark_sync_completed(user_id, source, 1, 'a new token', lease => lease, resource => resource, account => account) FROM syncstate.sync_state WHERE status = 'syncing'} ],
+	[ 'a big token', q{SELECT syncstate.update_sync_state(user_id, source, jsonb_build_object('sync_token', (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 2000) AS i)), resource, account) FROM syncstate.sync_state WHERE resource = 'inserted'} ],
 	# which is not sent again when it did not change
-	[ 'next to a big token', q{SELECT syncstate.pause_sync(user_id, source, resource) FROM syncstate.sync_state WHERE resource IN ('inserted', 'big token')} ],
-	[ 'failures', "SELECT syncstate.mark_sync_failed(user_id, source, 'no', 'transient', NULL, resource) $some" ],
-	[ 'limits', "SELECT syncstate.mark_rate_limited(user_id, source, '1 h', 'source', NULL, resource) $some" ],
-	[ 'losses', "SELECT syncstate.clear_sync_token(user_id, source, NULL, resource) $some" ],
-	[ 'requests', "SELECT syncstate.request_sync(user_id, source, resource) $some" ],
-	[ 'pauses', "SELECT syncstate.pause_sync(user_id, source, resource) $some" ],
+	[ 'next to a big token', q{SELECT syncstate.pause_sync(user_id, source, resource, account) FROM syncstate.sync_state WHERE resource IN ('inserted', 'big token')} ],
+	[ 'failures', "SELECT syncstate.mark_sync_failed(user_id, source, 'no', 'transient', NULL, resource, account => account) $some" ],
+	[ 'limits', "SELECT syncstate.mark_rate_limited(user_id, source, '1 h', 'source', NULL, resource, account) $some" ],
+	[ 'losses', "SELECT syncstate.clear_sync_token(user_id, source, NULL, resource, account) $some" ],
+	[ 'requests', "SELECT syncstate.request_sync(user_id, source, resource, account) $some" ],
+	[ 'pauses', "SELECT syncstate.pause_sync(user_id, source, resource, account) $some" ],
 	[ 'new rows', q{SELECT syncstate.connect_sync(gen_random_uuid(), 'custom_crm') FROM generate_series(1, 20)} ],
-	[ 'deleted rows', "SELECT syncstate.disconnect_sync(user_id, source, resource) $some" ],
+	[ 'limits of accounts', "SELECT syncstate.mark_rate_limited(user_id, source, '1 h', resource => resource, account => account) $some" ],
+	[ 'revoked grants', "SELECT syncstate.mark_sync_failed(user_id, source, 'no', 'auth', resource => resource, account => account) $some" ],
+	[ 'new accounts', q{SELECT syncstate.set_sync_resources(user_id, 'google_tasks', '{one,two}', 'work') FROM syncstate.sync_state LIMIT 20} ],
+	[ 'what is gone', q{SELECT syncstate.set_sync_resources(user_id, 'google_tasks', '{two}', 'work') FROM syncstate.sync_state WHERE account = 'work'} ],
+	[ 'accounts that come back', "SELECT syncstate.connect_account(user_id, account) $some" ],
+	[ 'accounts that go', q{SELECT syncstate.disconnect_account(user_id, 'work') FROM (SELECT DISTINCT user_id FROM syncstate.sync_state WHERE account = 'work' LIMIT 5) AS s} ],
+	[ 'deleted rows', "SELECT syncstate.disconnect_sync(user_id, source, resource, account) $some" ],
 	[ 'deleted users', 'DELETE FROM users WHERE id IN (SELECT user_id FROM syncstate.sync_state LIMIT 30)' ],
 	[ 'direct writes', q{UPDATE syncstate.sync_state SET status = 'syncing'; UPDATE syncstate.sync_state SET status = 'idle', due_at = now()} ],
 	[ 'settings', q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "2 hours"}'); SELECT syncstate.pause_sync_source('google_calendar')} ],
@@ -122,7 +128,7 @@ my $claim = q{SET syncstate.clock = '2098-01-01 00:00:00+00'; SELECT user_id, so
 my $claimed = $publisher->safe_psql('postgres', $claim);
 isnt($claimed, '', 'the publisher would hand out rows');
 is($subscriber->safe_psql('postgres', $claim), $claimed, 'the subscriber hands out the same, under the same numbers');
-is($subscriber->safe_psql('postgres', q{SELECT syncstate.request_sync(user_id, source, resource) FROM syncstate.sync_state WHERE parked_reason IS NULL LIMIT 1;
+is($subscriber->safe_psql('postgres', q{SELECT syncstate.request_sync(user_id, source, resource, account) FROM syncstate.sync_state WHERE parked_reason IS NULL LIMIT 1;
 		SELECT m.status FROM syncstate.sync_state AS s, syncstate.mark_sync_completed(s.user_id, s.source, lease => s.lease) AS m WHERE s.source = 'late'}), "t\nidle", 'and takes requests and reports');
 
 $session->quit;
