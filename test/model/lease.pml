@@ -1,12 +1,12 @@
 /*
- * lease.pml: the design of claims, leases, hints and requests, for spin
+ * lease.pml: the design of claims, leases, hints, requests and caps, for spin
  *
  * Workers claim and report rows; anybody may ask for a sync at any time;
  * leases run out at any time.  FAULTS times in all, a transaction is rolled
- * back or commits late, a worker dies, a lease is renewed, a session loses its
- * hints, a row is deleted and made anew, or a call without a lease ends a run.
- * Checked
- * for every order of all these steps, with ROWS (1 or 2) and WORKERS (1 to 3).
+ * back or commits late, a worker dies, a lease is renewed, the row's account is
+ * limited, a session loses its hints, a row is deleted and made anew, or a call
+ * without a lease ends a run.  Checked for every order of all these steps, with
+ * ROWS (1 or 2) and WORKERS (1 to 3).
  * README.md beside this file says what stands for what, and what is left out;
  * 041_design.pl runs it.
  *
@@ -14,6 +14,8 @@
  * says more about leases with fewer states, and nothing about finding rows.
  *
  * ORDINARY: nobody ever asks for row 0, while row 1 is asked for all the time.
+ *
+ * CAP: the two rows are of one quota domain, whose max_in_flight is 1.
  *
  * Each of these leaves out a part of the design, and must be found wrong:
  *
@@ -26,6 +28,8 @@
  *	LOSE_REQUEST	the end of a run forgets a request made during it
  *	NUMBERS_AGAIN	a row that is made anew counts from the beginning
  *	NO_LEASE_NEEDED	a report without a lease ends whatever run there is
+ *	NO_DOMAIN_LOCK	a claim counts what runs in a domain that others may start in
+ *	COUNTED_BEFORE	... or counts it, and locks the domain then
  */
 
 #define NOBODY	255
@@ -40,6 +44,7 @@ typedef Row {
 	bool requested;				/* requested_at is set */
 	bool gap;					/* request_gap has not passed since the last start */
 	bool waits;					/* its run was lost, and the backoff has not passed */
+	bool limited;				/* limited_until has not passed */
 	bool anew;					/* deleted and made anew since the last start */
 	byte locked;				/* whose transaction has locked it, or NOBODY */
 
@@ -68,13 +73,17 @@ Session session[WORKERS];
 /* Whose due_at, and whose requested_at, is the older one */
 byte oldest_due, oldest_req;
 
+/* Whose transaction has locked the quota domain, with CAP */
+byte domain = NOBODY;
+
 /* What could go on for ever with nothing being wrong happens so often only. */
 byte faults = FAULTS;
 
 #define me	session[w]			/* of the process at hand */
 
 #define OPEN(r)		((row[r].due || (row[r].requested && !row[r].gap)) && \
-					 (!row[r].syncing || (row[r].expired && !row[r].waits)))
+					 (!row[r].syncing || (row[r].expired && !row[r].waits)) && \
+					 !row[r].limited)
 #define UNLOCKED(r)	(row[r].locked == NOBODY)
 
 /* What a claim asks of a row that it would lock */
@@ -100,6 +109,9 @@ byte faults = FAULTS;
 #else
 #define SWEEPING	true
 #endif
+
+/* Whether a sync of the row's quota domain may start */
+#define ROOM(r)		(!row[OTHER(r)].syncing || row[OTHER(r)].expired)
 
 #if ROWS == 2
 #define OTHER(r)	(1 - (r))
@@ -195,7 +207,12 @@ proctype Worker(byte w)
 		/* the walk, which locks nothing yet */
 #ifdef ANY_ROW
 		atomic {
-			OPEN(0) && UNLOCKED(0) -> got = 0
+			if
+			:: OPEN(0) && UNLOCKED(0) -> got = 0
+#if ROWS == 2
+			:: OPEN(1) && UNLOCKED(1) -> got = 1
+#endif
+			fi
 		}
 #else
 		d_step {
@@ -219,6 +236,28 @@ proctype Worker(byte w)
 		:: else
 		fi;
 
+#ifdef CAP
+		/* nobody else may start a row of the domain, and then what runs is counted */
+#ifdef COUNTED_BEFORE
+		if
+		:: ROOM(got)
+		:: else -> got = NOBODY; goto again
+		fi;
+#endif
+		atomic {
+			if
+#ifdef NO_DOMAIN_LOCK
+			:: ROOM(got)
+#elif defined(COUNTED_BEFORE)
+			:: domain == NOBODY -> domain = w
+#else
+			:: domain == NOBODY && ROOM(got) -> domain = w
+#endif
+			:: else -> got = NOBODY; goto again
+			fi
+		}
+#endif
+
 		/* the lock, which does not wait, and a second look */
 		atomic {
 			if
@@ -236,6 +275,11 @@ proctype Worker(byte w)
 			fi;
 			/* there are no two live leases */
 			assert(!row[got].syncing || row[got].expired);
+#ifdef CAP
+			/* nor two of the domain */
+			assert(ROOM(got));
+			domain = NOBODY;
+#endif
 			row[got].syncing = true;
 			row[got].expired = false;
 			row[got].requested = false;
@@ -266,6 +310,7 @@ proctype Worker(byte w)
 		/* the work, which may take longer than the lease */
 		if
 		:: skip
+#ifndef CAP			/* a late renewal is not refused for what started since */
 		:: atomic {
 				faults > 0 && UNLOCKED(got) -> faults--;
 				if
@@ -275,6 +320,7 @@ proctype Worker(byte w)
 				:: else
 				fi
 			}
+#endif
 		:: atomic { faults > 0 -> faults--; got = NOBODY; goto again }	/* died */
 		fi;
 
@@ -310,7 +356,15 @@ proctype Worker(byte w)
 			fi;
 			got = NOBODY
 		}
-again:	skip
+again:
+#ifdef CAP
+		if
+		:: domain == w -> domain = NOBODY
+		:: else
+		fi
+#else
+		skip
+#endif
 	od
 }
 
@@ -350,6 +404,15 @@ proctype Gap(byte r)
 {
 	do
 	:: atomic { row[r].gap -> row[r].gap = false }
+	od
+}
+
+/* mark_rate_limited() of another row of the account, whose end passes too */
+proctype Limit(byte r)
+{
+	do
+	:: atomic { faults > 0 && UNLOCKED(r) -> faults--; row[r].limited = true }
+	:: atomic { row[r].limited -> row[r].limited = false }
 	od
 }
 
@@ -475,6 +538,7 @@ init
 			run Worker(i)
 		}
 		run Gap(0);
+		run Limit(0);
 		run Revoker(0);
 #ifdef ANY_ROW
 		/* what these do to hints, the one before does too */

@@ -179,25 +179,26 @@ class Part:
 
 # -------------------------------------------------------------------- model
 
-COLUMNS = ('user_id source resource status sync_token history_id updated_min '
-           'token_issued_at last_full_sync_at due_at requested_at '
+COLUMNS = ('user_id account source resource status sync_token history_id '
+           'updated_min token_issued_at last_full_sync_at due_at requested_at '
            'parked_reason sync_interval lease lease_expires_at last_sync_at '
            'last_successful_sync_at items_synced page_token progress_done '
            'progress_total failures token_losses error_message created_at '
            'updated_at failing_since changes_seen seconds_watched full_sync_id '
-           'syncs_started lease_required').split()
+           'syncs_started lease_required limited_until').split()
 TIMES = ('updated_min token_issued_at last_full_sync_at due_at requested_at '
          'lease_expires_at last_sync_at last_successful_sync_at created_at '
-         'updated_at failing_since').split()
-MINE = ('user_id source resource status due_at requested_at parked_reason '
+         'updated_at failing_since limited_until').split()
+MINE = ('user_id account source resource status due_at requested_at parked_reason '
         'sync_interval last_full_sync_at last_sync_at '
         'last_successful_sync_at items_synced progress_done progress_total '
         'failures failing_since token_losses error_message created_at '
-        'updated_at').split()
+        'updated_at limited_until').split()
 SETTINGS = ('sync_interval lease_time retry_base retry_cap rate_limit_wait '
             'max_failures park_after token_ttl token_ttl_from jitter '
             'daily_budget min_interval max_interval request_gap auth_failures '
-            'resync_spread max_vanished resync_from paused_until').split()
+            'resync_spread max_vanished provider max_in_flight resync_from '
+            'paused_until').split()
 BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                retry_base=30 * SECOND, retry_cap=HOUR,
                rate_limit_wait=60 * SECOND, max_failures=30,
@@ -205,7 +206,12 @@ BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                jitter=0.1, paused_until=None, daily_budget=None,
                min_interval=MINUTE, max_interval=DAY, rate_per_minute=None,
                request_gap=10 * SECOND, auth_failures=1,
-               resync_from=None, resync_spread=DAY, max_vanished=0.1)
+               resync_from=None, resync_spread=DAY, max_vanished=0.1,
+               max_in_flight=None)
+GOOGLE = {'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts'}
+REASONS = 'paused', 'auth', 'failures', 'token_loop', 'gone'
+# Reasons that nothing but their own name takes back.
+STAY_PARKED = 'paused', 'gone'
 BUILTIN_TTL = {'google_gmail': (7 * DAY, 'token'),
                'google_contacts': (7 * DAY, 'full')}
 # From this many losses of the cursor in a row on the row waits, is parked.
@@ -255,6 +261,7 @@ class Model:
         p = dict(BUILTIN)
         p['token_ttl'], p['token_ttl_from'] = \
             BUILTIN_TTL.get(source, (None, 'token'))
+        p['provider'] = 'google' if source in GOOGLE else source
         for k, v in self.overrides.get(source, {}).items():
             if v is not None:
                 p[k] = v
@@ -263,6 +270,9 @@ class Model:
         return p
 
     def set_policy(self, source, changes):
+        refuse_unless(changes.get('provider') is None
+                      or is_label(changes['provider']))
+        refuse_unless(changes.get('max_in_flight') != 0)
         o = dict(self.overrides.get(source, {}))
         o.update(changes)
         before, self.overrides[source] = self.overrides.get(source), o
@@ -412,6 +422,8 @@ class Model:
             lo, hi = min(lo, asked), min(hi, asked)
         if row['status'] == 'syncing':
             lo, hi = (max(t, row['lease_expires_at']) for t in (lo, hi))
+        if row['limited_until'] is not None:
+            lo, hi = (max(t, row['limited_until']) for t in (lo, hi))
         return lo, hi
 
     def opens(self, row):
@@ -484,15 +496,34 @@ class Model:
             row['lease_expires_at'] = \
                 self.now + self.policy(row['source'])['lease_time']
 
+    def settle_limit(self, row):
+        if (row['limited_until'] or 0) > self.now + 30 * DAY:
+            row['limited_until'] = None
+
     # ------------------------------------------------------- transitions
 
+    def place(self, key):
+        """Sorts keys as the database does"""
+        return (*key[:SOURCE], self.sources.index(key[SOURCE]), key[RESOURCE])
+
+    def keys_of(self, user, account, *source):
+        """The keys of an account, or of one of its quota domains, in order"""
+        prefix = user, account, *source
+        return sorted((k for k in self.rows if k[:len(prefix)] == prefix),
+                      key=self.place)
+
     def new_row(self, key):
+        """A row that a call makes"""
         row = dict.fromkeys(COLUMNS)
-        row['user_id'], row['source'], row['resource'] = key
+        row.update(zip(COLUMNS, key))
         row.update(status='idle', items_synced=0, failures=0, syncs_started=0,
                    lease=Within(self.greatest.get(key, FIRST_LEASE), 2 ** 53),
                    token_losses=0, due_at=self.first_due(key),
-                   lease_required=False,
+                   lease_required=False, limited_until=max(
+                       (self.rows[k]['limited_until']
+                        for k in self.keys_of(*key[:RESOURCE])
+                        if self.rows[k]['limited_until'] is not None),
+                       default=None),
                    created_at=Within(-INFINITY, INFINITY), updated_at=self.now)
         return row
 
@@ -510,6 +541,8 @@ class Model:
                    lease_required=claim, updated_at=now)
         if isinstance(row['due_at'], int) and row['due_at'] > now:
             row['due_at'] = now
+        if row['limited_until'] is not None and row['limited_until'] <= now:
+            row['limited_until'] = None
         return row
 
     def resync(self, row):
@@ -642,6 +675,8 @@ class Model:
         if kind == 'auth' and row['failures'] >= \
                 self.policy(row['source'])['auth_failures']:
             self.park(row, 'auth')
+            if a.get('scope', 'account') == 'account':
+                self.park_account(row)
         elif self.at_limits(row['source'], row['failures'],
                             row['failing_since']):
             self.park(row, 'failures')
@@ -650,6 +685,23 @@ class Model:
                             + self.policy(row['source'])['retry_cap'])
         else:
             self.wait_until(row, self.backoff(row['source'], row['failures']))
+
+    def park_account(self, row):
+        """A grant was revoked: it is that of all sources of the provider."""
+        provider = self.policy(row['source'])['provider']
+        for key in self.keys_of(row['user_id'], row['account']):
+            if key != key_of(row) and self.rows[key]['parked_reason'] is None \
+                    and self.policy(key[SOURCE])['provider'] == provider:
+                other = self.rows[key] = dict(self.rows[key], updated_at=self.now)
+                self.park(other, 'auth')
+
+    def limit_account(self, row, until):
+        """A quota is that of all resources of the source."""
+        for key in self.keys_of(*key_of(row)[:RESOURCE]):
+            if key != key_of(row) and (self.rows[key]['limited_until'] or 0) < until:
+                self.rows[key] = dict(self.rows[key], limited_until=until,
+                                      updated_at=self.now)
+        row['limited_until'] = max(row['limited_until'] or 0, until)
 
     def limit(self, row, a):
         p = self.policy(row['source'])
@@ -664,8 +716,10 @@ class Model:
         self.end(row, 'rate_limited')
         row['error_message'] = 'API rate limit exceeded'
         self.wait_until(row, Within(lo - SLOP, hi + SLOP))
-        if a.get('scope') == 'source':
-            until = self.now + wait
+        until = self.now + wait
+        if a.get('scope', 'account') == 'account':
+            self.limit_account(row, until)
+        elif a['scope'] == 'source':
             was = self.overrides.get(row['source'], {}).get('paused_until')
             if was is None or was < until:
                 self.set_policy(row['source'], {'paused_until': until})
@@ -718,8 +772,10 @@ class Model:
             refuse_unless(a.get('error_message') is not None)
             refuse_unless(a.get('kind', 'transient')
                           in ('transient', 'permanent', 'auth'))
+            refuse_unless(a.get('scope', 'account') in ('row', 'account'))
         elif name == 'mark_rate_limited':
-            refuse_unless(a.get('scope', 'user') in ('user', 'source'))
+            refuse_unless(a.get('scope', 'account')
+                          in ('row', 'account', 'source'))
 
     REPORTS = {'mark_sync_completed': 'complete', 'mark_sync_failed': 'fail',
                'mark_rate_limited': 'limit'}
@@ -760,7 +816,7 @@ class Model:
         refuse_unless(lease_time is None or SECOND <= lease_time <= DAY)
         row = self.locate(key, a, make=False)
         row['lease_expires_at'] = self.now + (
-            lease_time or self.policy(key[1])['lease_time'])
+            lease_time or self.policy(key[SOURCE])['lease_time'])
         self.rows[key] = row
         return row
 
@@ -778,7 +834,7 @@ class Model:
         # a lease that was taken for longer is not cut short
         row['lease_expires_at'] = max(
             row['lease_expires_at'],
-            self.now + self.policy(key[1])['lease_time'])
+            self.now + self.policy(key[SOURCE])['lease_time'])
         self.rows[key] = row
         return row
 
@@ -803,6 +859,7 @@ class Model:
         new = dict(row)
         self.settle_due(new)
         self.settle_lease(new)
+        self.settle_limit(new)
         if row['requested_at'] is None or row['requested_at'] > self.now \
                 or row['updated_at'] > self.now \
                 or new['due_at'] != row['due_at']:
@@ -835,6 +892,7 @@ class Model:
         if row['requested_at'] is not None:
             row['requested_at'] = min(row['requested_at'], self.now)
         self.settle_lease(row)
+        self.settle_limit(row)
         row.update(failures=0, failing_since=None, token_losses=0)
         if row['status'] == 'error':
             row.update(status='idle', error_message=None)
@@ -845,28 +903,29 @@ class Model:
         self.revive(row, but='paused')
         if row['requested_at'] is None:
             row['requested_at'] = self.now
-            self.announced |= {key[1]}
-        self.perhaps |= {key[1]}
+            self.announced |= {key[SOURCE]}
+        self.perhaps |= {key[SOURCE]}
         self.rows[key] = row
         return row
 
     def resume_sync(self, key):
         row = self.locate(key, {}, make=False)
         self.revive(row)
-        self.perhaps |= {key[1]}
+        self.perhaps |= {key[SOURCE]}
         self.rows[key] = row
         return row
 
     def revive_syncs(self, source, reason, spread, max_rows):
         """The keys of rows that are parked for a reason, in their order, and
         taken back"""
-        refuse_unless(reason in (None, 'paused', 'auth', 'failures', 'token_loop'))
+        refuse_unless(reason is None or reason in REASONS)
         refuse_unless(0 <= spread <= DAY)
         refuse_unless(1 <= max_rows <= 10000)
-        keys = sorted(k for k, row in self.rows.items() if k[1] == source
+        keys = sorted(k for k, row in self.rows.items() if k[SOURCE] == source
                       and row['parked_reason'] is not None
                       and row['parked_reason'] == (reason or row['parked_reason'])
-                      and (reason or row['parked_reason'] != 'paused'))[:max_rows]
+                      and (reason or row['parked_reason'] not in STAY_PARKED)
+                      )[:max_rows]
         for key in keys:
             row = dict(self.rows[key], updated_at=self.now)
             self.revive(row)
@@ -885,6 +944,58 @@ class Model:
     def disconnect_sync(self, key):
         return self.rows.pop(key, None) is not None
 
+    def keys_with(self, user, account, provider):
+        """The keys that a call about an account is about, in order"""
+        refuse_unless(provider is None or provider in (
+            self.policy(s)['provider'] for s in self.sources))
+        return [k for k in self.keys_of(user, account) if provider in
+                (None, self.policy(k[SOURCE])['provider'])]
+
+    def connect_account(self, keys):
+        return [self.connect_sync(k) for k in keys]
+
+    def pause_account(self, keys):
+        return [self.pause_sync(k) for k in self.not_gone(keys)]
+
+    def resume_account(self, keys):
+        return [self.resume_sync(k) for k in self.not_gone(keys)]
+
+    def disconnect_account(self, keys):
+        return [self.rows.pop(k) for k in keys]
+
+    def request_account(self, keys):
+        return [k for k in keys if self.request_sync(k)]
+
+    def not_gone(self, keys):
+        return [k for k in keys if self.rows[k]['parked_reason'] != 'gone']
+
+    def set_sync_resources(self, domain, resources):
+        """{resource: change}, in order"""
+        refuse_unless(resources is not None and len(resources) <= 10000)
+        refuse_unless(all(x is not None and len(x.encode()) <= 1024
+                          for x in resources))
+        there = {k[RESOURCE] for k in self.keys_of(*domain)}
+        changes = {}
+        for resource in sorted(there | set(resources)):
+            key = *domain, resource
+            reason = self.rows[key]['parked_reason'] if key in self.rows else None
+            if resource == '':
+                continue
+            if resource not in there:
+                self.connect_sync(key)
+                changes[resource] = 'added'
+            elif resource in resources and reason == 'gone':
+                self.connect_sync(key)
+                changes[resource] = 'returned'
+            elif resource in resources or reason == 'paused':
+                changes[resource] = 'kept'
+            elif reason != 'gone':
+                row = self.locate(key, {}, make=False)
+                self.park(row, 'gone')
+                self.rows[key] = row
+                changes[resource] = 'gone'
+        return changes
+
     def report_syncs(self, reports):
         """The rows that were changed, in any order"""
         for r in reports:
@@ -893,7 +1004,7 @@ class Model:
             refuse_unless(0 <= (r.get('delay') or 0) <= DAY)
         done = []
         for r in reports:
-            key = r['user_id'], r['source'], r.get('resource', '')
+            key = reported_key(r)
             try:
                 row = self.locate(key, r, make=False)
             except Refused:
@@ -927,7 +1038,7 @@ class Model:
         now = self.now
         priority, due = [], []
         for key, row in self.rows.items():
-            if key[1] != source or not self.is_of_kind(row, kind):
+            if key[SOURCE] != source or not self.is_of_kind(row, kind):
                 continue
             opens = self.opens(row)
             if opens is None or opens[0] > now:
@@ -935,16 +1046,26 @@ class Model:
             if opens[1] > now and key not in taken:
                 continue
             if row['requested_at'] is not None:
-                priority.append((row['requested_at'], key[0], key[2], key))
+                priority.append((row['requested_at'], key))
             if row['due_at'] <= now:
-                due.append((row['due_at'], key[0], key[2], key))
+                due.append((row['due_at'], key))
         priority.sort()
         due.sort()
         return [p[-1] for p in priority], [d[-1] for d in due]
 
+    def room(self, domain):
+        """How many syncs of a quota domain may start"""
+        most = self.policy(domain[SOURCE])['max_in_flight']
+        if most is None:
+            return INFINITY
+        return max(most - sum(self.rows[k]['status'] == 'syncing' and
+                              self.rows[k]['lease_expires_at'] > self.now
+                              for k in self.keys_of(*domain)), 0)
+
     def claim(self, source, max_rows, lease_time, kind, got):
         """Checks which rows were handed out, in which order, and what became
-        of them and of those that were parked.  got: rows, in order"""
+        of them and of those that were parked, and how many were held back by
+        others of their domain.  got: rows, in order"""
         refuse_unless(max_rows is not None and 1 <= max_rows <= 10000)
         refuse_unless(lease_time is None or SECOND <= lease_time <= DAY)
         refuse_unless(kind in ('any', 'incremental', 'full'))
@@ -954,42 +1075,52 @@ class Model:
             raise Mismatch('a row was handed out twice', None, order)
         full = len(got) == max_rows
         sources = self.sources if source is None else [source]
-        hopeless, perhaps = [], []
+        hopeless, perhaps, held_back = [], [], 0
         claimable = {}
         for s in sources:
             priority, due = self.lanes(s, taken, kind)
-            mine = [k for k in order if k[1] == s]
+            mine = [k for k in order if k[SOURCE] == s]
             bad = {k for k in priority + due if self.hopeless(self.rows[k])}
             good_p = [k for k in priority if k not in bad]
             good_d = [k for k in due if k not in bad]
-            claimable[s] = len(set(good_p + good_d))
+            left = {d: self.room(d) - sum(k[:RESOURCE] == d for k in mine)
+                    for d in {k[:RESOURCE] for k in self.rows if k[SOURCE] == s}}
+            if any(n < 0 for n in left.values()):
+                raise Mismatch('more syncs of a domain than may run', None, left)
+            waiting = {k for k in good_p + good_d
+                       if k not in taken and left[k[:RESOURCE]] > 0}
+            claimable[s] = len(mine) + len(waiting)
+            held_back += len({*good_p, *good_d} - taken - waiting)
             if bad & taken:
                 raise Mismatch('handed out what had to be parked',
                                None, bad & taken)
             stray = set(mine) - set(good_p + good_d)
             if stray:
                 raise Mismatch('handed out what was not due', None, stray)
-            self.check_order(mine, good_p, good_d, max_rows, source is None)
+            self.check_order(mine, good_p, good_d, waiting, len(sources) > 1)
             # All rows to be parked were met, or else those at least that
-            # lie before one that can only come from the due lane.
+            # lie before one that can only come from the due lane, where
+            # requested ones are passed over once the others took their part.
             last = max((due.index(k) for k in mine if k not in priority),
                        default=0)
             for k in bad:
-                if not full or k in due[:last]:
+                if left[k[:RESOURCE]] == 0:
+                    perhaps.append(k)
+                elif not full or k in due[:last] and k not in priority:
                     hopeless.append(k)
                 else:
                     perhaps.append(k)
             # All rows not taken although there was room are closed yet; those
             # to be parked tell by whether they were.
             for k, row in self.rows.items():
-                if k[1] != s or k in taken or k in bad \
+                if k[SOURCE] != s or k in taken or k in bad \
                         or not self.is_of_kind(row, kind):
                     continue
                 opens = self.opens(row)
                 if opens is not None and opens[0] <= self.now < opens[1] \
                         and self.hopeless(row):
                     perhaps.append(k)
-                elif not full:
+                elif not full and left[k[:RESOURCE]] > 0:
                     self.expect_closed(row)
         total = sum(claimable.values())
         if len(got) != min(total, max_rows):
@@ -998,7 +1129,7 @@ class Model:
         if source is None and full:
             for s in sources:
                 fair = min(claimable[s], max_rows // len(sources))
-                mine = sum(1 for k in order if k[1] == s)
+                mine = sum(1 for k in order if k[SOURCE] == s)
                 if mine < fair:
                     raise Mismatch('unfair share of ' + s, fair, mine)
         for g in got:
@@ -1008,7 +1139,7 @@ class Model:
             if opens[1] > self.now:
                 self.learn_open(row, True)
             self.rows[key] = self.started(row, lease_time, g, claim=True)
-        return hopeless, perhaps
+        return hopeless, perhaps, held_back
 
     def expect_closed(self, row):
         """The row was not handed out: then it is closed, or left open."""
@@ -1020,36 +1151,27 @@ class Model:
                            key_of(row), None)
         self.learn_open(row, False)
 
-    def check_order(self, mine, priority, due, max_rows, shared):
-        """Requested rows first, in order, then the due ones, in order; while
-        the priority lane is full, one in four goes to the due lane.  A batch
-        over all sources visits a source up to twice."""
-        if mine in self.orders(len(mine), priority, due):
-            return
-        if shared:
-            for cut_at in range(1, len(mine)):
-                head, tail = mine[:cut_at], mine[cut_at:]
-                if head in self.orders(cut_at, priority, due):
-                    p = [k for k in priority if k not in head]
-                    d = [k for k in due if k not in head]
-                    if tail in self.orders(len(tail), p, d):
-                        return
-        raise Mismatch('order of the rows handed out', {
-            'requested': [(k, time_text(self.rows[k]['requested_at']))
-                          for k in priority],
-            'due': [(k, time_text(self.rows[k]['due_at'])) for k in due],
-            'first due': due and {c: nice(c, v) for c, v
-                                  in self.rows[due[0]].items()}}, mine)
-
-    @staticmethod
-    def orders(n, priority, due):
-        """The orders in which a claim of n rows may hand them out"""
-        out = []
-        for share in {n // 4, -(-n // 4)}:
-            p = priority[:n - share]
-            d = [k for k in due if k not in priority][:n - len(p)]
-            out.append(priority[:n - len(d)] + d)
-        return out
+    def check_order(self, mine, priority, due, waiting, shared):
+        """Requested rows first, in order, then the due ones, in order; none is
+        passed over, but where as many of its domain run as may.  While the
+        priority lane is full, one in four goes to the due lane.  A batch over
+        all sources visits a source up to twice."""
+        due = [k for k in due if k not in priority]
+        requested = [k for k in priority if k in mine]
+        others = [k for k in due if k in mine]
+        passed_over = [k for lane in (priority, due) for i, k in enumerate(lane)
+                       if k not in mine and any(
+                           x in mine and (k in waiting or x[:RESOURCE] == k[:RESOURCE])
+                           for x in lane[i:])]
+        n, slack = len(mine), int(shared)
+        too_many = waiting & {*priority} and len(others) > -(-n // 4) + slack
+        too_few = waiting & {*due} and len(others) < n // 4 - slack
+        if mine != requested + others or passed_over or too_many or too_few:
+            raise Mismatch('order of the rows handed out', {
+                'requested': [(k, time_text(self.rows[k]['requested_at']))
+                              for k in priority],
+                'due': [(k, time_text(self.rows[k]['due_at'])) for k in due],
+                'passed over': passed_over}, mine)
 
     def park_expired(self, key):
         row = dict(self.rows[key], updated_at=self.now)
@@ -1066,8 +1188,14 @@ class Model:
         any time that has passed says so."""
         lo = hi = None
         for key, row in self.rows.items():
-            if source is None or key[1] == source:
+            if source is None or key[SOURCE] == source:
                 opens = self.opens(row)
+                if opens is not None and opens[0] <= self.now \
+                        and not self.room(key[:RESOURCE]):
+                    # whoever looks for it may look again in a second
+                    again = self.now + SECOND
+                    opens = (again, again) if opens[1] <= self.now else \
+                        (self.now + 1, max(opens[1], again))
                 if opens is not None:
                     lo = opens[0] if lo is None else min(lo, opens[0])
                     hi = opens[1] if hi is None else min(hi, opens[1])
@@ -1082,7 +1210,8 @@ class Model:
         sure = {}
         perhaps = collections.defaultdict(list)
         for key, row in self.rows.items():
-            if key[1] != source or self.hopeless(row):
+            if key[SOURCE] != source or self.hopeless(row) \
+                    or not self.room(key[:RESOURCE]):
                 continue
             opens = self.opens(row)
             if opens is None or opens[0] > self.now:
@@ -1093,9 +1222,9 @@ class Model:
             place = (0, row['requested_at']) if row['requested_at'] is not None \
                 else (1, row['due_at'])
             if opens[1] <= self.now:
-                sure[key[0]] = min(sure.get(key[0], (2, 0)), place)
-            elif key[0] in got:     # what is not known, the answer says
-                perhaps[key[0]].append(place)
+                sure[key[USER]] = min(sure.get(key[USER], (2, 0)), place)
+            elif key[USER] in got:     # what is not known, the answer says
+                perhaps[key[USER]].append(place)
         return {u: sorted(([sure[u]] if u in sure else []) +
                           [p for p in perhaps[u] if p < sure.get(u, (2, 0))])
                 for u in {*sure, *perhaps}}
@@ -1104,6 +1233,7 @@ class Model:
         """Whether a time lies further ahead than any rule allows"""
         settled = dict(row)
         self.settle_due(settled)
+        self.settle_limit(settled)
         return settled != row or (row['requested_at'] or self.now) > self.now \
             or (row['lease_expires_at'] or self.now) > self.now + DAY
 
@@ -1111,7 +1241,7 @@ class Model:
         out = {}
         now = self.now
         for s in self.sources:
-            rows = [r for k, r in self.rows.items() if k[1] == s]
+            rows = [r for k, r in self.rows.items() if k[SOURCE] == s]
             o = collections.OrderedDict(source=s, rows=len(rows))
             for status in ('idle', 'syncing', 'error', 'rate_limited'):
                 o[status] = sum(r['status'] == status for r in rows)
@@ -1127,9 +1257,10 @@ class Model:
                                    r['lease_expires_at'] > now for r in rows)
             o['expired_leases'] = o['syncing'] - o['live_leases']
             o['failing'] = sum(r['failures'] > 0 for r in rows)
-            for reason in ('paused', 'auth', 'failures', 'token_loop'):
+            for reason in REASONS:
                 o['parked_' + reason] = sum(r['parked_reason'] == reason
                                             for r in rows)
+            o['limited'] = sum((r['limited_until'] or 0) > now for r in rows)
             o['without_cursor'] = sum(
                 r['last_successful_sync_at'] is not None
                 and r['last_successful_sync_at'] == r['last_full_sync_at']
@@ -1144,11 +1275,12 @@ class Model:
     def insert(self, key, changes):
         """INSERT of a row with some columns: what is missing is filled in."""
         row = self.new_row(key)
+        row['limited_until'] = None
         row['updated_at'] = Within(-INFINITY, INFINITY)     # DEFAULT now()
         row.update(changes)
         if row['status'] == 'syncing':
             row.update(last_sync_at=self.now, lease_expires_at=
-                       self.now + self.policy(key[1])['lease_time'])
+                       self.now + self.policy(key[SOURCE])['lease_time'])
             name_full_sync(row)
         if has_cursor(row):
             row['token_issued_at'] = self.now
@@ -1232,18 +1364,28 @@ class Model:
             self.fail(row, {'error_message': said['error_message'] or ''})
             row['error_message'] = said['error_message']
         elif status == 'rate_limited' and 'status' in changes:
-            self.limit(row, {})
+            self.limit(row, {'scope': 'row'})
         elif lost:
             self.lose_cursor(row, False)
         return row
 
     def forget_user(self, user):
-        for key in [k for k in self.rows if k[0] == user]:
+        for key in [k for k in self.rows if k[USER] == user]:
             del self.rows[key]
 
 
+# The parts of a key.  All rows of an account share the first two, those of a
+# quota domain the first three.
+USER, ACCOUNT, SOURCE, RESOURCE = range(4)
+
+
 def key_of(row):
-    return row['user_id'], row['source'], row['resource']
+    return row['user_id'], row['account'], row['source'], row['resource']
+
+
+def reported_key(report):
+    return (report['user_id'], report.get('account', ''), report['source'],
+            report.get('resource', ''))
 
 
 def change_rate(row, mean):
@@ -1251,6 +1393,10 @@ def change_rate(row, mean):
     a, b = (v.hi if isinstance(v, Within) else v or 0
             for v in (row['changes_seen'], row['seconds_watched']))
     return max(a / b if a >= 1 and b >= 1 else 0, (a + 1) / (b + 1 / mean))
+
+
+def is_label(text):
+    return re.fullmatch('[a-z0-9_]{1,58}', text) is not None
 
 
 def has_cursor(row):
@@ -1296,10 +1442,13 @@ class Session:
         self.must('LISTEN syncstate')
         self.must("SET TimeZone = 'UTC'; SET IntervalStyle = postgres; "
                   "SET client_min_messages = warning")
-        self.must('PREPARE row_of(uuid, text, text) AS '
+        self.must('PREPARE row_of(uuid, text, text, text) AS '
                   'SELECT row_to_json(s)::text FROM syncstate.sync_state AS s '
-                  'WHERE s.user_id = $1 AND s.source::text = $2 '
-                  'AND s.resource = $3')
+                  'WHERE s.user_id = $1 AND s.account = $2 '
+                  'AND s.source::text = $3 AND s.resource = $4')
+        self.must('PREPARE rows_of(uuid, text) AS '
+                  'SELECT row_to_json(s)::text FROM syncstate.sync_state AS s '
+                  'WHERE s.user_id = $1 AND s.account = $2')
         if claims is not None:
             self.must("SET request.jwt.claims = '%s'"
                       % json.dumps({'sub': claims}))
@@ -1357,9 +1506,12 @@ def parse_row(data):
 
 # ----------------------------------------------------------------- histories
 
-USERS = ['00000000-0000-4000-8000-%012x' % i for i in range(1, 8)]
-RESOURCES = ['', 'a', 'Ä b']
+# Few users, so that what holds for an account meets other rows of it.
+USERS = ['00000000-0000-4000-8000-%012x' % i for i in range(1, 5)]
+ACCOUNTS = ['', 'ada@work', 'é' * 127 + '1']
+RESOURCES = ['', 'a', 'b', 'Ä b']
 WORKERS = ['worker1', 'worker2', 'admin']
+# The first is always there: Google's share their provider, and it has its own.
 EXTRA_SOURCES = ['outlook_mail', 'a0_notes']
 
 Call = collections.namedtuple('Call', 'who name args now')
@@ -1390,6 +1542,7 @@ class Runner:
             if not root.must("SELECT 1 FROM pg_roles WHERE rolname = '%s'" % role):
                 root.must('CREATE ROLE ' + role)
             root.must("SELECT syncstate.%s('%s')" % (grant, role))
+        root.must("SELECT syncstate.register_sync_source('%s')" % EXTRA_SOURCES[0])
         self.model = Model()
         self.model.sources = [x.decode() for x in root.must(
             'SELECT unnest(enum_range(NULL::syncstate.sync_source))::text')]
@@ -1462,7 +1615,8 @@ class Runner:
         if row is None:
             return m.now
         t = r.choice([row['due_at'], row['lease_expires_at'],
-                      row['requested_at'], m.policy(row['source'])['paused_until']])
+                      row['requested_at'], row['limited_until'],
+                      m.policy(row['source'])['paused_until']])
         if t is None or t == INFINITY or not m.now <= t <= m.now + 2 * DAY:
             return m.now
         self.focus = key_of(row)    # something is about to happen to this one
@@ -1481,12 +1635,19 @@ class Runner:
             return self.focus
         if x < 0.75:
             row = self.some_row(*statuses)
-        if row is None and x < 0.95:
+        if row is None and x < 0.9:
             row = self.some_row()
         if row is not None:
             return key_of(row)
-        return (self.rnd.choice(USERS), self.rnd.choice(self.model.sources),
-                self.rnd.choice(RESOURCES))
+        return self.any_key()
+
+    def any_key(self):
+        beside = [k for k, row in self.model.rows.items()
+                  if row['limited_until'] is not None] or list(self.model.rows)
+        if beside and self.rnd.random() < 0.5:
+            return (*self.rnd.choice(beside)[:RESOURCE], self.rnd.choice(RESOURCES))
+        return (self.rnd.choice(USERS), self.rnd.choices(ACCOUNTS, [4, 3, 1])[0],
+                self.rnd.choice(self.model.sources), self.rnd.choice(RESOURCES))
 
     def some_lease(self):
         # relative to the row's, so that a shortened history still means it
@@ -1538,17 +1699,20 @@ class Runner:
                                            'boom', 'no', "it's"])
             if r.random() < 0.02:
                 a['error_message'] = None
-            if r.random() < 0.3:
+            if r.random() < 0.35:
                 a['kind'] = r.choices(['transient', 'permanent', 'auth', 'odd'],
-                                      [4, 5, 3, 1])[0]
+                                      [4, 5, 5, 1])[0]
+            if r.random() < 0.2:
+                a['scope'] = r.choices(['row', 'account', 'source'], [10, 5, 1])[0]
         elif name == 'limit':
             if r.random() < 0.6:
                 a['retry_after'] = r.choice([SECOND, 90 * SECOND, HOUR, 0, -HOUR,
                                              31 * DAY, 2 * DAY])
                 if a['retry_after'] > HOUR and r.random() < 0.7:
                     a['retry_after'] = 10 * SECOND
-            if r.random() < 0.15:
-                a['scope'] = r.choice(['user', 'user', 'source', 'both'])
+            if r.random() < 0.5:
+                a['scope'] = r.choices(['row', 'account', 'source', 'user'],
+                                       [10, 5, 3, 1])[0]
         return a
 
     def invent_complete(self):
@@ -1613,10 +1777,12 @@ class Runner:
                                   'rate_limited': 'limit'}.get(outcome), {})
             if a.get('scope') == 'source' and r.random() < 0.7:
                 del a['scope']
-            a.update(user_id=key[0], source=key[1], outcome=outcome,
+            a.update(user_id=key[USER], source=key[SOURCE], outcome=outcome,
                      lease=r.choice([0, 0, 0, 0, 0, 0, -1, 1]))
-            if key[2] or r.random() < 0.5:
-                a['resource'] = key[2]
+            for name, part in (('account', key[ACCOUNT]),
+                               ('resource', key[RESOURCE])):
+                if part or r.random() < 0.5:
+                    a[name] = part
             if outcome == 'released' and r.random() < 0.5:
                 a['delay'] = r.choice([0, 1, MINUTE, HOUR, DAY])
             reports.append(a)
@@ -1633,11 +1799,11 @@ class Runner:
             c = r.choice(['status', 'status', 'sync_token', 'history_id',
                           'cursor', 'sync_interval', 'sync_interval', 'items_synced',
                           'page_token', 'error_message', 'park', 'due_at',
-                          'token_losses', 'progress_done'])
+                          'token_losses', 'progress_done', 'limited_until'])
             if c == 'cursor':
                 changes.update(sync_token=None, history_id=None, updated_min=None)
             elif c == 'park':
-                changes['parked_reason'] = r.choice(['paused', 'auth', None])
+                changes['parked_reason'] = r.choice(['paused', 'auth', 'gone', None])
             else:
                 changes[c] = r.choice({
                     'status': ['syncing', 'syncing', 'idle', 'error', 'rate_limited'],
@@ -1649,7 +1815,9 @@ class Runner:
                     'error_message': ['odd', None],
                     'due_at': [self.model.now + r.randrange(-HOUR, 2 * HOUR)],
                     'token_losses': [0, 2, 8, 9],
-                    'progress_done': [4, None]}[c])
+                    'progress_done': [4, None],
+                    'limited_until': [self.model.now + r.randrange(-HOUR, HOUR), None],
+                }[c])
         if 'parked_reason' in changes and 'due_at' in changes:
             del changes['due_at']
         return {'key': self.some_key(), 'changes': changes}
@@ -1682,9 +1850,12 @@ class Runner:
                 'auth_failures': [1, 2, 3, 1000],
                 'resync_spread': [0, MINUTE, HOUR, DAY],
                 'max_vanished': [0, 0.5, 1],
+                'provider': ['google', 'other', 'outlook_mail'],
+                'max_in_flight': [1, 1, 2, 3, 1000],
                 'jitter': [0, 0.05, 0.1, 0.5, 0.9]}[k] + [None])
         if r.random() < 0.02:
-            changes['jitter'] = 0.95
+            changes.update(r.choice([{'jitter': 0.95}, {'max_in_flight': 0},
+                                     {'provider': ''}, {'provider': 'Google'}]))
         return {'source': r.choice(self.model.sources), 'changes': changes}
 
     def invent_rebalance(self):
@@ -1700,7 +1871,7 @@ class Runner:
         r = self.rnd
         a = {'source': r.choice(self.model.sources)}
         if r.random() < 0.6:
-            a['reason'] = r.choice(['paused', 'auth', 'failures', 'token_loop', 'none'])
+            a['reason'] = r.choice(REASONS + ('none',))
         if r.random() < 0.6:
             a['spread'] = r.choice([0, SECOND, HOUR, DAY, DAY + 1])
         if r.random() < 0.6:
@@ -1740,6 +1911,33 @@ class Runner:
 
     def invent_user_request(self):
         return {'key': self.some_key(), 'user': self.rnd.randrange(len(USERS))}
+
+    def invent_account(self):
+        r = self.rnd
+        key = self.some_key()
+        a = {'user_id': key[USER]}
+        if key[ACCOUNT] or r.random() < 0.5:
+            a['account'] = key[ACCOUNT]
+        if r.random() < 0.5:
+            a['provider'] = r.choice(['google', 'google', 'google', 'outlook_mail',
+                                      'outlook_mail', 'other', ''])
+        return a
+
+    invent_connect_account = invent_pause_account = invent_resume_account = \
+        invent_disconnect_account = invent_request_account = invent_account
+
+    def invent_user_request_account(self):
+        return dict(self.invent_account(), user=self.rnd.randrange(len(USERS)))
+
+    def invent_set_resources(self):
+        r = self.rnd
+        a = {'domain': self.some_key()[:RESOURCE],
+             'resources': r.choices(RESOURCES, k=r.randrange(6))}
+        if r.random() < 0.05:
+            a['resources'] = r.choice([None, ['a', None], ['x' * 1024], ['b', 'x' * 1025]])
+        elif r.random() < 0.05:
+            a['times'] = r.choice([2000, 2001, 5000])
+        return a
 
     def invent_my_syncs(self):
         return {'user': self.rnd.randrange(len(USERS))}
@@ -1839,7 +2037,7 @@ class Runner:
             self.saved = []
         session.clock = None
 
-    def compare_row(self, key, got, what='row', adopt=True):
+    def compare_row(self, key, got, what='row'):
         """The model's row against the database's, which it then becomes."""
         want = self.model.rows.get(key)
         if want is None or got is None:
@@ -1847,6 +2045,10 @@ class Runner:
                 raise Mismatch(what + ': there or not', want, got)
             return
         self.model.greatest[key] = got['lease']
+        self.same_row(want, got, what)
+        self.model.rows[key] = got
+
+    def same_row(self, want, got, what):
         if want == got:
             return
         wrong = {}
@@ -1864,23 +2066,29 @@ class Runner:
                         continue
                 wrong[c] = w, g
         if wrong:
-            show = {c: time_text(v) if c in TIMES and isinstance(v, (int, float))
-                    else v for c, v in got.items()}
             raise Mismatch('%s: %s' % (what, ', '.join(wrong)),
                            {c: nice(c, w) for c, (w, g) in wrong.items()},
                            {c: nice(c, g) for c, (w, g) in wrong.items()})
         for f, g in learn:
             f(g)
-        self.model.rows[key] = got
 
     def table_row(self, session, key):
         if session.role == 'regress_model_user':
             session = self.sessions['admin']
-        out = session.must("EXECUTE row_of('%s', '%s', '%s')" % key)
+        out = session.must("EXECUTE row_of('%s', '%s', '%s', '%s')" % key)
         return parse_row(out[0]) if out else None
 
     def compare_table(self, session, key):
         self.compare_row(key, self.table_row(session, key), 'table')
+
+    def compare_account(self, session, user, account):
+        if session.role == 'regress_model_user':
+            session = self.sessions['admin']
+        rows = [parse_row(x) for x in session.must(
+            "EXECUTE rows_of('%s', '%s')" % (user, account))]
+        got = {key_of(row): row for row in rows}
+        for key in {*got, *self.model.keys_of(user, account)}:
+            self.compare_row(key, got.get(key), 'table')
 
     def compare_all(self):
         """Every row and every policy, as another session sees them."""
@@ -1949,14 +2157,22 @@ class Runner:
                 getattr(m, function)(key, a)
             return True
 
+        before = self.model.rows.copy()
         if self.settle(session, expect):
             self.compare_row(key, got, 'returned row')
             if got['parked_reason'] is not None:
                 self.facts['rows returned parked, ' + got['parked_reason']] += 1
             if a.get('scope') == 'source':
-                self.check_policy(session, key[1])
+                self.check_policy(session, key[SOURCE])
+            if key not in before:
+                self.facts['rows made under a limit'] += \
+                    got['limited_until'] is not None
+            if call.name in ('fail', 'limit'):
+                self.facts['other rows changed by ' + call.name] += sum(
+                    k != key and self.model.rows[k] is not before[k]
+                    for k in self.model.keys_of(*key[:SOURCE]))
         if self.owner is None or self.code is None:
-            self.compare_table(session, key)
+            self.compare_account(session, *key[:SOURCE])
 
     do_complete = do_fail = do_limit = do_clear = do_clear_again = do_renew = \
         do_checkpoint = do_release = do_start = do_connect = do_pause = \
@@ -1983,13 +2199,14 @@ class Runner:
         for row in got:
             self.compare_row(key_of(row), row, 'claimed row')
             self.compare_table(session, key_of(row))
-        surely, perhaps = done
+        surely, perhaps, held_back = done
+        self.facts['rows held back by a cap'] += held_back
         for key in surely:
             self.facts['rows parked by a claim'] += 1
             self.model.park_expired(key)
             self.compare_table(session, key)
         for key in perhaps:
-            out = session.must("EXECUTE row_of('%s', '%s', '%s')" % key)
+            out = session.must("EXECUTE row_of('%s', '%s', '%s', '%s')" % key)
             row = parse_row(out[0])
             if row['parked_reason'] is not None:
                 self.facts['rows parked by a claim'] += 1
@@ -2001,8 +2218,7 @@ class Runner:
         session = self.session(call.who)
         reports = []
         for r in call.args['reports']:
-            key = r['user_id'], r['source'], r.get('resource', '')
-            reports.append(self.resolve(key, r))
+            reports.append(self.resolve(reported_key(r), r))
         sent = [{k: interval_text(v) if k in ('retry_after', 'delay') else
                  time_text(v) if k == 'updated_min' else v
                  for k, v in r.items()} for r in reports]
@@ -2019,9 +2235,8 @@ class Runner:
         self.facts['rows reported in batches'] += len(got)
         for row in got:
             self.compare_row(key_of(row), row, 'returned row')
-        for r in reports:
-            self.compare_table(session, (r['user_id'], r['source'],
-                                         r.get('resource', '')))
+        for key in {reported_key(r)[:SOURCE] for r in reports}:
+            self.compare_account(session, *key)
 
     def do_update(self, call):
         session = self.session(call.who)
@@ -2029,11 +2244,15 @@ class Runner:
         sent = {k: interval_text(v) if k == 'sync_interval' else
                 time_text(v) if k in TIMES else v for k, v in changes.items()}
         out = self.call(session, 'SELECT row_to_json(r)::text FROM '
-                        'syncstate.update_sync_state(%s, %s, %s, %s) AS r' % (
-                            literal(key[0]), literal(key[1]),
-                            literal(json.dumps(sent)), literal(key[2])))
+                        'syncstate.update_sync_state(%s) AS r'
+                        % arguments(key, {'changes': json.dumps(sent)}))
         got = parse_row(out[0]) if out else None
-        if self.settle(session, lambda: self.model.write(key, changes, got)):
+
+        def expect():
+            refuse_unless('limited_until' not in changes)
+            return self.model.write(key, changes, got)
+
+        if self.settle(session, expect):
             self.compare_row(key, got, 'returned row')
         if self.owner is None or self.code is None:
             self.compare_table(session, key)
@@ -2046,10 +2265,11 @@ class Runner:
                           time_text(v) if c in TIMES else v)
                   for c, v in changes.items()]
         self.call(session, 'INSERT INTO syncstate.sync_state AS s '
-                  '(user_id, source, resource, %s) VALUES (%s, %s, %s, %s) '
-                  'ON CONFLICT (user_id, source, resource) DO UPDATE SET %s' % (
-                      ', '.join(columns), literal(key[0]), literal(key[1]),
-                      literal(key[2]), ', '.join(values),
+                  '(user_id, account, source, resource, %s) VALUES (%s, %s) '
+                  'ON CONFLICT (user_id, account, source, resource) '
+                  'DO UPDATE SET %s' % (
+                      ', '.join(columns), ', '.join(map(literal, key)),
+                      ', '.join(values),
                       ', '.join('%s = EXCLUDED.%s' % (c, c) for c in columns)))
         if key in self.model.rows:
             got = self.table_row(session, key) if self.code is None else None
@@ -2064,8 +2284,8 @@ class Runner:
         session = self.session(call.who)
         key = call.args['key']
         self.call(session, "UPDATE syncstate.sync_state SET resource = 'other' "
-                  "WHERE user_id = '%s' AND source = '%s' AND resource = '%s'"
-                  % key)
+                  "WHERE user_id = '%s' AND account = '%s' AND source = '%s' "
+                  "AND resource = '%s'" % key)
         self.settle(session, lambda: refuse_unless(
             key not in self.model.rows) or True)
         if self.owner is None or self.code is None:
@@ -2096,6 +2316,68 @@ class Runner:
         if self.owner is None or self.code is None:
             self.compare_table(session, key)
 
+    def do_account(self, call):
+        """A call about an account that returns its rows"""
+        self.account_call(call, self.session(call.who), call.name)
+
+    do_connect_account = do_pause_account = do_resume_account = \
+        do_disconnect_account = do_request_account = do_account
+
+    def do_user_request_account(self, call):
+        user = call.args['user']
+        self.account_call(call, self.session('user%d' % user), 'request_account',
+                          USERS[user] == call.args['user_id'])
+
+    def account_call(self, call, session, function, visible=True):
+        a = {k: v for k, v in call.args.items() if k != 'user'}
+        user, account = a['user_id'], a.get('account', '')
+        out = self.call(session, 'SELECT row_to_json(r)::text FROM syncstate.%s(%s) AS r'
+                        % (function, arguments(None, a)))
+        got = [parse_row(x) for x in out or ()]
+
+        def expect():
+            m = self.model
+            keys = m.keys_with(user, account, a.get('provider'))
+            return getattr(m, function)(keys if visible else [])
+
+        want = self.settle(session, expect)
+        if want is None:
+            pass
+        elif function == 'request_account':
+            want = [{'source': k[SOURCE], 'resource': k[RESOURCE]} for k in want]
+            if got != want:
+                raise Mismatch('rows requested', want, got)
+        else:
+            if [key_of(row) for row in got] != [key_of(row) for row in want]:
+                raise Mismatch('rows of ' + function, want, got)
+            for row, w in zip(got, want):
+                self.same_row(w, row, 'returned row')
+        self.facts['rows of ' + function] += len(got)
+        if self.owner is None or self.code is None:
+            self.compare_account(session, user, account)
+
+    def do_set_resources(self, call):
+        session = self.session(call.who)
+        domain = call.args['domain']
+        resources = call.args['resources']
+        if resources is not None:
+            resources = resources * call.args.get('times', 1)
+        array = 'NULL' if resources is None else \
+            'ARRAY[%s]::text[]' % ', '.join(map(literal, resources))
+        out = self.call(session, 'SELECT json_build_array(resource, change)::text '
+                        'FROM syncstate.set_sync_resources(%s, resources => %s)'
+                        % (arguments((*domain, ''), {}), array))
+        want = self.settle(session, lambda: self.model.set_sync_resources(
+            domain, resources))
+        if want is not None:
+            got = [tuple(json.loads(x)) for x in out]
+            if got != list(want.items()):
+                raise Mismatch('changes of resources', want, got)
+            for _, change in got:
+                self.facts['resources ' + change] += 1
+        if self.owner is None or self.code is None:
+            self.compare_account(session, *domain[:SOURCE])
+
     def do_user_forbidden(self, call):
         """What a user may not do, not even with their own row"""
         user = call.args['key'][0]
@@ -2103,6 +2385,12 @@ class Runner:
         self.call(session, self.rnd_free_choice(call, [
             "SELECT syncstate.mark_sync_completed(%s)" % arguments(call.args['key'], {}),
             "SELECT syncstate.connect_sync(%s)" % arguments(call.args['key'], {}),
+            "SELECT syncstate.connect_account('%s')" % user,
+            "SELECT syncstate.pause_account('%s')" % user,
+            "SELECT syncstate.resume_account('%s')" % user,
+            "SELECT syncstate.disconnect_account('%s')" % user,
+            "SELECT syncstate.set_sync_resources(%s, resources => '{}')"
+            % arguments(call.args['key'][:RESOURCE] + ('',), {}),
             "SELECT count(*) FROM syncstate.claim_due_syncs()",
             "SELECT sync_token FROM syncstate.sync_state",
             "UPDATE syncstate.sync_state SET due_at = now()",
@@ -2123,7 +2411,7 @@ class Runner:
         self.settle(session, lambda: True)
         got = sorted((parse_row(x) for x in out), key=key_of)
         want = sorted(({c: r[c] for c in MINE} for k, r in self.model.rows.items()
-                       if k[0] == USERS[user]), key=key_of)
+                       if k[USER] == USERS[user]), key=key_of)
         if got != want:
             raise Mismatch('my_syncs', want, got)
 
@@ -2146,8 +2434,8 @@ class Runner:
         self.settle(session, lambda: True)
         got = [parse_row(x) for x in out]
         want = [self.model.rows[k] for k in sorted(
-            (k for k in self.model.rows if k[0] == user),
-            key=lambda k: (self.model.sources.index(k[1]), k[2]))]
+            (k for k in self.model.rows if k[USER] == user),
+            key=self.model.place)]
         if got != want:
             raise Mismatch('get_sync_states', want, got)
 
@@ -2214,6 +2502,16 @@ class Runner:
                 raise Mismatch('sync_overview of ' + s, *(
                     {k: v for k, v in o.items() if got[s].get(k) != want[s].get(k)}
                     for o in (want[s], got[s])))
+        for data in session.must('SELECT json_build_array(s, syncstate.due_from(s))'
+                                 '::text FROM syncstate.sync_state AS s'):
+            row, due_from = json.loads(data)
+            due_from = parse_time(due_from)
+            lo, hi = self.model.opens_alone(self.model.rows[key_of(row)]) \
+                or (None, None)
+            if due_from != lo and (due_from is None or lo is None
+                                   or not lo <= due_from <= hi):
+                raise Mismatch('due_from', (time_text(lo), time_text(hi)),
+                               time_text(due_from))
 
     def check_policy(self, session, source):
         out = session.must("SELECT row_to_json(p)::text FROM "
@@ -2390,7 +2688,7 @@ class Runner:
 
         if self.settle(session, expect):
             want = a.get('force', False) or a['vanished'] <= 10 or a['vanished'] <= \
-                self.model.policy(key[1])['max_vanished'] * a['total']
+                self.model.policy(key[SOURCE])['max_vanished'] * a['total']
             if (out[0] == b't') != want:
                 raise Mismatch('whether to sweep', want, out[0])
 
@@ -2400,7 +2698,7 @@ class Runner:
         self.call(session, 'SELECT syncstate.register_sync_source(%s)' % literal(label))
 
         def expect():
-            refuse_unless(re.fullmatch('[a-z0-9_]{1,58}', label))
+            refuse_unless(is_label(label))
             if label not in self.model.sources:
                 self.model.sources = self.model.sources + [label]
             return True
@@ -2504,9 +2802,9 @@ def arguments(key, a):
     """SQL's named arguments"""
     out = []
     if key is not None:
-        out += ["user_id => '%s'" % key[0], "source => '%s'" % key[1]]
-        if key[2]:
-            out.append('resource => ' + literal(key[2]))
+        out += ["user_id => '%s'" % key[USER], "source => '%s'" % key[SOURCE]]
+        out += ['%s => %s' % (name, literal(key[i])) for name, i in (
+            ('account', ACCOUNT), ('resource', RESOURCE)) if key[i]]
     for k, v in a.items():
         if k in ('lease_time', 'retry_after', 'stale_after', 'delay', 'spread'):
             v = interval_text(v)
@@ -2516,17 +2814,20 @@ def arguments(key, a):
     return ', '.join(out)
 
 
-MIX = dict(claim=22, start=7, complete=15, fail=10, limit=4, clear=3,
+MIX = dict(claim=22, start=7, complete=15, fail=10, limit=5, clear=3,
            clear_again=2, renew=4, checkpoint=5, release=3, batch=6, update=5,
            upsert=4, request=5, user_request=3, connect=6, disconnect=1.2,
-           pause=2, resume=3, policy=1.5, pause_source=0.5, resume_source=0.7,
+           pause=2, resume=3, connect_account=2, pause_account=0.4,
+           resume_account=1, disconnect_account=0.15, request_account=1,
+           user_request_account=1, set_resources=4,
+           policy=1.5, pause_source=0.5, resume_source=0.7,
            resync=0.3, revive=1, sweep=1,
            get=1, get_all=0.5, my_syncs=1, users=3, next=3, overview=2,
-           get_policy=0.5, rebalance=0.7, user_forbidden=0.7, key_change=0.2, forget=0.1,
-           register=0.01, reconnect=0.3)
+           get_policy=0.5, rebalance=0.7, user_forbidden=0.7, key_change=0.2,
+           forget=0.05, register=0.01, reconnect=0.3)
 # Of other sessions than the one that has a transaction open.
-NOT_INSIDE = {'user_request', 'my_syncs', 'user_forbidden', 'register',
-              'reconnect', 'begin'}
+NOT_INSIDE = {'user_request', 'user_request_account', 'my_syncs',
+              'user_forbidden', 'register', 'reconnect', 'begin'}
 NAMES, WEIGHTS = list(MIX), list(MIX.values())
 
 
@@ -2568,7 +2869,7 @@ def shrink(conninfo, calls, mismatch, seconds):
     for about in (last.get('key'), last.get('source')):
         if about is not None:
             same([c for c in best[0] if 'key' not in c.args
-                  or about in (c.args['key'], c.args['key'][1])])
+                  or about in (c.args['key'], c.args['key'][SOURCE])])
     # without all calls of a kind
     for name in NAMES + ['begin', 'savepoint']:
         same([c for c in best[0][:-1] if c.name != name] + best[0][-1:])
@@ -2600,7 +2901,7 @@ def report_failure(options, seed, runner, e):
         print('  the row should be %r\n  with policy %r' % (
             {c: nice(c, v) for c, v in
              (runner.model.rows.get(key) or {}).items() if v is not None},
-            runner.model.policy(key[1])))
+            runner.model.policy(key[SOURCE])))
     sys.stdout.flush()
     runner.close()
     calls, end = runner.log, e

@@ -56,12 +56,16 @@ my @rare = grep { ($seen{$_} // 0) < $calls / 4000 }
 	'upsert', 'request', 'user_request', 'connect', 'disconnect', 'pause', 'resume', 'policy', 'pause_source',
 	'resume_source', 'users', 'next', 'overview', 'my_syncs', 'get', 'rollback', 'rollback to', 'commit',
 	'savepoint', '22023', '42501', 'PT404', 'PT409', 'rows claimed', 'rows parked by a claim', 'notifications',
-	map { "rows returned parked, $_" } 'paused', 'auth', 'failures', 'token_loop';
+	'connect_account', 'pause_account', 'resume_account', 'disconnect_account', 'request_account', 'user_request_account',
+	'set_resources', 'other rows changed by fail', 'other rows changed by limit', 'rows made under a limit',
+	'rows held back by a cap', (map { "resources $_" } 'added', 'gone', 'returned', 'kept'),
+	map { "rows returned parked, $_" } 'paused', 'auth', 'failures', 'token_loop', 'gone';
 is("@rare", '', 'every kind of call was made, and refused, often enough');
 
 # The control: a function that does a little more than it should is found.
 $node->safe_psql('broken', <<'EOSQL');
-CREATE OR REPLACE FUNCTION syncstate.resume_sync(user_id uuid, source syncstate.sync_source, resource text DEFAULT '')
+CREATE OR REPLACE FUNCTION syncstate.resume_sync(user_id uuid, source syncstate.sync_source, resource text DEFAULT '',
+		account text DEFAULT '')
 	RETURNS syncstate.sync_state
 	LANGUAGE plpgsql
 	AS $$
@@ -69,7 +73,8 @@ DECLARE
 	r syncstate.sync_state;
 BEGIN
 	UPDATE syncstate.sync_state AS s SET parked_reason = NULL, failures = 0, token_losses = 0
-	WHERE s.user_id = resume_sync.user_id AND s.source = resume_sync.source AND s.resource = resume_sync.resource
+	WHERE s.user_id = resume_sync.user_id AND s.account = resume_sync.account
+		AND s.source = resume_sync.source AND s.resource = resume_sync.resource
 	RETURNING * INTO r;
 	IF NOT FOUND THEN
 		RAISE SQLSTATE 'PT404';

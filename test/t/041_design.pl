@@ -1,5 +1,5 @@
-# The design of leases, fencing, hints and requests holds in every order of
-# events: spin looks at all states of test/model/lease.pml.  And it would not
+# The design of leases, fencing, hints, requests and caps holds in every order
+# of events: spin looks at all states of test/model/lease.pml.  And it would not
 # hold without each of its parts.  See test/model/README.md.
 #
 # Needs spin and a C compiler (test/setup installs them), and no server.
@@ -69,10 +69,14 @@ foreach my $program ('spin', 'gcc')
 my %leases = (ROWS => 1, WORKERS => 3, FAULTS => $faults + 2, ANY_ROW => 1);
 my %hints = (ROWS => 1, WORKERS => 2, FAULTS => $faults);
 my %lanes = (ROWS => 2, WORKERS => 1, FAULTS => $faults);
+my %domain = (ROWS => 2, WORKERS => 2, FAULTS => $faults, ANY_ROW => 1, CAP => 1);
 
 is(check('assert', %leases), 'holds', 'of two holders only the last one succeeds, and no two leases are live');
 is(check('assert', %leases, $_ => 1), 'violated', "... not so with $_") 
   foreach 'NO_FENCE', 'NO_STATUS', 'NO_RECHECK', 'NUMBERS_AGAIN', 'NO_LEASE_NEEDED';
+
+is(check('assert', %domain), 'holds', 'no more rows of a quota domain run than may, whoever claims at once');
+is(check('assert', %domain, $_ => 1), 'violated', "... not so with $_") foreach 'NO_DOMAIN_LOCK', 'COUNTED_BEFORE';
 
 is(check('request_kept', %leases), 'holds', 'a request stays until a run starts');
 is(check('request_kept', %leases, LOSE_REQUEST => 1), 'violated', '... not so with LOSE_REQUEST');

@@ -27,7 +27,7 @@ const uint64 own_columns[NUM_TRANSITIONS] = {
 	[TRANSITION_START] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(lease) | COLUMN(last_sync_at) |
 	COLUMN(requested_at) | COLUMN(due_at) | COLUMN(full_sync_id) |
-	COLUMN(syncs_started),
+	COLUMN(syncs_started) | COLUMN(limited_until),
 	[TRANSITION_GIVE_UP] = RUN | FAILURES | PARKING,
 	[TRANSITION_COMPLETE] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(token_losses) | COLUMN(last_full_sync_at) |
@@ -35,17 +35,20 @@ const uint64 own_columns[NUM_TRANSITIONS] = {
 	COLUMN(changes_seen) | COLUMN(seconds_watched) | COLUMN(due_at) |
 	COLUMN(full_sync_id),
 	[TRANSITION_FAIL] = RUN | FAILURES | PARKING,
-	[TRANSITION_RATE_LIMIT] = RUN | COLUMN(due_at),
+	[TRANSITION_RATE_LIMIT] = RUN | COLUMN(due_at) | COLUMN(limited_until),
 	[TRANSITION_CLEAR_TOKEN] = RUN | CURSOR | PROGRESS | COLUMN(token_issued_at) |
 	COLUMN(token_losses) | COLUMN(full_sync_id) | PARKING,
 	[TRANSITION_RENEW] = COLUMN(lease_expires_at),
 	[TRANSITION_CHECKPOINT] = PROGRESS | FAILURES | COLUMN(lease_expires_at),
 	[TRANSITION_RELEASE] = RUN | COLUMN(due_at),
 	[TRANSITION_CONNECT] = RUN | FAILURES | PARKING | COLUMN(token_losses) |
-	COLUMN(requested_at),
+	COLUMN(requested_at) | COLUMN(limited_until),
 	[TRANSITION_PAUSE] = PARKING,
 	[TRANSITION_RESUME] = RUN | FAILURES | PARKING | COLUMN(token_losses) |
-	COLUMN(requested_at),
+	COLUMN(requested_at) | COLUMN(limited_until),
+	[TRANSITION_LIMIT] = COLUMN(limited_until),
+	[TRANSITION_REVOKE] = PARKING,
+	[TRANSITION_LEAVE] = PARKING,
 };
 
 /*
@@ -147,6 +150,9 @@ static const char *const transition_names[NUM_TRANSITIONS] = {
 	[TRANSITION_CONNECT] = "connect",
 	[TRANSITION_PAUSE] = "pause",
 	[TRANSITION_RESUME] = "resume",
+	[TRANSITION_LIMIT] = "limit",
+	[TRANSITION_REVOKE] = "revoke",
+	[TRANSITION_LEAVE] = "leave",
 };
 
 static const char *const status_names[NUM_STATUSES] = {
@@ -223,8 +229,19 @@ static void
 print_policy(void)
 {
 	printf("# policy:");
+#define PRINT_VALUE(value)		printf("%.15g", (double) (value))
+#define PRINT_DURATION			PRINT_VALUE
+#define PRINT_DURATION_OR_OFF	PRINT_VALUE
+#define PRINT_COUNT_OR_OFF		PRINT_VALUE
+#define PRINT_TTL_FROM			PRINT_VALUE
+#define PRINT_FRACTION			PRINT_VALUE
+#define PRINT_PAUSE				PRINT_TIME
+#define PRINT_TIME_OR_OFF		PRINT_TIME
+#define PRINT_LABEL(value)		printf("%s", NameStr(value))
 #define PRINT_SETTING(name, kind, least, most, builtin) \
-	printf(" " #name "=%.15g;", (double) policy.name);
+	printf(" " #name "="); \
+	PRINT_##kind(policy.name); \
+	printf(";");
 	SYNC_POLICY_SETTINGS(PRINT_SETTING)
 	printf(" multiplier=%g; mean_rate=%g\n", policy.multiplier, policy.mean_rate);
 }
@@ -249,7 +266,9 @@ tell_case(void)
 			   report.has_lease, report.is_claim, (long long) report.delay, (long long) report.lease_time,
 			   (long long) report.items_synced,
 			   syncstate_failure_kinds[report.kind]);
-		printf("retry_after=%lld; progress_done=%lld; progress_total=%lld; updated_min=",
+		printf("scope=%s; limited_until=", syncstate_scopes[report.scope]);
+		print_time(report.limited_until);
+		printf("; retry_after=%lld; progress_done=%lld; progress_total=%lld; updated_min=",
 			   (long long) report.retry_after,
 			   (long long) report.progress_done,
 			   (long long) report.progress_total);
@@ -335,7 +354,9 @@ static const char *const history_ids[] = {
 };
 static const char *const untidy_history_ids[] = {NULL, "", "00", "010", "0100"};
 static const char *const messages[] = {NULL, "", "boom"};
-static const char *const reasons[] = {NULL, "paused", "auth", "failures", "token_loop"};
+static const char *const reasons[] = {
+	NULL, "paused", "auth", "failures", "token_loop", "gone",
+};
 static const int64 numbers[] = {0, 1, 2, 3, 500, PG_INT64_MAX};
 static const int64 counts[] = {NO_COUNT, 0, 7, PG_INT64_MAX};
 static const int32 run_lengths[] = {0, 1, 2, 3, 8, 9, 10, 29, 30, PG_INT32_MAX};
@@ -447,6 +468,7 @@ draw_policy(void)
 #define DRAW_TTL_FROM(least, most, builtin)	pick(NUM_TTL_FROM)
 #define DRAW_PAUSE(least, most, builtin)	(pick(4) == 0 ? pick_set_time() : NO_TIME)
 #define DRAW_TIME_OR_OFF(least, most, builtin)	DRAW_PAUSE(least, most, builtin)
+#define DRAW_LABEL(least, most, builtin)	((NameData) {"google"})
 #define DRAW(name, kind, least, most, builtin) \
 	policy.name = DRAW_##kind(least, most, builtin);
 	SYNC_POLICY_SETTINGS(DRAW)
@@ -465,7 +487,7 @@ draw_policy(void)
  * number of one is taken apart.
  */
 #define NUM_RUNS		5		/* the statuses, and a lease that ran out */
-#define NUM_LANES		7		/* past, now, future; parked for four reasons */
+#define NUM_LANES		8		/* past, now, future; parked for five reasons */
 #define NUM_CURSORS		8		/* each of three parts */
 #define NUM_FAILURES	5
 #define NUM_LOSSES		6
@@ -495,6 +517,7 @@ draw_row(SyncState *row, int number)
 	memset(row, 0, sizeof(*row));
 	for (int i = 0; i < UUID_LEN; i++)
 		row->key.user_id.data[i] = pick(256);
+	row->key.account = cstring_to_text(pick(2) == 0 ? "" : "ada@work");
 	row->key.source = 1;
 	row->key.resource = cstring_to_text(pick(2) == 0 ? "" : "work");
 
@@ -581,6 +604,7 @@ draw_report(void)
 	report.kind = pick(NUM_FAILURE_KINDS);
 	report.retry_after = PICK(waits);
 	report.scope = pick(NUM_LIMIT_SCOPES);
+	report.limited_until = pick_set_time();
 	report.page_token = PICK_TEXT(tokens);
 	report.progress_done = PICK(counts);
 	report.progress_total = PICK(counts);
@@ -617,6 +641,14 @@ latest_due(const SyncState *row)
 	if (row->status == SYNC_RATE_LIMITED)
 		wait = Max(wait, 33 * USECS_PER_DAY);
 	return now + wait;
+}
+
+/* The limit of the row's account, if any rule gives it. */
+TimestampTz
+settled_limit(const SyncState *row)
+{
+	return row->limited_until > now + 30 * USECS_PER_DAY ?
+		NO_TIME : row->limited_until;
 }
 
 /* The state that a call is for; others are refused before. */
@@ -720,5 +752,5 @@ is_legal(const SyncState *row)
 		(row->failures > 0) == (row->failing_since != NO_TIME) &&
 		(row->changes_seen == NO_AMOUNT) == (row->seconds_watched == NO_AMOUNT) &&
 		row->created_at != NO_TIME && row->updated_at != NO_TIME &&
-		has_size(row->key.resource, 1024);
+		has_size(row->key.account, 255) && has_size(row->key.resource, 1024);
 }

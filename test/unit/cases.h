@@ -19,6 +19,7 @@
 	PROPERTY(FENCE_STALE, "a lease is stale after its run, and not before") \
 	PROPERTY(FENCE_CLAIMED, "a run that a claim handed out is ended without its lease only when that has run out") \
 	PROPERTY(CLAIMABLE, "a row in the lanes can be claimed some day, and a parked one never") \
+	PROPERTY(LIMITED, "a limit of its account holds a row back, whatever else would let it out, and does nothing else") \
 	/* of each */ \
 	PROPERTY(START, "a start takes the row, and the request and the error are gone") \
 	PROPERTY(START_DUE, "a started row is due when its lease ends, or by backoff after it where it fails") \
@@ -27,6 +28,7 @@
 	PROPERTY(START_FAILURE, "a lease that ran out counts as one failure, and no other start does") \
 	PROPERTY(START_DEAD, "a start drops a dead cursor, and keeps a live one") \
 	PROPERTY(START_RESYNC, "a start begins anew once the planned full sync of the source has come for the row") \
+	PROPERTY(START_LIMIT, "a start forgets a limit that has passed, and no other") \
 	PROPERTY(WOULD_PARK, "a row is given up instead of started when it would reach both limits") \
 	PROPERTY(GIVE_UP, "a row that is given up has failed once more, and is parked") \
 	PROPERTY(COMPLETE, "a completion ends the run and all its trouble") \
@@ -36,8 +38,10 @@
 	PROPERTY(COMPLETE_DUE, "a completed row is due after its interval, in the life of its cursor") \
 	PROPERTY(FAIL, "a failure ends the run, counts, and keeps its message") \
 	PROPERTY(FAIL_PARKS, "a failure parks by kind auth, from auth_failures on, and at both limits") \
+	PROPERTY(FAIL_GRANT, "the grant of an account has ended when a failure of kind auth parks a row, and only then") \
 	PROPERTY(FAIL_WAITS, "a failure waits by backoff, or retry_cap by kinds permanent and auth") \
 	PROPERTY(RATE_LIMIT, "a rate limit waits as long as it was told, up to a tenth more, and is not cut short") \
+	PROPERTY(RATE_LIMIT_SCOPE, "a rate limit of scope account limits the row as the others, without a share of its own, and no other scope does") \
 	PROPERTY(CLEAR_TOKEN, "a lost cursor counts; the third waits, and the tenth parks") \
 	PROPERTY(CLEAR_TOKEN_RUN, "a run goes on without its cursor with the lease, and is revoked without") \
 	PROPERTY(RENEW, "a renewal sets the end of the lease") \
@@ -46,6 +50,9 @@
 	PROPERTY(PAUSE, "a pause parks the row") \
 	PROPERTY(RESUME, "a resumed row is in the lanes, its failures and losses are forgotten, and no time is too far ahead") \
 	PROPERTY(CONNECT, "a connected row is resumed and requested, but a pause stays") \
+	PROPERTY(LIMIT, "a limit that another row met holds for this one, and no limit cuts another short") \
+	PROPERTY(REVOKE, "a grant that ended parks the row, but one that is parked keeps its reason") \
+	PROPERTY(LEAVE, "a row whose resource is gone is parked for that") \
 	/* of direct writes */ \
 	PROPERTY(WRITE_TOTAL, "a direct write is a transition that a client can make, or none") \
 	PROPERTY(WRITE_LEGAL, "a direct write of legal values leaves a legal row") \
@@ -122,6 +129,7 @@ extern bool is_legal(const SyncState *row);
 extern bool has_cursor(const SyncState *row);
 extern bool is_parked(const SyncState *row);
 extern TimestampTz latest_due(const SyncState *row);
+extern TimestampTz settled_limit(const SyncState *row);
 extern bool is_possible(void);
 extern const char *characters(const text *value);
 

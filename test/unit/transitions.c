@@ -133,7 +133,8 @@ expect_start(void)
 	holds(START, new.lease == old.lease + 1 &&
 		  new.syncs_started == one_more(old.syncs_started));
 	holds(START_DUE, new.due_at == (is_parked(&old) ? NO_TIME : Min(old.due_at, now)));
-	if (!is_parked(&new) && policy.paused_until == NO_TIME)
+	if (!is_parked(&new) && policy.paused_until == NO_TIME &&
+		new.limited_until == NO_TIME)
 	{
 		int64		wait = syncstate_claimable_at(&new, &policy) - new.lease_expires_at;
 		int64		longest = longest_backoff(one_more(new.failures));
@@ -146,6 +147,8 @@ expect_start(void)
 			holds(START_DUE, wait >= longest / 2 && wait <= longest);
 	}
 	holds(START_CLAIM, new.lease_required == report.is_claim);
+	holds(START_LIMIT, new.limited_until ==
+		  (old.limited_until <= now ? NO_TIME : old.limited_until));
 	holds(START_FULL, new.full_sync_id ==
 		  (has_cursor(&new) ? NO_COUNT :
 		   has_cursor(&old) || old.full_sync_id == NO_COUNT || is_resync ? new.lease :
@@ -291,6 +294,12 @@ expect_complete(void)
 static void
 expect_fail(void)
 {
+	bool		is_dead = syncstate_grant_is_dead(&new, &report, &policy);
+
+	holds(FAIL_GRANT, is_dead ? report.kind == FAILURE_AUTH &&
+		  is_text(new.parked_reason, "auth") :
+		  is_text(new.parked_reason, "failures") ||
+		  same_text(new.parked_reason, old.parked_reason));
 	holds(FAIL, has_failed_once_more() && has_ended(SYNC_ERROR, report.error_message));
 	if (report.kind == FAILURE_AUTH && new.failures >= policy.auth_failures)
 		holds(FAIL_PARKS, is_text(new.parked_reason, "auth"));
@@ -319,6 +328,9 @@ expect_rate_limit(void)
 		earliest = Max(earliest, old.due_at);
 		latest = Max(latest, old.due_at);
 	}
+	holds(RATE_LIMIT_SCOPE, new.limited_until ==
+		  (report.scope == SCOPE_ACCOUNT ?
+		   Max(old.limited_until, now + wait) : old.limited_until));
 	if (is_parked(&old))
 		holds(RATE_LIMIT, is_parked(&new));
 	else
@@ -372,12 +384,14 @@ is_resumed(bool was_parked)
 {
 	TimestampTz due = was_parked ? now + report.delay : old.due_at;
 	TimestampTz lease_end = old.lease_expires_at;
+	TimestampTz limit_end = settled_limit(&old);
 
 	if (due > latest_due(&old))
 		due = now;
 	if (lease_end > now + USECS_PER_DAY)
 		lease_end = now + policy.lease_time;
-	return new.due_at == due && new.failures == 0 && new.token_losses == 0 &&
+	return new.due_at == due && new.limited_until == limit_end &&
+		new.failures == 0 && new.token_losses == 0 &&
 		(old.status == SYNC_ERROR ? has_ended(SYNC_IDLE, NULL) :
 		 !changes(RUN & ~COLUMN(lease_expires_at)) && new.lease_expires_at == lease_end);
 }
@@ -437,6 +451,17 @@ expect_own(void)
 			holds(RESUME, is_resumed(is_parked(&old)) &&
 				  new.requested_at == Min(old.requested_at, now));
 			break;
+		case TRANSITION_LIMIT:
+			holds(LIMIT, new.limited_until ==
+				  Max(old.limited_until, report.limited_until));
+			break;
+		case TRANSITION_REVOKE:
+			holds(REVOKE, is_parked(&old) ? !changes(PARKING) :
+				  is_text(new.parked_reason, "auth"));
+			break;
+		case TRANSITION_LEAVE:
+			holds(LEAVE, is_text(new.parked_reason, "gone"));
+			break;
 		case NUM_TRANSITIONS:
 			break;
 	}
@@ -447,7 +472,8 @@ static bool
 may_park(void)
 {
 	return transition == TRANSITION_PAUSE || transition == TRANSITION_GIVE_UP ||
-		transition == TRANSITION_FAIL || transition == TRANSITION_CLEAR_TOKEN;
+		transition == TRANSITION_FAIL || transition == TRANSITION_CLEAR_TOKEN ||
+		transition == TRANSITION_REVOKE || transition == TRANSITION_LEAVE;
 }
 
 static bool
@@ -518,8 +544,13 @@ expect_common_lease(void)
 static void
 expect_common(void)
 {
-	bool		is_ever = syncstate_claimable_at(&new, &policy) < DT_NOEND;
+	TimestampTz at = syncstate_claimable_at(&new, &policy);
+	bool		is_ever = at < DT_NOEND;
+	SyncState	unlimited = new;
 
+	unlimited.limited_until = NO_TIME;
+	holds(LIMITED, at == Max(syncstate_claimable_at(&unlimited, &policy),
+							 new.limited_until));
 	holds(LEGAL, is_legal(&new));
 	holds(COLUMNS, !changes(~own_columns[transition] & ~COLUMN(updated_at)) &&
 		  new.updated_at == now);

@@ -116,8 +116,14 @@ expect_write(void)
 		holds(WRITE_REQUEST, new.requested_at ==
 			  (written.requested_at == NO_TIME ? NO_TIME : now));
 	if (difference(&old, &written) == COLUMN(requested_at) && found == TRANSITION_NONE)
-		holds(WRITE_REQUEST, new.due_at == (written.requested_at != NO_TIME &&
-											old.due_at > latest_due(&old) ? now : old.due_at));
+	{
+		bool		is_asked = written.requested_at != NO_TIME;
+
+		holds(WRITE_REQUEST, new.due_at ==
+			  (is_asked && old.due_at > latest_due(&old) ? now : old.due_at));
+		holds(WRITE_REQUEST, new.limited_until ==
+			  (is_asked ? settled_limit(&old) : old.limited_until));
+	}
 	expect_written_cursor(&tidy);
 	expect_written_lease();
 
