@@ -147,6 +147,9 @@ SELECT show(mark_sync_failed(u(1), 'google_tasks', 'invalid_grant', 'auth', 1, a
 SELECT * FROM rows;
 SELECT show(mark_sync_completed(u(1), 'google_calendar', lease => 1, account => 'home'));
 SELECT show(s) FROM claim_due_syncs(NULL, 100) AS s;
+-- also where the row that reports it was paused meanwhile
+SELECT show(mark_sync_started(u(1), 'google_calendar', resource => 'c', account => 'home'));
+SELECT show(mark_sync_failed(u(1), 'google_calendar', 'invalid_grant', 'auth', 1, 'c', account => 'home'));
 -- one call takes them back, but for what the user has paused
 SELECT show(s) FROM connect_account(u(1), 'home') AS s;
 SELECT * FROM rows;

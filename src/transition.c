@@ -173,6 +173,14 @@ park(SyncState *row, ParkedReason reason)
 	row->parked_reason = cstring_to_text(syncstate_parked_reasons[reason]);
 }
 
+/* A row that is parked keeps its reason: a pause is the user's own. */
+static void
+park_failed(SyncState *row, ParkedReason reason)
+{
+	if (row->parked_reason == NULL)
+		park(row, reason);
+}
+
 /* The end of a row whose lease ran out once too often. */
 static void
 give_up(SyncState *row, const Report *report, const SyncPolicy *policy,
@@ -275,9 +283,9 @@ fail(SyncState *row, const Report *report, const SyncPolicy *policy,
 	count_failure(row, now);
 	end_run(row, SYNC_ERROR, report->error_message);
 	if (syncstate_grant_is_dead(row, report, policy))
-		park(row, PARKED_AUTH);
+		park_failed(row, PARKED_AUTH);
 	else if (syncstate_is_hopeless(policy, row->failures, row->failing_since, now))
-		park(row, PARKED_FAILURES);
+		park_failed(row, PARKED_FAILURES);
 	else if (report->kind != FAILURE_TRANSIENT)
 		set_due(row, now + policy->retry_cap);
 	else
@@ -335,7 +343,7 @@ clear_token(SyncState *row, const Report *report, const SyncPolicy *policy,
 				cstring_to_text(psprintf("cursor lost %d times in a row",
 										 row->token_losses)));
 		if (row->token_losses >= LOSSES_TO_PARK)
-			park(row, PARKED_TOKEN_LOOP);
+			park_failed(row, PARKED_TOKEN_LOOP);
 		else
 			wait_after_failure(row, policy, row->token_losses, now);
 	}
@@ -429,13 +437,11 @@ pause_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 	park(row, PARKED_PAUSED);
 }
 
-/* What was parked before keeps its reason. */
 static void
 revoke_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 		   TimestampTz now)
 {
-	if (row->parked_reason == NULL)
-		park(row, PARKED_AUTH);
+	park_failed(row, PARKED_AUTH);
 }
 
 static void

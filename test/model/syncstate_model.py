@@ -629,6 +629,11 @@ class Model:
     def park(self, row, reason):
         row.update(due_at=None, parked_reason=reason)
 
+    def park_failed(self, row, reason):
+        """A row that is parked keeps its reason: a pause is the user's own."""
+        if row['parked_reason'] is None:
+            self.park(row, reason)
+
     def wait_until(self, row, due):
         """A parked row stays parked, whatever its run reports."""
         if row['parked_reason'] is None:
@@ -674,12 +679,12 @@ class Model:
         row['error_message'] = cut(a['error_message'])
         if kind == 'auth' and row['failures'] >= \
                 self.policy(row['source'])['auth_failures']:
-            self.park(row, 'auth')
+            self.park_failed(row, 'auth')
             if a.get('scope', 'account') == 'account':
                 self.park_account(row)
         elif self.at_limits(row['source'], row['failures'],
                             row['failing_since']):
-            self.park(row, 'failures')
+            self.park_failed(row, 'failures')
         elif kind != 'transient':
             self.wait_until(row, self.now
                             + self.policy(row['source'])['retry_cap'])
@@ -731,7 +736,7 @@ class Model:
         if n >= LOSSES_PARK:
             self.end(row, 'error')
             row['error_message'] = Something()
-            self.park(row, 'token_loop')
+            self.park_failed(row, 'token_loop')
         elif n >= LOSSES_WAIT:
             self.end(row, 'error')
             row['error_message'] = Something()

@@ -296,17 +296,15 @@ expect_fail(void)
 {
 	bool		is_dead = syncstate_grant_is_dead(&new, &report, &policy);
 
-	holds(FAIL_GRANT, is_dead ? report.kind == FAILURE_AUTH &&
-		  is_text(new.parked_reason, "auth") :
-		  is_text(new.parked_reason, "failures") ||
-		  same_text(new.parked_reason, old.parked_reason));
+	holds(FAIL_GRANT, !is_dead ||
+		  (report.kind == FAILURE_AUTH && is_parked(&new)));
 	holds(FAIL, has_failed_once_more() && has_ended(SYNC_ERROR, report.error_message));
-	if (report.kind == FAILURE_AUTH && new.failures >= policy.auth_failures)
+	if (is_parked(&old))
+		holds(FAIL_PARKS, same_text(new.parked_reason, old.parked_reason));
+	else if (report.kind == FAILURE_AUTH && new.failures >= policy.auth_failures)
 		holds(FAIL_PARKS, is_text(new.parked_reason, "auth"));
 	else if (limits_are_reached(&new))
 		holds(FAIL_PARKS, is_text(new.parked_reason, "failures"));
-	else if (is_parked(&old))
-		holds(FAIL_PARKS, same_text(new.parked_reason, old.parked_reason));
 	else if (report.kind != FAILURE_TRANSIENT)
 		holds(FAIL_WAITS, new.due_at - now == policy.retry_cap);
 	else
@@ -347,10 +345,10 @@ expect_clear_token(void)
 	if (new.token_losses >= 3)
 	{
 		holds(CLEAR_TOKEN, has_ended_with_an_error(SYNC_ERROR));
-		if (new.token_losses >= 10)
-			holds(CLEAR_TOKEN, is_text(new.parked_reason, "token_loop"));
-		else if (is_parked(&old))
+		if (is_parked(&old))
 			holds(CLEAR_TOKEN, same_text(new.parked_reason, old.parked_reason));
+		else if (new.token_losses >= 10)
+			holds(CLEAR_TOKEN, is_text(new.parked_reason, "token_loop"));
 		else
 			holds(CLEAR_TOKEN, waits_by_backoff(new.token_losses));
 	}
