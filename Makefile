@@ -17,7 +17,7 @@ REGRESS     = install identity acl policy guard lifecycle errors accounts claim 
               steering budget rate report resync sweep ways nested fences leases \
               parked settings sources overview property uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks rebalance \
-              fence stale ddl
+              fence stale accounts ddl
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
 

@@ -231,10 +231,15 @@ lock_new(RowAccess *rows, const SyncKey *key, TimestampTz limited_until,
 	syncstate_no_such_row(key);
 }
 
-/* Makes a row follow whether its resource is there; NULL: nothing to tell. */
+/*
+ * Makes a row follow whether its resource is there; NULL: nothing to tell.
+ *
+ * *limited_until is the limit that new rows get.  A row that had to be waited
+ * for may tell of a longer one.
+ */
 static const char *
 set_resource(RowAccess *rows, const SyncKey *key, bool is_listed, bool had_row,
-			 TimestampTz limited_until, const SyncPolicy *policy)
+			 TimestampTz *limited_until, const SyncPolicy *policy)
 {
 	Report		report = {.key = *key};
 	SyncState	row;
@@ -242,9 +247,10 @@ set_resource(RowAccess *rows, const SyncKey *key, bool is_listed, bool had_row,
 	Transition	transition;
 
 	if (is_listed && !had_row)
-		lock_new(rows, key, limited_until, &row);
+		lock_new(rows, key, *limited_until, &row);
 	else if (!syncstate_rows_lock(rows, key, &row))
 		return NULL;
+	*limited_until = Max(*limited_until, row.limited_until);
 
 	if (is_listed && !had_row)
 	{
@@ -318,7 +324,7 @@ syncstate_set_sync_resources(PG_FUNCTION_ARGS)
 		j += cmp >= 0;
 		if (VARSIZE_ANY_EXHDR(key.resource) > 0)
 			change = set_resource(&rows, &key, cmp >= 0, cmp <= 0,
-								  limited_until, &policy);
+								  &limited_until, &policy);
 		if (change != NULL)
 		{
 			Datum		values[2] = {

@@ -102,7 +102,8 @@ typedef enum PlanId
 	PLAN_CHANGE,
 	PLAN_PARKED,
 	PLAN_ACCOUNT,
-	PLAN_DISCONNECT,
+	PLAN_ACCOUNT_LOCK,
+	PLAN_DELETE_VERSIONS,
 	PLAN_POLICY_CHANGES,
 	PLAN_POLICY_MAKE,
 	PLAN_POLICY_WRITE,
@@ -214,12 +215,17 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"WHERE " ACCOUNT_MATCHES " ORDER BY s.source, s.resource",
 		ACCOUNT_ARGS, BY_KEY
 	},
-	[PLAN_DISCONNECT] = {
-		"WITH l AS MATERIALIZED (SELECT s.ctid FROM syncstate.sync_state AS s "
-		"WHERE " ACCOUNT_MATCHES " ORDER BY s.source, s.resource FOR UPDATE) "
-		"DELETE FROM syncstate.sync_state AS s USING l "
-		"WHERE s.ctid OPERATOR(pg_catalog.=) l.ctid RETURNING s",
+	[PLAN_ACCOUNT_LOCK] = {
+		"SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid "
+		"FROM syncstate.sync_state AS s WHERE " ACCOUNT_MATCHES
+		" ORDER BY s.source, s.resource FOR UPDATE) AS l",
 		ACCOUNT_ARGS, BY_KEY
+	},
+	[PLAN_DELETE_VERSIONS] = {
+		"WITH d AS (DELETE FROM syncstate.sync_state AS s "
+		"WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) RETURNING s) "
+		"SELECT d.s FROM d ORDER BY (d.s).source, (d.s).resource",
+		1, {TIDARRAYOID}, BY_KEY
 	},
 
 	/* in the order of the key */
@@ -830,16 +836,24 @@ syncstate_store_account(const SyncAccount *account, int *nkeys)
 
 /*
  * Deletes the rows of an account, locked in the order of the key; returns them
- * as they were, in the caller's outer context.
+ * as they were, in the caller's outer context.  A statement of its own deletes:
+ * that which locks does not see the versions that it had to wait for.
  */
 HeapTuple *
 syncstate_store_disconnect(const SyncAccount *account, int *nrows)
 {
 	Datum		values[3];
 	HeapTuple  *deleted;
+	bool		isnull;
 
+	*nrows = 0;
 	account_args(account, values);
-	*nrows = (int) run(PLAN_DISCONNECT, values, NULL);
+	run(PLAN_ACCOUNT_LOCK, values, NULL);
+	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+							  &isnull);
+	if (isnull)
+		return NULL;
+	*nrows = (int) run(PLAN_DELETE_VERSIONS, values, NULL);
 	deleted = palloc(Max(*nrows, 1) * sizeof(HeapTuple));
 	for (int i = 0; i < *nrows; i++)
 		deleted[i] = returned_row(SPI_tuptable->vals[i]);
