@@ -253,6 +253,19 @@ $$;
 CALL compare(10);
 
 -- ---------------------------------------------------------------------
+-- In a parallel plan, in a session that knows no settings yet
+-- ---------------------------------------------------------------------
+\c -
+SET search_path = regress_syncstate_overview, syncstate, public;
+SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query');
+SELECT count(due_from(s)) > 0 AS due, count(*) FILTER (WHERE is_ahead(s)) > 0 AS ahead FROM sync_state AS s;
+SELECT sum(rows) = (SELECT count(*) FROM sync_state) AS all_are_counted FROM sync_overview;
+-- what it read there, it reads again
+SELECT paused_until FROM pause_sync_source('google_tasks', '2029-12-31');
+SELECT set_config(name, 'off', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query');
+SELECT paused_until FROM get_sync_policy('google_tasks');
+
+-- ---------------------------------------------------------------------
 -- Clean up
 -- ---------------------------------------------------------------------
 TRUNCATE sync_state, sync_policy;

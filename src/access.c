@@ -426,7 +426,7 @@ syncstate_no_such_row(const SyncKey *key)
 
 /* Makes the row of a key, which has the limit of its quota domain. */
 void
-syncstate_rows_make(const SyncKey *key)
+syncstate_make_row(const SyncKey *key)
 {
 	SyncKey		of = *key;
 	SyncAccount domain = {
@@ -451,7 +451,7 @@ syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key, bool make,
 			return;
 		if (!make)
 			break;
-		syncstate_rows_make(key);
+		syncstate_make_row(key);
 	}
 	syncstate_no_such_row(key);
 }

@@ -121,14 +121,19 @@ syncstate_disconnect_account(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	SyncAccount account = read_account(fcinfo);
-	HeapTuple  *deleted;
-	int			ndeleted;
+	SyncKey    *keys;
+	int			nkeys;
 
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();
-	deleted = syncstate_store_disconnect(&account, &ndeleted);
-	for (int i = 0; i < ndeleted; i++)
-		tuplestore_puttuple(rsinfo->setResult, deleted[i]);
+	keys = syncstate_store_account(&account, &nkeys);
+	for (int i = 0; i < nkeys; i++)
+	{
+		HeapTuple	deleted = syncstate_store_delete(&keys[i]);
+
+		if (deleted != NULL)
+			tuplestore_puttuple(rsinfo->setResult, deleted);
+	}
 	SPI_finish();
 	return (Datum) 0;
 }
@@ -246,13 +251,15 @@ set_resource(RowAccess *rows, const SyncKey *key, bool is_listed, bool had_row,
 	const char *change;
 	Transition	transition;
 
-	if (is_listed && !had_row)
-		lock_new(rows, key, *limited_until, &row);
-	else if (!syncstate_rows_lock(rows, key, &row))
+	/* others may delete rows meanwhile */
+	had_row = had_row && syncstate_rows_lock(rows, key, &row);
+	if (!had_row && !is_listed)
 		return NULL;
+	if (!had_row)
+		lock_new(rows, key, *limited_until, &row);
 	*limited_until = Max(*limited_until, row.limited_until);
 
-	if (is_listed && !had_row)
+	if (!had_row)
 	{
 		transition = TRANSITION_CONNECT;
 		change = "added";

@@ -4,8 +4,8 @@
  * The rows of one user, account and source share the provider's limit of
  * concurrent requests: max_in_flight.  A claim that wants to start a row of a
  * domain locks the domain until its transaction ends, and then counts what runs,
- * by the newest snapshot: whoever started a sync before has committed, since it
- * had the lock.  Nobody waits: a domain that another claim has locked is as good
+ * by the newest snapshot: whoever claimed one before has committed, since it had
+ * the lock.  Nobody waits: a domain that another claim has locked is as good
  * as full.
  *
  * The count reads all rows of the domain.  Where that finds no room, or takes long,
@@ -34,10 +34,10 @@
 #include "syncstate.h"
 
 /*
- * Domains share so many locks by their hash, so that a claim of however many
- * rows fits into the server's table of locks.
+ * Domains share so many locks by their hash, so that claims of however many rows
+ * leave half of the server's table of locks to others.
  */
-#define NUM_LOCKS		4096
+#define NUM_LOCKS		Min(4096, max_locks_per_xact * MaxBackends / 2)
 
 /* For how many times as long as it took a domain is left alone after a count. */
 #define REST			9

@@ -220,33 +220,22 @@ call_with_lock(Transition transition, RowAccess *rows, const Report *report,
 	return write_row(rows, &row);
 }
 
-/*
- * Applies a transition that may concern all rows of the account.  A missing row
- * is made before any row is locked, so that rows are locked in their order.
- */
+/* Applies a transition that may concern all rows of the account. */
 static Datum
 call_for_account(Transition transition, RowAccess *rows, const Report *report)
 {
 	AccountReport of_account = {.transition = transition, .report = report};
 	SyncState	row;
 
-	for (int try = 0; try < MAX_TRIES; try++)
-	{
-		syncstate_rows_look(rows);
-		if (!syncstate_rows_read(rows, &report->key, &row))
-		{
-			if (report->has_lease)
-				break;
-			syncstate_rows_make(&report->key);
-		}
-		else if (report->has_lease &&
-				 syncstate_lease_is_stale(&row, report->lease))
-			lease_is_lost(&row, report->lease);
-		(void) syncstate_spread(rows, &of_account, 1, check_call);
-		if (of_account.result != NULL)
-			return syncstate_row_datum(of_account.result);
-	}
-	syncstate_no_such_row(&report->key);
+	/* a lease that was lost for good: no use in waiting for the rows */
+	syncstate_rows_look(rows);
+	if (report->has_lease && syncstate_rows_read(rows, &report->key, &row) &&
+		syncstate_lease_is_stale(&row, report->lease))
+		lease_is_lost(&row, report->lease);
+	(void) syncstate_spread(rows, &of_account, 1, check_call);
+	if (of_account.result == NULL)
+		syncstate_no_such_row(&report->key);
+	return syncstate_row_datum(of_account.result);
 }
 
 /* Applies a transition to the row of a report; returns the row. */
@@ -417,7 +406,7 @@ syncstate_disconnect_sync(PG_FUNCTION_ARGS)
 	bool		deleted;
 
 	SPI_connect();
-	deleted = syncstate_store_delete(&key);
+	deleted = syncstate_store_delete(&key) != NULL;
 	SPI_finish();
 	PG_RETURN_BOOL(deleted);
 }

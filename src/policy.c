@@ -12,6 +12,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_enum.h"
 #include "commands/async.h"
 #include "commands/trigger.h"
@@ -19,6 +20,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"
 #include "utils/inval.h"
@@ -94,6 +96,7 @@ static MemoryContext policies_context = NULL;
 static Oid	policies_rel = InvalidOid;
 static Oid	budget_rel = InvalidOid;
 static bool policies_valid = false;
+static bool policies_parallel = false;	/* by the snapshot of a parallel plan */
 
 PG_FUNCTION_INFO_V1(syncstate_policy_changed);
 PG_FUNCTION_INFO_V1(syncstate_get_sync_policy);
@@ -184,13 +187,15 @@ builtin_policies(MemoryContext context, int *n)
 
 /*
  * Applies each row of a table to the policy of its source: the latest committed
- * ones, whatever the transaction's snapshot.
+ * ones, whatever the transaction's snapshot; but a parallel plan knows no other.
  */
 static void
 read_each(Oid relid, SyncPolicy *loaded, int nloaded, RowFunction apply)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Snapshot	snapshot = RegisterSnapshot(IsInParallelMode() ?
+											GetActiveSnapshot() :
+											GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0,
 										  NULL);
 	HeapTuple	tuple;
@@ -289,6 +294,7 @@ load_policies(void)
 	 */
 	policies_rel = InvalidOid;
 	policies_valid = true;
+	policies_parallel = IsInParallelMode();
 
 	/* the caller's until all is read, so that an error leaks nothing */
 	context = AllocSetContextCreate(CurrentMemoryContext, "syncstate policies",
@@ -316,7 +322,8 @@ static const SyncPolicy *
 kept_policies(int *n)
 {
 	AcceptInvalidationMessages();
-	if (!policies_valid || policies_rel != syncstate_ids()->policy_rel)
+	if (!policies_valid || policies_rel != syncstate_ids()->policy_rel ||
+		(policies_parallel && !IsInParallelMode()))
 		load_policies();
 	*n = npolicies;
 	return policies;
@@ -439,7 +446,7 @@ check_label(const char *name, const char *label)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be 1 to %d characters of a-z, 0-9 and _",
 						name, MAX_LABEL_BYTES),
-				 errdetail("Got %s.", quote_identifier(pnstrdup(label, Min(len, 100))))));
+				 errdetail("Got %s.", quote_identifier(pnstrdup(label, pg_mbcliplen(label, len, 100))))));
 }
 
 static void

@@ -98,14 +98,13 @@ concerned(const AccountReport *reports, int nreports)
 	return account;
 }
 
-/* What a report that holds tells the other rows. */
+/* What a report that holds tells the other rows; its row is as it will be. */
 static void
 tell(Told *told, const AccountReport *report, const SyncState *row,
 	 TimestampTz now)
 {
 	int			rank = syncstate_source_rank(row->key.source);
 	const SyncPolicy *policy = &told->policies[rank];
-	SyncState	counted = *row;
 
 	if (!syncstate_spreads(report->transition, report->report))
 		return;
@@ -116,14 +115,22 @@ tell(Told *told, const AccountReport *report, const SyncState *row,
 				now + syncstate_limit_wait(report->report, policy));
 		return;
 	}
-	syncstate_apply(TRANSITION_FAIL, &counted, report->report, policy, now);
-	if (!syncstate_grant_is_dead(&counted, report->report, policy))
+	if (!syncstate_grant_is_dead(row, report->report, policy))
 		return;
 	for (int i = 0; i < told->nsources; i++)
 	{
 		if (same_provider(&told->policies[i], policy))
 			told->revoked[i] = true;
 	}
+}
+
+/* Applies a report to its own row. */
+static void
+apply(const Told *told, const AccountReport *report, SyncState *row,
+	  TimestampTz now)
+{
+	syncstate_apply(report->transition, row, report->report,
+					&told->policies[syncstate_source_rank(row->key.source)], now);
 }
 
 /* Lets a row follow what was told of its source; false if that changes nothing. */
@@ -142,16 +149,37 @@ follow(const Told *told, SyncState *row, TimestampTz now)
 	return limits || revokes;
 }
 
+/* Adds a key in its place, unless it is there. */
+static SyncKey *
+add_key(SyncKey *keys, int *nkeys, const SyncKey *key)
+{
+	int			place = 0;
+
+	while (place < *nkeys && compare_keys(&keys[place], key) < 0)
+		place++;
+	if (place < *nkeys && compare_keys(&keys[place], key) == 0)
+		return keys;
+	keys = repalloc(keys, (*nkeys + 1) * sizeof(SyncKey));
+	memmove(&keys[place + 1], &keys[place], (*nkeys - place) * sizeof(SyncKey));
+	keys[place] = *key;
+	(*nkeys)++;
+	return keys;
+}
+
 /*
  * Applies reports of rows of one account, in the order of the key, and tells the
  * other rows.  Of several reports of one row, the first that holds is applied.
- * Rows of theirs that are missing are passed over.  Returns the time of it all.
+ * A missing row is made where its report, then the only one, has no lease, and in
+ * its turn, since others wait for what is made; else it is passed over.  Returns
+ * the time of it all.
  */
 TimestampTz
 syncstate_spread(RowAccess *rows, AccountReport *reports, int nreports,
 				 ReportCheck applies)
 {
 	SyncAccount account = concerned(reports, nreports);
+	const SyncKey *made = reports[0].report->has_lease ? NULL :
+		&reports[0].report->key;
 	SyncKey    *keys;
 	int			nkeys;
 	AccountReport **held;		/* of each key: the report that is applied */
@@ -167,10 +195,17 @@ syncstate_spread(RowAccess *rows, AccountReport *reports, int nreports,
 		told.limited_until[i] = NO_TIME;
 
 	keys = syncstate_store_account(&account, &nkeys);
+	if (made != NULL)
+		keys = add_key(keys, &nkeys, made);
 	held = palloc0(Max(nkeys, 1) * sizeof(AccountReport *));
 	syncstate_rows_look(rows);
 	for (int i = 0; i < nkeys; i++)
-		(void) syncstate_rows_lock(rows, &keys[i], &row);
+	{
+		if (made != NULL && compare_keys(&keys[i], made) == 0)
+			syncstate_rows_lock_or_make(rows, made, true, &row);
+		else
+			(void) syncstate_rows_lock(rows, &keys[i], &row);
+	}
 	now = syncstate_now();		/* after the waits for the locks, not before them */
 
 	/* both are in the order of the key */
@@ -190,8 +225,10 @@ syncstate_spread(RowAccess *rows, AccountReport *reports, int nreports,
 			if (applies(reports[j].transition, &row, reports[j].report, now))
 				held[i] = &reports[j];
 		}
-		if (held[i] != NULL)
-			tell(&told, held[i], &row, now);
+		if (held[i] == NULL)
+			continue;
+		apply(&told, held[i], &row, now);
+		tell(&told, held[i], &row, now);
 	}
 
 	for (int i = 0; i < nkeys; i++)
@@ -202,9 +239,7 @@ syncstate_spread(RowAccess *rows, AccountReport *reports, int nreports,
 		if (!syncstate_rows_lock(rows, &keys[i], &row))
 			continue;
 		if (held[i] != NULL)
-			syncstate_apply(held[i]->transition, &row, held[i]->report,
-							&told.policies[syncstate_source_rank(row.key.source)],
-							now);
+			apply(&told, held[i], &row, now);
 		changes = follow(&told, &row, now);
 		if (held[i] == NULL && !changes)
 			continue;

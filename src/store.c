@@ -102,8 +102,6 @@ typedef enum PlanId
 	PLAN_CHANGE,
 	PLAN_PARKED,
 	PLAN_ACCOUNT,
-	PLAN_ACCOUNT_LOCK,
-	PLAN_DELETE_VERSIONS,
 	PLAN_POLICY_CHANGES,
 	PLAN_POLICY_MAKE,
 	PLAN_POLICY_WRITE,
@@ -180,7 +178,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 	[PLAN_DELETE] = {
 		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES
-		" RETURNING true",
+		" RETURNING s",
 		KEY_ARGS, BY_KEY
 	},
 
@@ -207,25 +205,13 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 
 	/*
-	 * In the order of the key, as rows are locked.  These touch no column that a
+	 * In the order of the key, as rows are locked.  It touches no column that a
 	 * user role may not.
 	 */
 	[PLAN_ACCOUNT] = {
 		"SELECT s.source, s.resource FROM syncstate.sync_state AS s "
 		"WHERE " ACCOUNT_MATCHES " ORDER BY s.source, s.resource",
 		ACCOUNT_ARGS, BY_KEY
-	},
-	[PLAN_ACCOUNT_LOCK] = {
-		"SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid "
-		"FROM syncstate.sync_state AS s WHERE " ACCOUNT_MATCHES
-		" ORDER BY s.source, s.resource FOR UPDATE) AS l",
-		ACCOUNT_ARGS, BY_KEY
-	},
-	[PLAN_DELETE_VERSIONS] = {
-		"WITH d AS (DELETE FROM syncstate.sync_state AS s "
-		"WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) RETURNING s) "
-		"SELECT d.s FROM d ORDER BY (d.s).source, (d.s).resource",
-		1, {TIDARRAYOID}, BY_KEY
 	},
 
 	/* in the order of the key */
@@ -676,14 +662,21 @@ syncstate_store_is_writing(ItemPointer tid)
 		trigger_depth() == writing.depth + 1;
 }
 
-/* Deletes the row of a key; false if there is none to be seen. */
-bool
+/*
+ * Deletes the row of a key; returns it as it was, in the caller's outer context,
+ * or NULL if there is none to be seen.
+ */
+HeapTuple
 syncstate_store_delete(const SyncKey *key)
 {
 	Datum		values[NUM_KEY_COLUMNS];
+	HeapTuple	deleted = NULL;
 
 	key_args(key, values);
-	return run(PLAN_DELETE, values, NULL) > 0;
+	if (run(PLAN_DELETE, values, NULL) > 0)
+		deleted = returned_row(SPI_tuptable->vals[0]);
+	SPI_freetuptable(SPI_tuptable);
+	return deleted;
 }
 
 /*
@@ -832,32 +825,6 @@ syncstate_store_account(const SyncAccount *account, int *nkeys)
 		keys[i].resource = DatumGetTextPP(SPI_getbinval(tuple, tupdesc, 2, &isnull));
 	}
 	return keys;
-}
-
-/*
- * Deletes the rows of an account, locked in the order of the key; returns them
- * as they were, in the caller's outer context.  A statement of its own deletes:
- * that which locks does not see the versions that it had to wait for.
- */
-HeapTuple *
-syncstate_store_disconnect(const SyncAccount *account, int *nrows)
-{
-	Datum		values[3];
-	HeapTuple  *deleted;
-	bool		isnull;
-
-	*nrows = 0;
-	account_args(account, values);
-	run(PLAN_ACCOUNT_LOCK, values, NULL);
-	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-							  &isnull);
-	if (isnull)
-		return NULL;
-	*nrows = (int) run(PLAN_DELETE_VERSIONS, values, NULL);
-	deleted = palloc(Max(*nrows, 1) * sizeof(HeapTuple));
-	for (int i = 0; i < *nrows; i++)
-		deleted[i] = returned_row(SPI_tuptable->vals[i]);
-	return deleted;
 }
 
 /*

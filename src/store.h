@@ -34,7 +34,7 @@ extern bool syncstate_store_sees(ItemPointer tid);
 extern void syncstate_store_make(const SyncKey *key, TimestampTz limited_until);
 extern HeapTuple syncstate_store_write(const SyncState *row);
 extern bool syncstate_store_is_writing(ItemPointer tid);
-extern bool syncstate_store_delete(const SyncKey *key);
+extern HeapTuple syncstate_store_delete(const SyncKey *key);
 extern bool syncstate_store_lock_request(SyncState *row);
 extern bool syncstate_store_request(const SyncKey *key, TimestampTz now);
 extern void syncstate_store_change(const SyncState *row, Datum changes,
@@ -43,8 +43,6 @@ extern SyncKey *syncstate_store_parked(Oid source, ArrayType *reasons,
 									   int max_rows, int *nkeys);
 extern TimestampTz syncstate_store_limit(const SyncAccount *account);
 extern SyncKey *syncstate_store_account(const SyncAccount *account, int *nkeys);
-extern HeapTuple *syncstate_store_disconnect(const SyncAccount *account,
-											 int *nrows);
 
 /* Rows of sync_policy and sync_budget. */
 extern Datum syncstate_store_policy_changes(Oid source, Datum changes);

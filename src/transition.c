@@ -173,11 +173,12 @@ park(SyncState *row, ParkedReason reason)
 	row->parked_reason = cstring_to_text(syncstate_parked_reasons[reason]);
 }
 
-/* A row that is parked keeps its reason: a pause is the user's own. */
+/* A failure does not end a pause, which is the user's own, nor bring back what is gone. */
 static void
 park_failed(SyncState *row, ParkedReason reason)
 {
-	if (row->parked_reason == NULL)
+	if (!syncstate_is_parked_for(row, PARKED_PAUSED) &&
+		!syncstate_is_parked_for(row, PARKED_GONE))
 		park(row, reason);
 }
 
@@ -437,11 +438,13 @@ pause_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 	park(row, PARKED_PAUSED);
 }
 
+/* What was parked before keeps its reason. */
 static void
 revoke_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 		   TimestampTz now)
 {
-	park_failed(row, PARKED_AUTH);
+	if (row->parked_reason == NULL)
+		park(row, PARKED_AUTH);
 }
 
 static void

@@ -630,8 +630,8 @@ class Model:
         row.update(due_at=None, parked_reason=reason)
 
     def park_failed(self, row, reason):
-        """A row that is parked keeps its reason: a pause is the user's own."""
-        if row['parked_reason'] is None:
+        """A failure does not end a pause, nor bring back what is gone."""
+        if row['parked_reason'] not in ('paused', 'gone'):
             self.park(row, reason)
 
     def wait_until(self, row, due):

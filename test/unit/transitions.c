@@ -291,6 +291,14 @@ expect_complete(void)
 		expect_due();
 }
 
+/* A failure does not end a pause, nor bring back what is gone. */
+static bool
+keeps_reason(const SyncState *row)
+{
+	return is_text(row->parked_reason, "paused") ||
+		is_text(row->parked_reason, "gone");
+}
+
 static void
 expect_fail(void)
 {
@@ -299,12 +307,14 @@ expect_fail(void)
 	holds(FAIL_GRANT, !is_dead ||
 		  (report.kind == FAILURE_AUTH && is_parked(&new)));
 	holds(FAIL, has_failed_once_more() && has_ended(SYNC_ERROR, report.error_message));
-	if (is_parked(&old))
+	if (keeps_reason(&old))
 		holds(FAIL_PARKS, same_text(new.parked_reason, old.parked_reason));
 	else if (report.kind == FAILURE_AUTH && new.failures >= policy.auth_failures)
 		holds(FAIL_PARKS, is_text(new.parked_reason, "auth"));
 	else if (limits_are_reached(&new))
 		holds(FAIL_PARKS, is_text(new.parked_reason, "failures"));
+	else if (is_parked(&old))
+		holds(FAIL_PARKS, same_text(new.parked_reason, old.parked_reason));
 	else if (report.kind != FAILURE_TRANSIENT)
 		holds(FAIL_WAITS, new.due_at - now == policy.retry_cap);
 	else
@@ -345,10 +355,12 @@ expect_clear_token(void)
 	if (new.token_losses >= 3)
 	{
 		holds(CLEAR_TOKEN, has_ended_with_an_error(SYNC_ERROR));
-		if (is_parked(&old))
+		if (keeps_reason(&old))
 			holds(CLEAR_TOKEN, same_text(new.parked_reason, old.parked_reason));
 		else if (new.token_losses >= 10)
 			holds(CLEAR_TOKEN, is_text(new.parked_reason, "token_loop"));
+		else if (is_parked(&old))
+			holds(CLEAR_TOKEN, same_text(new.parked_reason, old.parked_reason));
 		else
 			holds(CLEAR_TOKEN, waits_by_backoff(new.token_losses));
 	}
