@@ -22,11 +22,11 @@ OVERLAP = timedelta(seconds=60)     # how far a cursor that is a time goes back
 
 
 def access_token(row):
-    """Yours to write: the user's OAuth access token, from where you keep it.
+    """Yours to write: the OAuth access token of the user's account, from where you keep it.
 
     If refreshing it is refused with invalid_grant, raise ApiError with that answer.
     """
-    return str(row.user_id)
+    return f"{row.user_id}/{row.account}"
 
 
 # ---- One page of each source
@@ -39,9 +39,27 @@ def access_token(row):
 # They return {id: item, or None if deleted}, the next page's token, and the cursor, which holds
 # after the last page only. All pages of a listing must have the same query, so it is made of
 # the row alone.
+#
+# Calendar and Tasks have a row for each calendar or task list, by its id. Their row '' is the
+# account's list of them, and an item of it a calendar or task list, without what is in it.
+
+def is_list(row):
+    return row.resource == "" and row.source in ("google_calendar", "google_tasks")
+
+
+def calendar_list_page(row, place):
+    body, _ = get(row, "www", "/calendar/v3/users/me/calendarList", maxResults=PAGE_SIZE,
+                  syncToken=row.sync_token, pageToken=place.get("page"))
+    # a full listing leaves out the hidden ones, and so do we when an incremental one tells of them
+    items = {c["id"]: None if c.get("deleted") or c.get("hidden") else c
+             for c in body.get("items", [])}
+    return items, body.get("nextPageToken"), {"sync_token": body.get("nextSyncToken")}
+
 
 def calendar_page(row, place):
-    path = f"/calendar/v3/calendars/{quote(row.resource or 'primary', safe='')}/events"
+    if is_list(row):
+        return calendar_list_page(row, place)
+    path = f"/calendar/v3/calendars/{quote(row.resource, safe='')}/events"
     body, _ = get(row, "www", path, maxResults=PAGE_SIZE, syncToken=row.sync_token,
                   pageToken=place.get("page"))
     items = {e["id"]: None if e["status"] == "cancelled" else e for e in body.get("items", [])}
@@ -57,8 +75,17 @@ def contacts_page(row, place):
     return items, body.get("nextPageToken"), {"sync_token": body.get("nextSyncToken")}
 
 
+def task_lists_page(row, place):
+    body, _ = get(row, "tasks", "/tasks/v1/users/@me/lists", maxResults=PAGE_SIZE,
+                  pageToken=place.get("page"))
+    # there is no cursor: each listing is a full one
+    return {t["id"]: t for t in body.get("items", [])}, body.get("nextPageToken"), {}
+
+
 def tasks_page(row, place):
-    path = f"/tasks/v1/lists/{quote(row.resource or '@default', safe='')}/tasks"
+    if is_list(row):
+        return task_lists_page(row, place)
+    path = f"/tasks/v1/lists/{quote(row.resource, safe='')}/tasks"
     since = row.updated_min and row.updated_min.astimezone(timezone.utc).isoformat()
     body, headers = get(row, "tasks", path, maxResults=PAGE_SIZE, updatedMin=since,
                         pageToken=place.get("page"), showDeleted="true", showHidden="true",
@@ -119,7 +146,7 @@ class ApiError(Exception):
             "rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "RATE_LIMIT_EXCEEDED"})
         if status == 401 or reasons & {"invalid_grant", "insufficientPermissions",
                                        "ACCESS_TOKEN_SCOPE_INSUFFICIENT"}:
-            self.kind = "auth"          # the user must sign in again: the row is parked
+            self.kind = "auth"          # the user must sign in again: the account is parked
         elif status in (0, 408) or status >= 500:
             self.kind = "transient"     # the network or the server: again soon
         else:
@@ -152,7 +179,7 @@ def retry_after(headers, message):
 
 
 def get(row, host, path, **query):
-    """GET as the row's user: JSON and headers. Raises ApiError, also if the network fails."""
+    """GET as the row's account: JSON and headers. Raises ApiError, also if the network fails."""
     url = API_URL or f"https://{host}.googleapis.com"
     query = urlencode({name: value for name, value in query.items() if value is not None})
     headers = {"Authorization": f"Bearer {access_token(row)}", "User-Agent": NAME}

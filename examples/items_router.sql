@@ -4,8 +4,8 @@
 -- the same name and arguments. A superuser runs this, on whose behalf workers reach the shards.
 CREATE FUNCTION save_page_on_shard(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
     found jsonb, full_sync bigint, done bigint, page_token text,
-    sync_token text, history_id text, updated_min timestamptz)
-RETURNS void LANGUAGE plproxy AS $$
+    sync_token text, history_id text, updated_min timestamptz, is_list boolean, account text)
+RETURNS boolean LANGUAGE plproxy AS $$
     CLUSTER 'syncstate';
     RUN ON syncstate.shard_of(user_id);
     TARGET public.save_page;
@@ -13,10 +13,17 @@ $$;
 
 CREATE FUNCTION save_page(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
     found jsonb, full_sync bigint, done bigint, page_token text DEFAULT NULL,
-    sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL,
+    is_list boolean DEFAULT false, account text DEFAULT '')
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_due boolean;
 BEGIN
-    PERFORM public.save_page_on_shard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
+    is_due = public.save_page_on_shard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
+    IF is_due THEN      -- the shard tells those who listen there, and workers listen here
+        PERFORM pg_notify('syncstate', source::text);
+    END IF;
+    RETURN is_due;
 EXCEPTION WHEN internal_error           -- what PL/Proxy says of a shard that does not answer
     OR admin_shutdown OR crash_shutdown THEN
     RAISE connection_failure USING

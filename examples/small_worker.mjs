@@ -14,7 +14,7 @@ const API_URL = process.env.API_URL ?? 'https://www.googleapis.com'
 const PAGE_SIZE = process.env.PAGE_SIZE ?? '250'
 const NAME = process.env.WORKER_NAME ?? `worker-${process.pid}`
 const log = (...words) => console.log(`${NAME}:`, ...words)
-const accessToken = async row => row.user_id    // yours to write: the user's OAuth access token
+const accessToken = async row => `${row.user_id}/${row.account}`    // yours to write: the account's OAuth access token
 
 class ApiError extends Error {
   constructor(status, text, retryAfter) {
@@ -31,10 +31,10 @@ async function fetchPage(row, pageToken) {
   const query = new URLSearchParams({ maxResults: PAGE_SIZE })
   if (row.sync_token) query.set('syncToken', row.sync_token)
   if (pageToken) query.set('pageToken', pageToken)
-  const calendar = encodeURIComponent(row.resource || 'primary')
+  const path = row.resource ? `calendars/${encodeURIComponent(row.resource)}/events` : 'users/me/calendarList'
   const headers = { Authorization: `Bearer ${await accessToken(row)}`, 'User-Agent': NAME }
   const fail = error => { throw new ApiError(0, `${error} ${error.cause ?? ''}`) }   // the network
-  const answer = await fetch(`${API_URL}/calendar/v3/calendars/${calendar}/events?${query}`,
+  const answer = await fetch(`${API_URL}/calendar/v3/${path}?${query}`,
     { headers, signal: AbortSignal.timeout(60_000) }).catch(fail)
   const text = await answer.text().catch(fail)
   if (!answer.ok) throw new ApiError(answer.status, text, answer.headers.get('Retry-After'))
@@ -45,33 +45,33 @@ let stopped = false, notified = false, wake = () => {}
 for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => { stopped = true; wake() })
 const sleep = ms => new Promise(resolve => { wake = resolve; setTimeout(resolve, ms).unref(); log('sleeps') })
 
-// A lifecycle call with the row's lease; returns the row as it is then.
-async function call(db, name, { user_id, source, resource, lease }, more = {}) {
-  const values = { user_id, source, resource, lease, ...more }
+// A call with the row's lease; a lifecycle call returns the row as it is then.
+async function call(db, name, { user_id, account, source, resource, lease }, more = {}) {
+  const values = { user_id, account, source, resource, lease, ...more }
   const names = Object.keys(values).map((key, i) => `${key} => $${i + 1}`)
-  return (await db.query(`SELECT * FROM syncstate.${name}(${names})`, Object.values(values))).rows[0]
+  return (await db.query(`SELECT * FROM ${name}(${names})`, Object.values(values))).rows[0]
 }
 
 // All pages; then items and cursor in one transaction: both or neither.
 async function sync(db, row) {
   const found = {}
-  const heartbeat = setInterval(() => call(db, 'renew_sync_lease', row).catch(() => {}),
+  const heartbeat = setInterval(() => call(db, 'syncstate.renew_sync_lease', row).catch(() => {}),
     (row.lease_expires_at - row.last_sync_at) / 3)      // if it is lost, the report says so
   let page
   try {
     do {
-      if (stopped) return `released: ${(await call(db, 'release_sync', row)).status}`
+      if (stopped) return `released: ${(await call(db, 'syncstate.release_sync', row)).status}`
       page = await fetchPage(row, page?.nextPageToken)
-      for (const item of page.items ?? []) found[item.id] = item.status === 'cancelled' ? null : item
+      for (const item of page.items ?? [])      // events, or calendars
+        found[item.id] = item.status === 'cancelled' || item.deleted || item.hidden ? null : item
     } while (page.nextPageToken)
   } finally {
     clearInterval(heartbeat)
   }
   const count = Object.keys(found).length
   await db.query('BEGIN')
-  await db.query('SELECT write_items($1, $2, $3, $4, $5, $6)',
-    [row.user_id, row.source, row.resource, row.lease, found, !row.sync_token])
-  await call(db, 'mark_sync_completed', row, { items_synced: count, sync_token: page.nextSyncToken })
+  await call(db, 'write_items', row, { found, is_full: !row.sync_token, is_list: !row.resource })
+  await call(db, 'syncstate.mark_sync_completed', row, { items_synced: count, sync_token: page.nextSyncToken })
   await db.query('COMMIT')
   return `${row.sync_token ? 'incremental' : 'full'} sync, ${count} items`
 }
@@ -83,10 +83,10 @@ async function serve(db, row) {
       if (error instanceof pg.DatabaseError) await db.query('ROLLBACK')
       if (/^PT/.test(error.code)) throw error
       if (error.cursorIsDead) {
-        row = await call(db, 'clear_sync_token', row)
-        if (row.status === 'syncing') await call(db, 'release_sync', row)   // due at once, in full
-      } else if (error.isRateLimit) await call(db, 'mark_rate_limited', row, { retry_after: error.retryAfter })
-      else await call(db, 'mark_sync_failed', row, { error_message: error.message, kind: error.kind ?? 'permanent' })
+        row = await call(db, 'syncstate.clear_sync_token', row)
+        if (row.status === 'syncing') await call(db, 'syncstate.release_sync', row)   // due at once, in full
+      } else if (error.isRateLimit) await call(db, 'syncstate.mark_rate_limited', row, { retry_after: error.retryAfter })
+      else await call(db, 'syncstate.mark_sync_failed', row, { error_message: error.message, kind: error.kind ?? 'permanent' })
       return error.message
     }))
   } catch (error) {

@@ -19,7 +19,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
 
-from google_apis import NAME, PAGES, ApiError
+from google_apis import NAME, PAGES, ApiError, is_list
 
 bell, rope = socket.socketpair()            # a signal, in a form that select() can wait for
 for number in (signal.SIGTERM, signal.SIGINT):
@@ -48,10 +48,10 @@ def work(db):
 
 
 def call(db, function, row, **arguments):
-    """A lifecycle call with the row's lease; returns the row as it is then."""
-    arguments |= {key: getattr(row, key) for key in ("user_id", "source", "resource", "lease")}
+    """A call with the row's lease; a lifecycle call returns the row as it is then."""
+    arguments |= {k: getattr(row, k) for k in "user_id account source resource lease".split()}
     names = ", ".join(f"{name} => %({name})s" for name in arguments)
-    return db.execute(f"SELECT * FROM syncstate.{function}({names})", arguments).fetchone()
+    return db.execute(f"SELECT * FROM {function}({names})", arguments).fetchone()
 
 
 def serve(db, row):
@@ -62,9 +62,9 @@ def serve(db, row):
         except (ApiError, psycopg.DataError, psycopg.IntegrityError) as error:  # or a strange item
             kind = getattr(error, "kind", "permanent")
             if getattr(error, "is_rate_limit", False):
-                call(db, "mark_rate_limited", row, retry_after=error.retry_after)
+                call(db, "syncstate.mark_rate_limited", row, retry_after=error.retry_after)
             else:
-                call(db, "mark_sync_failed", row, error_message=str(error), kind=kind)
+                call(db, "syncstate.mark_sync_failed", row, error_message=str(error), kind=kind)
             return error
     except psycopg.DatabaseError as error:
         if error.diag.sqlstate not in ("PT409", "PT404"):
@@ -77,26 +77,25 @@ def sync(db, row):
     place, found = {"page": None}, {}
     while True:
         if is_asked_to_stop():
-            call(db, "release_sync", row)
+            call(db, "syncstate.release_sync", row)
             return "released"
         try:
             items, place["page"], cursor = fetch(db, row, place)
         except ApiError as error:
             if not error.cursor_is_dead:
                 raise
-            if (row := call(db, "clear_sync_token", row)).status != "syncing":
+            if (row := call(db, "syncstate.clear_sync_token", row)).status != "syncing":
                 return error
             place, found = {"page": None}, {}               # from the beginning, in full
             continue
         found |= items
         if place["page"] is None:
             break
-        call(db, "checkpoint_sync", row, progress_done=len(found))      # renews the lease, too
+        call(db, "syncstate.checkpoint_sync", row, progress_done=len(found))  # and renews
     is_full = row.full_sync_id is not None
     with db.transaction():
-        db.execute("SELECT write_items(%s, %s, %s, %s, %s, %s)",
-                   (row.user_id, row.source, row.resource, row.lease, Jsonb(found), is_full))
-        call(db, "mark_sync_completed", row, items_synced=len(found), **cursor)
+        call(db, "write_items", row, found=Jsonb(found), is_full=is_full, is_list=is_list(row))
+        call(db, "syncstate.mark_sync_completed", row, items_synced=len(found), **cursor)
     return f"{'full' if is_full else 'incremental'} sync, {len(found)} items"
 
 
@@ -105,7 +104,7 @@ def fetch(db, row, place):
     future = pool.submit(PAGES[row.source], row, place)
     every = (row.lease_expires_at - row.last_sync_at).total_seconds() / 3
     while not wait([future], timeout=every).done:
-        call(db, "renew_sync_lease", row)
+        call(db, "syncstate.renew_sync_lease", row)
     return future.result()
 
 

@@ -8,23 +8,23 @@
 # DATABASE_URL says which database (ps shows it: keep the password in .pgpass); without it PGHOST
 # and so on. It takes connections of our own: no LISTEN through a transaction pooler.
 set -uo pipefail
-name=${WORKER_NAME:-worker-$$} stop='' user='' resource='' lease='' dir=$(mktemp -d)
+name=${WORKER_NAME:-worker-$$} stop='' user='' account='' resource='' lease='' dir=$(mktemp -d)
 trap 'stop=1' TERM INT
 trap : PIPE # the database is gone: see rest()
 trap 'rm -rf "$dir"; kill ${LISTENER_PID:-} 2>/dev/null' EXIT
 psql=(psql -d "${DATABASE_URL:-}" -XqAt -F $'\x1f' -v ON_ERROR_STOP=1 -v VERBOSITY=verbose)
-access_token() { echo "$user"; } # yours to write: the user's OAuth access token
+access_token() { echo "$user/$account"; } # yours to write: the account's OAuth access token
 log() { echo "$name: $*"; }
 # db [NAME=VALUE...] <<<SQL: runs it; its psql variables, and the row's. An error is in $dir/error.
 db() (
 	trap '' TERM # who ends us and all we started, as systemd does, must not cut off a claim or a report
-	"${psql[@]}" -v user="$user" -v resource="$resource" -v lease="$lease" "${@/#/-v}" -f - 2>"${error:-$dir/error}"
+	"${psql[@]}" -v{user="$user",account="$account",resource="$resource",lease="$lease"} "${@/#/-v}" -f - 2>"${error:-$dir/error}"
 )
 
 # call FUNCTION [ARGUMENTS [NAME=VALUE...]]: a lifecycle call with the row's lease; prints the status.
 call() {
 	db "${@:3}" <<<"SELECT status FROM syncstate.$1(:'user', 'google_calendar', lease => :'lease',
-		resource => :'resource' ${2:+, $2})"
+		resource => :'resource', account => :'account' ${2:+, $2})"
 }
 # The heartbeat; it ends with us, however we do.
 heartbeat() { while sleep "$1" && kill -0 $$; do error=/dev/null call renew_sync_lease; done; }
@@ -34,7 +34,7 @@ fetch() { # one page, into $dir/page
 	read -r status retry_after < <(curl -s -m 60 -A "$name" -o "$dir/page" \
 		-w '%{http_code} %header{retry-after}\n' -H @- -G --data-urlencode "maxResults=${PAGE_SIZE:-250}" \
 		${token:+--data-urlencode "syncToken=$token"} ${page:+--data-urlencode "pageToken=$page"} \
-		"${API_URL:-https://www.googleapis.com}/calendar/v3/calendars/$calendar/events" \
+		"${API_URL:-https://www.googleapis.com}/calendar/v3/$path" \
 		<<<"Authorization: Bearer $(access_token)")
 }
 
@@ -66,7 +66,7 @@ fail() { # with the answer of the provider, or else of the database
 	db kind="$kind" why="$status $(<"$dir/error")" file="$dir/page" <<'SQL'
 \set text `cat :'file'`
 SELECT status FROM syncstate.mark_sync_failed(:'user', 'google_calendar',
-	left('HTTP ' || :'why' || :'text', 500), :'kind', :'lease', :'resource');
+	left('HTTP ' || :'why' || :'text', 500), :'kind', :'lease', :'resource', account => :'account');
 SQL
 }
 # Items and cursor in one transaction: both or neither.
@@ -76,11 +76,11 @@ write() {
 SELECT jsonb_path_query_array(p, '$[*].items[*]') AS items, p -> -1 ->> 'nextSyncToken' AS cursor
 FROM (SELECT ('[' || :'text' || ']')::jsonb AS p) AS pages \gset
 BEGIN;
-SELECT FROM write_items(:'user', 'google_calendar', :'resource', :'lease', (SELECT coalesce(
-	jsonb_object_agg(e ->> 'id', CASE WHEN e ->> 'status' <> 'cancelled' THEN e END), '{}')
-	FROM jsonb_array_elements(:'items') AS e), :'full' <> '');
+SELECT FROM write_items(:'user', 'google_calendar', :'resource', :'lease', (SELECT coalesce(jsonb_object_agg(e ->> 'id',
+	CASE WHEN NOT e @? '$ ? (@.status == "cancelled" || @.deleted == true || @.hidden == true)' THEN e END), '{}')
+	FROM jsonb_array_elements(:'items') AS e), :'full' <> '', is_list => :'resource' = '', account => :'account');
 SELECT status FROM syncstate.mark_sync_completed(:'user', 'google_calendar', jsonb_array_length(:'items'), :'cursor',
-	lease => :'lease', resource => :'resource');
+	lease => :'lease', resource => :'resource', account => :'account');
 COMMIT;
 SQL
 }
@@ -105,9 +105,9 @@ rest() {
 }
 
 while [ -z "$stop" ]; do
-	if IFS=$'\x1f' read -r user resource lease token every calendar < <(db <<<"SELECT user_id, resource, lease, sync_token,
-		extract(epoch FROM lease_expires_at - last_sync_at) / 3,
-		regexp_replace(encode(convert_to(coalesce(nullif(resource, ''), 'primary'), 'UTF8'), 'hex'), '..', '%\\&', 'g')
+	if IFS=$'\x1f' read -r user account resource lease token every path < <(db <<<"SELECT user_id, account, resource, lease,
+		sync_token, extract(epoch FROM lease_expires_at - last_sync_at) / 3, coalesce('calendars/' || nullif(
+		regexp_replace(encode(convert_to(resource, 'UTF8'), 'hex'), '..', '%\\&', 'g'), '') || '/events', 'users/me/calendarList')
 		FROM syncstate.claim_due_syncs('google_calendar', 1)"); then
 		heartbeat "$every" >/dev/null & beat=$!
 		sync >"$dir/out" || echo "dropped: $(head -n 1 "$dir/error")" >"$dir/out"

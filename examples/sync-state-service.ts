@@ -20,15 +20,18 @@ import type { Database, SyncSource, SyncState } from './syncstate-types.js';
 
 export type { SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
 
-/** What all reports may be given: which resource, and a lease, if it is not that of the run that this service started; null = none. */
-export type ReportOptions = { lease?: number | null; resource?: string };
+/** Which row of the user and source: of which resource, and of which account. */
+export type RowOptions = { resource?: string; account?: string };
+
+/** What all reports may be given: which row, and a lease, if it is not that of the run that this service started; null = none. */
+export type ReportOptions = RowOptions & { lease?: number | null };
 
 /** The columns that updateState() may change; null clears, what is left out stays. */
 export type SyncStateChanges = Partial<
   Omit<
     Database['syncstate']['Tables']['sync_state']['Update'],
-    | 'user_id' | 'source' | 'resource' | 'lease' | 'lease_required' | 'full_sync_id' | 'syncs_started' | 'failing_since'
-    | 'changes_seen' | 'seconds_watched'
+    | 'user_id' | 'account' | 'source' | 'resource' | 'lease' | 'lease_required' | 'full_sync_id' | 'syncs_started' | 'failing_since'
+    | 'changes_seen' | 'seconds_watched' | 'limited_until'
     | 'created_at' | 'updated_at'
   >
 >;
@@ -54,7 +57,7 @@ export class SyncStateError extends Error {
   }
 }
 
-type ReportKey = { user_id: string; source: SyncSource; resource: string; lease: number | null };
+type ReportKey = { user_id: string; source: SyncSource; resource: string; account: string; lease: number | null };
 
 const keyOf = (...names: string[]): string => JSON.stringify(names);
 
@@ -73,8 +76,8 @@ export class SyncStateService {
   }
 
   /** The row of a user and source, or null. */
-  async getState(userId: string, source: SyncSource, resource = ''): Promise<SyncState | null> {
-    const row = await result(this.db.rpc('get_sync_state', { user_id: userId, source, resource }));
+  async getState(userId: string, source: SyncSource, resource = '', account = ''): Promise<SyncState | null> {
+    const row = await result(this.db.rpc('get_sync_state', { user_id: userId, source, resource, account }));
     // No row comes as one whose columns are all null.
     return row.user_id === null ? null : (row as SyncState);
   }
@@ -85,22 +88,22 @@ export class SyncStateService {
     source: SyncSource,
     changes: SyncStateChanges,
     resource = '',
+    account = '',
   ): Promise<SyncState> {
-    return result(this.db.rpc('update_sync_state', { user_id: userId, source, changes, resource }));
+    return result(this.db.rpc('update_sync_state', { user_id: userId, source, changes, resource, account }));
   }
 
   /** Takes the row for this process; null if another one is at it. */
   async markSyncStarted(
     userId: string,
     source: SyncSource,
-    options: { leaseSeconds?: number; resource?: string } = {},
+    options: RowOptions & { leaseSeconds?: number } = {},
   ): Promise<SyncState | null> {
-    const { resource = '' } = options;
+    const { resource = '', account = '' } = options;
+    const key = { user_id: userId, source, resource, account };
     try {
-      const row = await result(
-        this.db.rpc('mark_sync_started', { user_id: userId, source, lease_time: seconds(options.leaseSeconds), resource }),
-      );
-      this.leases.set(keyOf(userId, source, resource), row.lease);
+      const row = await result(this.db.rpc('mark_sync_started', { ...key, lease_time: seconds(options.leaseSeconds) }));
+      this.leases.set(keyOf(userId, account, source, resource), row.lease);
       return row;
     } catch (error) {
       if (error instanceof SyncStateError && error.code === 'PT409') return null;
@@ -131,39 +134,41 @@ export class SyncStateService {
   /**
    * Reports that a sync failed.  `transient` (the network, 5xx) is tried again
    * soon, `permanent` (4xx) later, and `auth` (the grant is gone) not before the
-   * user has connected the account again.
+   * user has connected the account again: that is for all rows of the account at
+   * the source's provider, or (scope `row`) for this one.
    */
   async markSyncFailed(
     userId: string,
     source: SyncSource,
     error: unknown,
-    options: ReportOptions & { kind?: 'transient' | 'permanent' | 'auth' } = {},
+    options: ReportOptions & { kind?: 'transient' | 'permanent' | 'auth'; scope?: 'row' | 'account' } = {},
   ): Promise<SyncState> {
     return this.report(userId, source, options, (key) =>
       this.db.rpc('mark_sync_failed', {
         ...key,
         error_message: error instanceof Error ? error.message : String(error),
         kind: options.kind ?? 'transient',
+        scope: options.scope ?? 'account',
       }),
     );
   }
 
   /**
-   * Reports that the provider's rate limit was hit, for the user or (scope
-   * `source`) for the whole project.  retryAfterSeconds is the provider's
-   * Retry-After, if it sent one.
+   * Reports that the provider's rate limit was hit, for the account or (scope
+   * `source`) for the whole project, or (scope `row`) for this row alone.
+   * retryAfterSeconds is the provider's Retry-After, if it sent one.
    */
   async markRateLimited(
     userId: string,
     source: SyncSource,
     retryAfterSeconds?: number,
-    options: ReportOptions & { scope?: 'user' | 'source' } = {},
+    options: ReportOptions & { scope?: 'row' | 'account' | 'source' } = {},
   ): Promise<SyncState> {
     return this.report(userId, source, options, (key) =>
       this.db.rpc('mark_rate_limited', {
         ...key,
         retry_after: seconds(retryAfterSeconds),
-        scope: options.scope ?? 'user',
+        scope: options.scope ?? 'account',
       }),
     );
   }
@@ -194,10 +199,10 @@ export class SyncStateService {
     options: ReportOptions,
     call: (key: ReportKey) => PromiseLike<PostgrestSingleResponse<SyncState>>,
   ): Promise<SyncState> {
-    const { resource = '' } = options;
-    const key = keyOf(userId, source, resource);
+    const { resource = '', account = '' } = options;
+    const key = keyOf(userId, account, source, resource);
     const { lease = this.leases.get(key) ?? null } = options;
-    const row = await result(call({ user_id: userId, source, resource, lease }));
+    const row = await result(call({ user_id: userId, source, resource, account, lease }));
     if (row.status !== 'syncing' && this.leases.get(key) === lease) this.leases.delete(key);
     return row;
   }

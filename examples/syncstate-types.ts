@@ -83,7 +83,7 @@ export type SyncPolicy = {
   rate_per_minute: number | null;
   /** From the start of a row's last sync until a request may start another; 0 seconds to 1 day. */
   request_gap: string | null;
-  /** Failures in a row from which on one of kind auth parks the row. */
+  /** Failures in a row from which on one of kind auth parks the account's rows. */
   auth_failures: number | null;
   /** Each row whose last full sync began before this time gets another one; null = none is planned. */
   resync_from: string | null;
@@ -91,12 +91,18 @@ export type SyncPolicy = {
   resync_spread: string | null;
   /** What part of a row's items may_sweep() lets a full sync delete; 0 to 1. */
   max_vanished: number | null;
+  /** Who gives the grant for the source; sources that share one are revoked together. */
+  provider: string | null;
+  /** Syncs of one user, account and source that claims let run at a time; null = off. */
+  max_in_flight: number | null;
 };
 
-/** One row per user, source and resource: where its incremental sync stands, and when it is due. */
+/** One row per user, account, source and resource: where its incremental sync stands, and when it is due. */
 export type SyncState = {
   /** The tenant. */
   user_id: string;
+  /** Which grant of the user at the provider; empty where users have one; at most 255 bytes. */
+  account: string;
   /** Which API. */
   source: SyncSource;
   /** What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes. */
@@ -117,7 +123,7 @@ export type SyncState = {
   due_at: string | null;
   /** When a sync was asked for; non-null = priority lane. */
   requested_at: string | null;
-  /** Why the row is parked: paused, auth, failures or token_loop. */
+  /** Why the row is parked: paused, auth, failures, token_loop or gone. */
   parked_reason: string | null;
   /** The row's own interval; null = the policy's. */
   sync_interval: string | null;
@@ -159,12 +165,16 @@ export type SyncState = {
   syncs_started: number | null;
   /** Whether a claim handed out the sync in flight, so that its report takes the lease. */
   lease_required: boolean;
+  /** Until when the provider limits the account's use of the source. */
+  limited_until: string | null;
 };
 
 /** What a user may see of their own rows: no cursor, no page token, no lease. */
 export type MySyncs = {
   /** The tenant. */
   user_id: string;
+  /** Which grant of the user at the provider; empty where users have one; at most 255 bytes. */
+  account: string;
   /** Which API. */
   source: SyncSource;
   /** What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes. */
@@ -175,7 +185,7 @@ export type MySyncs = {
   due_at: string | null;
   /** When a sync was asked for; non-null = priority lane. */
   requested_at: string | null;
-  /** Why the row is parked: paused, auth, failures or token_loop. */
+  /** Why the row is parked: paused, auth, failures, token_loop or gone. */
   parked_reason: string | null;
   /** The row's own interval; null = the policy's. */
   sync_interval: string | null;
@@ -203,6 +213,8 @@ export type MySyncs = {
   created_at: string;
   /** When the row was last written; set by the trigger. */
   updated_at: string;
+  /** Until when the provider limits the account's use of the source. */
+  limited_until: string | null;
 };
 
 /** Per source: how many rows are in which state, due, held, failing and parked, and how late the oldest due one is. */
@@ -226,6 +238,8 @@ export type SyncOverview = {
   without_cursor: number | null;
   paused_until: string | null;
   ahead: number | null;
+  parked_gone: number | null;
+  limited: number | null;
 };
 
 /** Arguments of checkpoint_sync(). */
@@ -237,6 +251,7 @@ export type CheckpointSyncArgs = {
   progress_done?: number | string | null;
   progress_total?: number | string | null;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of claim_due_syncs(). */
@@ -253,6 +268,14 @@ export type ClearSyncTokenArgs = {
   source: SyncSource;
   lease?: number | string | null;
   resource?: string;
+  account?: string;
+};
+
+/** Arguments of connect_account(). */
+export type ConnectAccountArgs = {
+  user_id: string;
+  account?: string;
+  provider?: string | null;
 };
 
 /** Arguments of connect_sync(). */
@@ -260,6 +283,14 @@ export type ConnectSyncArgs = {
   user_id: string;
   source: SyncSource;
   resource?: string;
+  account?: string;
+};
+
+/** Arguments of disconnect_account(). */
+export type DisconnectAccountArgs = {
+  user_id: string;
+  account?: string;
+  provider?: string | null;
 };
 
 /** Arguments of disconnect_sync(). */
@@ -267,6 +298,7 @@ export type DisconnectSyncArgs = {
   user_id: string;
   source: SyncSource;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of get_sync_policy(). */
@@ -279,6 +311,7 @@ export type GetSyncStateArgs = {
   user_id: string;
   source: SyncSource;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of get_sync_states(). */
@@ -301,6 +334,7 @@ export type MarkRateLimitedArgs = {
   scope?: string;
   lease?: number | string | null;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of mark_sync_completed(). */
@@ -313,6 +347,7 @@ export type MarkSyncCompletedArgs = {
   updated_min?: string | null;
   lease?: number | string | null;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of mark_sync_failed(). */
@@ -323,6 +358,8 @@ export type MarkSyncFailedArgs = {
   kind?: string;
   lease?: number | string | null;
   resource?: string;
+  scope?: string;
+  account?: string;
 };
 
 /** Arguments of mark_sync_started(). */
@@ -331,6 +368,7 @@ export type MarkSyncStartedArgs = {
   source: SyncSource;
   lease_time?: string | null;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of may_sweep(). */
@@ -342,6 +380,7 @@ export type MaySweepArgs = {
   total: number | string;
   force?: boolean;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of next_sync_due(). */
@@ -349,11 +388,19 @@ export type NextSyncDueArgs = {
   source?: SyncSource | null;
 };
 
+/** Arguments of pause_account(). */
+export type PauseAccountArgs = {
+  user_id: string;
+  account?: string;
+  provider?: string | null;
+};
+
 /** Arguments of pause_sync(). */
 export type PauseSyncArgs = {
   user_id: string;
   source: SyncSource;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of pause_sync_source(). */
@@ -379,6 +426,7 @@ export type ReleaseSyncArgs = {
   lease: number | string;
   resource?: string;
   delay?: string;
+  account?: string;
 };
 
 /** Arguments of renew_sync_lease(). */
@@ -388,6 +436,7 @@ export type RenewSyncLeaseArgs = {
   lease: number | string;
   lease_time?: string | null;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of report_syncs(). */
@@ -395,11 +444,26 @@ export type ReportSyncsArgs = {
   results: Json;
 };
 
+/** Arguments of request_account(). */
+export type RequestAccountArgs = {
+  user_id: string;
+  account?: string;
+  provider?: string | null;
+};
+
 /** Arguments of request_sync(). */
 export type RequestSyncArgs = {
   user_id: string;
   source: SyncSource;
   resource?: string;
+  account?: string;
+};
+
+/** Arguments of resume_account(). */
+export type ResumeAccountArgs = {
+  user_id: string;
+  account?: string;
+  provider?: string | null;
 };
 
 /** Arguments of resume_sync(). */
@@ -407,6 +471,7 @@ export type ResumeSyncArgs = {
   user_id: string;
   source: SyncSource;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of resume_sync_source(). */
@@ -434,12 +499,21 @@ export type SetSyncPolicyArgs = {
   changes: Json;
 };
 
+/** Arguments of set_sync_resources(). */
+export type SetSyncResourcesArgs = {
+  user_id: string;
+  source: SyncSource;
+  resources: string[];
+  account?: string;
+};
+
 /** Arguments of update_sync_state(). */
 export type UpdateSyncStateArgs = {
   user_id: string;
   source: SyncSource;
   changes: Json;
   resource?: string;
+  account?: string;
 };
 
 /** Arguments of user_id_of(). */
@@ -509,6 +583,8 @@ export type Database = {
           resync_from?: string | null;
           resync_spread?: string | null;
           max_vanished?: number | null;
+          provider?: string | null;
+          max_in_flight?: number | null;
         };
         Update: {
           source?: SyncSource;
@@ -532,6 +608,8 @@ export type Database = {
           resync_from?: string | null;
           resync_spread?: string | null;
           max_vanished?: number | null;
+          provider?: string | null;
+          max_in_flight?: number | null;
         };
         Relationships: [];
       };
@@ -539,6 +617,7 @@ export type Database = {
         Row: SyncState;
         Insert: {
           user_id: string;
+          account?: string;
           source: SyncSource;
           resource?: string;
           status?: SyncStatus;
@@ -570,9 +649,11 @@ export type Database = {
           full_sync_id?: number | string | null;
           syncs_started?: number | null;
           lease_required?: boolean;
+          limited_until?: string | null;
         };
         Update: {
           user_id?: string;
+          account?: string;
           source?: SyncSource;
           resource?: string;
           status?: SyncStatus;
@@ -604,6 +685,7 @@ export type Database = {
           full_sync_id?: number | string | null;
           syncs_started?: number | null;
           lease_required?: boolean;
+          limited_until?: string | null;
         };
         Relationships: [];
       };
@@ -652,6 +734,17 @@ export type Database = {
           isSetofReturn: false;
         };
       };
+      /** Starts or resumes the syncing of all rows of an account, as connect_sync() does for one; returns them. */
+      connect_account: {
+        Args: ConnectAccountArgs;
+        Returns: SyncState[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
+      };
       /** Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync. */
       connect_sync: {
         Args: ConnectSyncArgs;
@@ -667,6 +760,17 @@ export type Database = {
       current_user_id: {
         Args: Record<PropertyKey, never>;
         Returns: string | null;
+      };
+      /** Deletes all rows of an account; returns them as they were. */
+      disconnect_account: {
+        Args: DisconnectAccountArgs;
+        Returns: SyncState[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
       };
       /** Deletes the row; returns false if there was none. */
       disconnect_sync: {
@@ -684,7 +788,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** The row of a user, source and resource, or null. */
+      /** The row of a user, account, source and resource, or null. */
       get_sync_state: {
         Args: GetSyncStateArgs;
         Returns: { [Column in keyof SyncState]: SyncState[Column] | null };
@@ -711,7 +815,7 @@ export type Database = {
         Args: GetUsersNeedingSyncArgs;
         Returns: string[];
       };
-      /** Reports that the provider's rate limit was hit: the row waits until it ends. */
+      /** Reports that the provider's rate limit was hit: the rows of the account's source wait until it ends. */
       mark_rate_limited: {
         Args: MarkRateLimitedArgs;
         Returns: SyncState;
@@ -733,7 +837,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Reports that a sync failed: the row waits, or is parked if waiting is of no use. */
+      /** Reports that a sync failed: the row waits, or is parked if waiting is of no use; an account whose grant has ended is parked as a whole. */
       mark_sync_failed: {
         Args: MarkSyncFailedArgs;
         Returns: SyncState;
@@ -764,6 +868,17 @@ export type Database = {
       next_sync_due: {
         Args: NextSyncDueArgs;
         Returns: string | null;
+      };
+      /** Parks all rows of an account until they are resumed; returns them. */
+      pause_account: {
+        Args: PauseAccountArgs;
+        Returns: SyncState[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
       };
       /** Parks a row until it is resumed; a sync in flight may finish. */
       pause_sync: {
@@ -840,10 +955,29 @@ export type Database = {
           isSetofReturn: true;
         };
       };
+      /** Requests a sync of each row of an account; returns the rows for which one will come. */
+      request_account: {
+        Args: RequestAccountArgs;
+        Returns: {
+          source: SyncSource | null;
+          resource: string | null;
+        }[];
+      };
       /** Requests a sync now; returns whether one will come, which is false for a parked row. */
       request_sync: {
         Args: RequestSyncArgs;
         Returns: boolean;
+      };
+      /** Un-parks all rows of an account, which are due at once; returns them. */
+      resume_account: {
+        Args: ResumeAccountArgs;
+        Returns: SyncState[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_state';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
       };
       /** Un-parks a row, which is due at once, and forgets failures. */
       resume_sync: {
@@ -893,6 +1027,14 @@ export type Database = {
           isOneToOne: true;
           isSetofReturn: false;
         };
+      };
+      /** Makes the resources of an account exactly these: connects what is new, parks what is gone, takes back what returned. */
+      set_sync_resources: {
+        Args: SetSyncResourcesArgs;
+        Returns: {
+          resource: string | null;
+          change: string | null;
+        }[];
       };
       /** The time by which the extension decides: the real time, or syncstate.clock where that is set. */
       sync_clock: {

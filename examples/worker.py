@@ -33,7 +33,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
 
-from google_apis import NAME, PAGES, ApiError
+from google_apis import NAME, PAGES, ApiError, is_list
 
 DATABASE_URL = os.environ.get("DATABASE_URL", "")
 SOURCE = os.environ.get("SYNC_SOURCE") or None
@@ -75,8 +75,8 @@ class Worker:
 
     def call(self, function, row, **arguments):
         """A call with the row's lease; a lifecycle call returns the row as it is then."""
-        arguments |= {"user_id": row.user_id, "source": row.source, "resource": row.resource,
-                      "lease": row.lease}
+        arguments |= {"user_id": row.user_id, "account": row.account, "source": row.source,
+                      "resource": row.resource, "lease": row.lease}
         names = ", ".join(f"{name} => %({name})s" for name in arguments)
         try:
             return self.db.execute(f"SELECT * FROM {function}({names})", arguments).fetchone()
@@ -105,6 +105,10 @@ class Worker:
             else:
                 self.call("syncstate.mark_sync_failed", row, error_message=str(error),
                           kind=error.kind)
+            if error.is_rate_limit or error.kind == "auth":     # of the account, others wait too
+                self.release_waiting("its account must wait", lambda other: (
+                    (other.user_id, other.account) == (row.user_id, row.account)
+                    and (error.kind == "auth" or other.source == row.source)))
         except (LeaseLost, psycopg.OperationalError):
             raise                           # without a database, the leases end by themselves
         except Exception as error:          # one strange item must not stop all other syncs
@@ -133,7 +137,7 @@ class Worker:
             place |= {"page": next_page, "done": place["done"] + len(items)}
             self.call("save_page", row, found=Jsonb(items), full_sync=row.full_sync_id,
                       done=place["done"], page_token=json.dumps(place) if next_page else None,
-                      **cursor)
+                      is_list=is_list(row), **cursor)
             if not next_page:
                 break
             if self.stop.asked:             # whoever comes next goes on at the next page
@@ -173,11 +177,12 @@ class Worker:
             self.call("syncstate.renew_sync_lease", row)
         self.renew_at = time.monotonic() + self.renew_every
 
-    def release_waiting(self, why):
+    def release_waiting(self, why, which=lambda row: True):
         """Those that wait behind the row in work go back: another worker may be free."""
-        while len(self.held) > 1:
+        for row in list(filter(which, self.held[1:])):
+            self.held.remove(row)
             with suppress(LeaseLost):
-                self.release(self.held.pop(), why)
+                self.release(row, why)
 
     def release(self, row, why):
         self.call("syncstate.release_sync", row)
@@ -206,7 +211,8 @@ class Worker:
         self.notified = True
 
     def log(self, row, text):
-        print(f"{NAME}: {row.source} of {row.user_id}: {text}", flush=True)
+        who = " ".join(filter(None, (str(row.user_id), row.account, row.resource)))
+        print(f"{NAME}: {row.source} of {who}: {text}", flush=True)
 
 
 class Stop:

@@ -8,9 +8,12 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
-from provider import CALENDAR, CONTACTS, GMAIL, SOURCES, TASKS, Provider, Server
+from provider import (CALENDAR, CONTACTS, GMAIL, MAX_IN_FLIGHT, SOURCES, TASKS, Provider, Server,
+                      own_id)
 
+CALENDARS = "/calendar/v3/users/me/calendarList"
 EVENTS = "/calendar/v3/calendars/primary/events"
+TASK_LISTS = "/tasks/v1/users/@me/lists"
 TASK_LIST = "/tasks/v1/lists/@default/tasks"
 MAILBOX = "/gmail/v1/users/me"
 PEOPLE = "/v1/people/me/connections"
@@ -34,9 +37,9 @@ class ProviderTest(unittest.TestCase):
         self.server.shutdown()
         self.server.server_close()
 
-    def get(self, path, user=0, headers=None, **query):
+    def get(self, path, user=0, headers=None, account="", **query):
         request = Request(f"{self.url}{path}?{urlencode(query)}",
-                          headers={"Authorization": f"Bearer {self.users[user]}"})
+                          headers={"Authorization": f"Bearer {self.users[user]}/{account}"})
         try:
             with self.open(request, timeout=10) as answer:
                 if headers is not None:
@@ -48,8 +51,11 @@ class ProviderTest(unittest.TestCase):
             return error.code, json.load(error)["error"]
 
     def control(self, op, source=None, user=0, **arguments):
-        body = {"op": op, **arguments} | ({"user": self.users[user], "source": source}
-                                          if source else {})
+        """The user's own calendar or task list, if no resource is named."""
+        body = {"op": op, **arguments}
+        if source:
+            own = own_id(self.users[user], arguments.get("account", ""), source)
+            body = {"user": self.users[user], "source": source, "resource": own, **body}
         with self.open(Request(f"{self.url}/control", json.dumps(body).encode()), timeout=10) as r:
             return json.load(r)
 
@@ -179,6 +185,101 @@ class ProviderTest(unittest.TestCase):
         time.sleep(1.3)
         self.assertEqual(self.get(EVENTS)[0], 200)
 
+    def test_lists(self):
+        for source, path in ((CALENDAR, CALENDARS), (TASKS, TASK_LISTS)):
+            own = own_id(self.users[0], "", source)
+            for n in range(10):
+                self.control("connect", source, resource=f"#{n}")
+            pages, token = [], {}
+            while not pages or token:
+                body = self.get(path, maxResults=4, **token)[1]
+                pages.append([item["id"] for item in body["items"]])
+                token = {"pageToken": body["nextPageToken"]} if "nextPageToken" in body else {}
+            self.assertEqual(pages, [["#0", "#1", "#2", "#3"], ["#4", "#5", "#6", "#7"],
+                                     ["#8", "#9", own]])
+            self.assertEqual("nextSyncToken" in body, source == CALENDAR)
+            self.control("disconnect", source, resource="#3")
+            self.control("hide", source, resource="#4")
+            self.assertEqual(len(self.get(path)[1]["items"]), 9 if source == CALENDAR else 10)
+
+    def test_changes_of_the_list_of_calendars(self):
+        for name in ("a", "b", "c"):
+            self.control("connect", CALENDAR, resource=name)
+        token = self.get(CALENDARS)[1]["nextSyncToken"]
+        self.assertEqual(self.get(CALENDARS, syncToken=token)[1]["items"], [])
+        self.assertEqual(self.get(CALENDARS, syncToken=token, minAccessRole="owner")[0], 400)
+        self.control("disconnect", CALENDAR, resource="a")
+        self.control("hide", CALENDAR, resource="b")
+        self.control("connect", CALENDAR, resource="d")
+        body = self.get(CALENDARS, syncToken=token)[1]
+        self.assertEqual({c["id"]: (c.get("deleted"), c.get("hidden")) for c in body["items"]},
+                         {"a": (True, None), "b": (None, True), "d": (None, None)})
+        self.control("connect", CALENDAR, resource="b")
+        body = self.get(CALENDARS, syncToken=body["nextSyncToken"])[1]
+        self.assertEqual([(c["id"], "hidden" in c) for c in body["items"]], [("b", False)])
+        self.control("expire", CALENDAR, resource="")
+        self.assertEqual(self.get(CALENDARS, syncToken=body["nextSyncToken"])[0], 410)
+
+    def test_what_is_gone_and_returns(self):
+        path = "/calendar/v3/calendars/team%20%231/events"
+        self.assertEqual(self.get(path)[0], 404)
+        self.control("connect", CALENDAR, resource="team #1")
+        status, body = self.get(path, maxResults=100)
+        self.assertEqual(sorted(e["id"] for e in body["items"]),
+                         sorted(self.control("dump", CALENDAR, resource="team #1")))
+        self.control("disconnect", CALENDAR, resource="team #1")
+        self.assertEqual(self.get(path, syncToken=body["nextSyncToken"])[0], 404)
+        self.control("mutate", CALENDAR, resource="team #1", add=1)
+        self.control("connect", CALENDAR, resource="team #1")
+        status, body = self.get(path, syncToken=body["nextSyncToken"])
+        self.assertEqual((status, len(body["items"])), (200, 1))
+
+    def test_accounts(self):
+        self.assertEqual(self.get(EVENTS, account="work")[0], 401)
+        self.server.provider.open(self.users[0], "work")
+        own = {account: self.get(CALENDARS, account=account)[1]["items"][0]["id"]
+               for account in ("", "work")}
+        self.assertEqual(own["work"], "work")
+        data = [self.get(EVENTS, account=account)[1]["items"] for account in own]
+        self.assertFalse({e["id"] for e in data[0]} & {e["id"] for e in data[1]})
+        # a limit is for all calendars of an account, and for no other one
+        self.control("connect", CALENDAR, account="work", resource="team")
+        self.control("limit", CALENDAR, account="work", resource="team", seconds=60, kind="429")
+        team = "/calendar/v3/calendars/team/events"
+        self.assertEqual([self.get(path, account="work")[0] for path in (EVENTS, CALENDARS, team)],
+                         [429] * 3)
+        self.assertEqual(self.get(MAILBOX + "/profile", account="work")[0], 200)
+        self.assertEqual(self.get(EVENTS)[0], 200)
+        # a revoked grant is for all of an account
+        self.control("revoke", GMAIL, account="work")
+        self.assertEqual([self.get(path, account="work")[0] for path in (EVENTS, TASK_LISTS)],
+                         [401] * 2)
+        self.assertEqual(self.get(TASK_LISTS)[0], 200)
+
+    def test_requests_at_once(self):
+        waiting = [EVENTS, CALENDARS]
+        self.assertEqual(len(waiting), MAX_IN_FLIGHT)
+        self.control("hold", CALENDAR, page=1)
+        self.control("hold", CALENDAR, resource="", page=1)
+        answers = []
+        threads = [threading.Thread(target=lambda path=path: answers.append(self.get(path)[0]))
+                   for path in waiting]
+        for thread in threads:
+            thread.start()
+        while len(self.control("journal")) < len(waiting):
+            time.sleep(0.01)
+        status, error = self.get("/calendar/v3/calendars/other/events")
+        self.assertEqual((status, error["errors"][0]["reason"]), (429, "rateLimitExceeded"))
+        self.assertEqual(self.get(TASK_LISTS)[0], 200)          # another source
+        self.assertEqual(self.get(CALENDARS, user=1)[0], 200)   # another account
+        self.control("release", CALENDAR)
+        self.control("release", CALENDAR, resource="")
+        for thread in threads:
+            thread.join(10)
+        self.assertEqual(answers, [200, 200])
+        self.assertEqual(self.get(EVENTS)[0], 200)
+        self.assertEqual([n[3:] for n in self.control("concurrency") if n[4]], [[3, 1]])
+
     def test_hold(self):
         path, _, _, query = LISTS[CALENDAR]
         token = self.get(path, **query)[1]["nextPageToken"]
@@ -196,7 +297,9 @@ class ProviderTest(unittest.TestCase):
 
     def test_same_seed_same_data(self):
         def data(seed):
-            return {key: sorted(a.items) for key, a in Provider(seed, 2).accounts.items()}
+            return {(*key, resource): sorted(listing.items)
+                    for key, account in Provider(seed, 2).accounts.items()
+                    for resource, listing in account.listings.items()}
         self.assertEqual(data("a"), data("a"))
         self.assertNotEqual(data("a"), data("b"))
 

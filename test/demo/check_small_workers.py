@@ -68,16 +68,20 @@ class Small(demo_run.Demo):
         super().clean_up()
 
     def connect(self, *names):
-        self.query("SELECT syncstate.connect_sync(id, %s) FROM users WHERE name = ANY(%s)",
-                   CALENDAR, list(names))
+        for name in names:
+            self.call("connect_sync", *self.of(name))
+
+    def of(self, name):
+        """The calendar that each of the users has."""
+        return self.own(name, CALENDAR)
 
     def held(self, name, page=2):
         """Lets a listing hang at a page, from the next sync on; returns who is hanging there."""
-        account, mark = (name, CALENDAR), len(self.log(name, CALENDAR))
-        self.control("hold", *account, page=page)
+        mark = len(self.log(*self.of(name)))
+        self.control("hold", *self.of(name), page=page)
         self.connect(name)
         return self.wait_for("the page", lambda: [
-            e for e in self.log(*account, mark) if e["page"] == page])[0]["agent"]
+            e for e in self.log(*self.of(name), since=mark) if e["page"] == page])[0]["agent"]
 
     def items(self, name):
         return self.value("SELECT count(*) FROM items WHERE user_id = %s", self.users[name])
@@ -85,17 +89,17 @@ class Small(demo_run.Demo):
     def play(self):
         self.set_up()
         people = "ada ben cleo dan eve finn".split()
-        accounts = [(name, CALENDAR) for name in people]
+        listings = [self.of(name) for name in people]
 
         self.step("a stop during a claim")
         self.connect("jon")
         self.check(stop_during_claim(self, "one") == 0, "it ends with status 0")
-        row = self.row("jon", CALENDAR)
+        row = self.row(*self.of("jon"))
         self.check((row.status, row.syncs_started, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
-                   and not self.log("jon", CALENDAR),
+                   and not self.log(*self.of("jon")),
                    "before the first page, and the row is released: due, nothing counted")
-        self.query("SELECT syncstate.disconnect_sync(%s, %s)", self.users["jon"], CALENDAR)
+        self.call("disconnect_sync", *self.of("jon"))
 
         self.step("waking")
         self.start_worker("one")
@@ -103,136 +107,158 @@ class Small(demo_run.Demo):
         self.wait_for("sleep", lambda: all(
             "sleeps" in self.worker_log(name) for name in self.workers))
         self.connect(*people)
-        self.wait_synced(*accounts)         # or else they sleep for ten minutes
+        self.wait_synced(*listings)         # or else they sleep for ten minutes
         starts = [sum(demo_run.is_full(e) and e["page"] == 1 for e in self.log(*a))
-                  for a in accounts]
-        self.check(set(starts) == {1}, "a notification wakes them: one full sync for each account")
-        self.check_items(*accounts)
+                  for a in listings]
+        self.check(set(starts) == {1}, "a notification wakes them: one full sync for each calendar")
+        self.check_items(*listings)
 
         self.step("sleeping until work is due")
-        marks = {account: len(self.log(*account)) for account in accounts}
-        for account in accounts:
-            self.control("mutate", *account, add=12, change=4, delete=3)
-        self.wait_synced(*accounts)
-        requests = [e for account in accounts for e in self.log(*account, marks[account])]
+        marks = {listing: len(self.log(*listing)) for listing in listings}
+        for listing in listings:
+            self.control("mutate", *listing, add=12, change=4, delete=3)
+        self.wait_synced(*listings)
+        requests = [e for listing in listings for e in self.log(*listing, since=marks[listing])]
         self.check(requests and not any(demo_run.is_full(e) for e in requests),
                    "they get up in time, and go on from the cursors")
-        self.check_items(*accounts)
+        self.check_items(*listings)
 
         self.step("lost connections")
         self.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s",
                    demo_run.WORKER_ROLE)
-        for account in accounts:
-            self.control("mutate", *account, add=2, change=2, delete=2)
-        self.wait_synced(*accounts)
-        self.check_items(*accounts)
+        for listing in listings:
+            self.control("mutate", *listing, add=2, change=2, delete=2)
+        self.wait_synced(*listings)
+        self.check_items(*listings)
 
         self.step("errors")
-        marks = {account: len(self.log(*account)) for account in accounts}
-        self.control("expire", "ada", CALENDAR, delete=3)
+        marks = {listing: len(self.log(*listing)) for listing in listings}
+        self.control("expire", *self.of("ada"), delete=3)
         # longer than any wait after a failure, so that it cannot be taken for one
-        self.control("limit", "ben", CALENDAR, seconds=5, kind="403")
-        self.control("revoke", "cleo", CALENDAR)
-        self.control("fail", "dan", CALENDAR, times=1)
-        self.control("garble", "eve", CALENDAR)
+        self.control("limit", *self.of("ben"), seconds=5, kind="403")
+        self.control("revoke", *self.of("cleo"))
+        self.control("fail", *self.of("dan"), times=1)
+        self.control("garble", *self.of("eve"))
         # what Finn has cannot be written, and his report comes in the same transaction
         # (paused, so that no sync gets a new cursor before that)
         finn = self.users["finn"]
-        self.db.execute("SELECT syncstate.pause_sync(%s, 'google_calendar')", [finn])
-        self.wait_for("the end of Finn's sync", lambda: self.row("finn", CALENDAR).status != "syncing")
-        cursor = self.row("finn", CALENDAR).sync_token
+        self.call("pause_sync", *self.of("finn"))
+        self.wait_for("the end of Finn's sync",
+                      lambda: self.row(*self.of("finn")).status != "syncing")
+        cursor = self.row(*self.of("finn")).sync_token
         self.db.execute("ALTER TABLE items ADD CONSTRAINT not_finn "
                         f"CHECK (user_id <> '{finn}') NOT VALID")
-        self.control("mutate", "finn", CALENDAR, change=3)
-        self.db.execute("SELECT syncstate.resume_sync(%s, 'google_calendar')", [finn])
+        self.control("mutate", *self.of("finn"), change=3)
+        self.call("resume_sync", *self.of("finn"))
 
         def has_answered(name, status):
-            log = self.log(name, CALENDAR, marks[name, CALENDAR])
+            log = self.log(*self.of(name), since=marks[self.of(name)])
             return any(e["status"] == status for e in log)
         self.wait_for("the outcome of each", lambda: (
             has_answered("ada", 410) and has_answered("ben", 403) and has_answered("dan", 503)
-            and self.row("cleo", CALENDAR).parked_reason and self.row("eve", CALENDAR).failures
-            and self.row("finn", CALENDAR).failures))
-        self.check(self.row("finn", CALENDAR).sync_token == cursor,
+            and self.row(*self.of("cleo")).parked_reason and self.row(*self.of("eve")).failures
+            and self.row(*self.of("finn")).failures))
+        self.check(self.row(*self.of("finn")).sync_token == cursor,
                    "where the items cannot be written, the cursor stays")
         self.db.execute("ALTER TABLE items DROP CONSTRAINT not_finn")
-        row = self.row("cleo", CALENDAR)
+        row = self.row(*self.of("cleo"))
         self.check(row.parked_reason == "auth" and "HTTP 401" in row.error_message,
                    "who took back the consent is parked, with the reason")
-        self.wait_synced(("ada", CALENDAR), ("ben", CALENDAR), ("dan", CALENDAR))
-        log = self.log("ben", CALENDAR, marks["ben", CALENDAR])
+        self.wait_synced(*map(self.of, ("ada", "ben", "dan")))
+        log = self.log(*self.of("ben"), since=marks[self.of("ben")])
         refused = [n for n, e in enumerate(log) if e["status"] == 403]
         self.check(len(refused) == 1 and log[refused[0] + 1]["at"] - log[refused[0]]["at"] >= 5,
                    "a rate limit is waited for")
-        self.control("restore", "cleo", CALENDAR)
-        self.control("mutate", "eve", CALENDAR, delete=100)         # the strange item, too
+        self.control("restore", *self.of("cleo"))
+        self.control("mutate", *self.of("eve"), delete=100)         # the strange item, too
         self.connect("cleo", "eve", "finn")
-        self.wait_synced(*accounts)
-        self.check_items(*accounts)
+        self.wait_synced(*listings)
+        self.check_items(*listings)
 
         self.step("the heartbeat")
         agent = self.held("gina")
-        row = self.row("gina", CALENDAR)
+        row = self.row(*self.of("gina"))
         self.wait_for("the first lease's end", lambda: self.value(
             "SELECT clock_timestamp() > %s::timestamptz + '0.2 s'", row.lease_expires_at))
-        later = self.row("gina", CALENDAR)
+        later = self.row(*self.of("gina"))
         self.check(later.syncs_started == 1 and later.status == "syncing"
                    and later.lease_expires_at > row.lease_expires_at,
                    "while the provider takes its time, the lease is renewed")
 
         self.step("the end")
         self.signal_worker(agent, signal.SIGKILL).wait()
-        self.wait_for("the take-over", lambda: self.row("gina", CALENDAR).syncs_started == 2)
+        self.wait_for("the take-over", lambda: self.row(*self.of("gina")).syncs_started == 2)
         self.check(self.items("gina") == 0, "of a killed worker nothing stays, no heartbeat either")
-        self.control("release", "gina", CALENDAR)
+        self.control("release", *self.of("gina"))
         self.start_worker(agent)
-        self.wait_synced(("gina", CALENDAR))
+        self.wait_synced(self.of("gina"))
 
         self.step("a lost lease")
         # on the last page, after which the sync is reported complete
-        pages = math.ceil(len(self.control("dump", "hugo", CALENDAR)) / demo_run.PAGE_SIZE)
+        pages = math.ceil(len(self.control("dump", *self.of("hugo"))) / demo_run.PAGE_SIZE)
         agent = self.held("hugo", pages)
         with self.db.transaction():         # or the other one may come in between
-            self.query("SELECT syncstate.clear_sync_token(%s, %s)", self.users["hugo"], CALENDAR)
-            self.query("SELECT syncstate.pause_sync(%s, %s)", self.users["hugo"], CALENDAR)
-        self.control("release", "hugo", CALENDAR)
+            self.call("clear_sync_token", *self.of("hugo"))
+            self.call("pause_sync", *self.of("hugo"))
+        self.control("release", *self.of("hugo"))
         dropped = f"{self.users['hugo']}: dropped"
         self.wait_for("the report", lambda: any(
             dropped in line for line in self.worker_log(agent).splitlines()))
-        row = self.row("hugo", CALENDAR)
+        row = self.row(*self.of("hugo"))
         self.check(self.items("hugo") == 0 and row.sync_token is None and row.failures == 0,
                    "its report is refused, and its items with it")
 
         self.step("a graceful stop")
-        self.control("mutate", "ida", CALENDAR, add=60)
+        self.control("mutate", *self.of("ida"), add=60)
         agent = self.held("ida")
         process = self.signal_worker(agent, signal.SIGTERM)
         other, = self.workers.values()
         other.send_signal(signal.SIGSTOP)
-        self.control("release", "ida", CALENDAR)
+        self.control("release", *self.of("ida"))
         self.check(process.wait(demo_run.PATIENCE) == 0, "it ends with status 0")
-        row = self.row("ida", CALENDAR)
+        row = self.row(*self.of("ida"))
         self.check((row.status, row.syncs_started, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
-                   and self.log("ida", CALENDAR)[-1]["page"] < 6,
+                   and self.log(*self.of("ida"))[-1]["page"] < 6,
                    "between two pages, and the row is released: due, nothing counted")
         other.send_signal(signal.SIGCONT)
-        self.wait_for("the other worker", lambda: self.row("ida", CALENDAR).last_successful_sync_at)
+        self.wait_for("the other worker", lambda: self.row(*self.of("ida")).last_successful_sync_at)
+
+        self.step("the list of an account")
+        self.control("open", user=self.users["jon"], account="work")
+        names = [f"c{n:02}" for n in range(12)]         # two pages
+        calendars = [("jon", CALENDAR, name, "work") for name in names]
+        for calendar in calendars[:11]:
+            self.control("connect", *calendar)
+        of_list = ("jon", CALENDAR, "", "work")
+        own = self.own("jon", CALENDAR, "work")
+        self.call("connect_sync", *of_list)
+        self.wait_for("the rows", lambda: self.listed(of_list, own, *calendars[:11]))
+        self.check_items(of_list, own, *calendars[:11])
+        self.control("disconnect", *calendars[0])
+        self.control("hide", *calendars[1])
+        self.control("connect", *calendars[11])
+        self.wait_for("what is new", lambda: self.listed(calendars[11]))
+        gone = [row.resource for row in map(lambda c: self.row(*c), calendars)
+                if row.parked_reason == "gone"]
+        self.check(gone == names[:2], "calendars come, go, and are hidden: so do their rows")
+        self.query("SELECT syncstate.disconnect_account(%s, 'work')", self.users["jon"])
+        self.db.execute("DELETE FROM items WHERE account = 'work'")
 
         self.step("the comparison")
-        self.query("SELECT syncstate.resume_sync(%s, %s)", self.users["hugo"], CALENDAR)
-        accounts += [(name, CALENDAR) for name in ("gina", "hugo", "ida")]
-        for account in accounts:
-            self.control("mutate", *account, add=3, change=4, delete=2)
-        self.wait_synced(*accounts)
+        self.call("resume_sync", *self.of("hugo"))
+        listings += [self.of(name) for name in ("gina", "hugo", "ida")]
+        for listing in listings:
+            self.control("mutate", *listing, add=3, change=4, delete=2)
+        self.wait_synced(*listings)
         ends = [self.signal_worker(name, signal.SIGTERM) for name in list(self.workers)]
         self.check([process.wait(demo_run.PATIENCE) for process in ends] == [0],
                    "the other one ends")
         self.check(self.value("SELECT count(*) FROM syncstate.sync_state WHERE status = 'idle' "
-                              "AND failures = 0 AND due_at IS NOT NULL") == len(accounts),
+                              "AND failures = 0 AND due_at IS NOT NULL") == len(listings),
                    "all rows are idle and due again")
-        self.check_items(*accounts)
-        self.check(self.value("SELECT count(*) FROM items") == self.compare(*accounts)[0],
+        self.check_items(*listings)
+        self.check(self.value("SELECT count(*) FROM items") == self.compare(*listings)[0],
                    "and there are no other items")
         print(f"1..{self.checks}")
 

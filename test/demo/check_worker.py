@@ -64,6 +64,7 @@ class ErrorTest(unittest.TestCase):
         (410, "/events", classic("updatedMinTooLongAgo"), "cursor"),
         (410, "/events", classic("deleted"), "permanent"),
         (404, "/gmail/v1/users/me/history", classic("notFound"), "cursor"),
+        (410, "/calendar/v3/users/me/calendarList", classic("fullSyncRequired"), "cursor"),
         (404, "/calendar/v3/calendars/x/events", classic("notFound"), "permanent"),
         (400, "/connections", rpc("EXPIRED_SYNC_TOKEN"), "cursor"),
         (400, "/connections", rpc("INVALID_ARGUMENT"), "permanent"),
@@ -120,29 +121,28 @@ class WorkerTest(unittest.TestCase):
         self.until("the end of its session", lambda: self.demo.value(
             "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = %s", demo_run.WORKER_ROLE))
         # each test has a user of its own; its rows must not disturb the next test
-        self.demo.query("SELECT syncstate.disconnect_sync(user_id, source, resource) "
+        self.demo.query("SELECT syncstate.disconnect_sync(user_id, source, resource, account) "
                         "FROM syncstate.sync_state")
 
-    def connect(self, *account, resource=""):
-        self.demo.query("SELECT syncstate.connect_sync(%s, %s, %s)",
-                        self.demo.users[account[0]], account[1], resource)
+    def connect(self, *listing):
+        self.demo.call("connect_sync", *listing)
 
     def until(self, what, probe):
         return self.demo.wait_for(what, probe)
 
-    def held(self, account, page):
-        self.demo.control("hold", *account, page=page)
-        self.connect(*account)
+    def held(self, listing, page):
+        self.demo.control("hold", *listing, page=page)
+        self.connect(*listing)
         return self.until("the page", lambda: [
-            e for e in self.demo.log(*account) if e["page"] == page])[0]
+            e for e in self.demo.log(*listing) if e["page"] == page])[0]
 
-    def assert_synced(self, *account):
-        self.until("the sync", lambda: (row := self.demo.row(*account)).status == "idle"
-                   and row.last_full_sync_at)
-        self.assertEqual(self.demo.compare(account)[1:], (0, 0, 0))
+    def assert_synced(self, *listing):
+        self.until("the sync", lambda: self.demo.listed(listing)
+                   and self.demo.row(*listing).status == "idle")
+        self.assertEqual(self.demo.compare(listing)[1:], (0, 0, 0))
 
-    def assert_not_begun(self, *account):
-        row = self.demo.row(*account)
+    def assert_not_begun(self, *listing):
+        row = self.demo.row(*listing)
         self.assertEqual((row.status, row.syncs_started, row.failures), ("idle", 1, 0))
         self.assertTrue(self.demo.value("SELECT %s <= clock_timestamp()", row.due_at))
 
@@ -150,18 +150,18 @@ class WorkerTest(unittest.TestCase):
         return (self.demo.temp / "worker-solo.log").read_text()
 
     def test_row_deleted_meanwhile(self):
-        account = ("ada", CALENDAR)
+        account = self.demo.own("ada", CALENDAR)
         self.held(account, page=2)
         user = self.demo.users["ada"]
         with self.demo.db.transaction():
-            self.demo.query("SELECT syncstate.disconnect_sync(%s, %s)", user, CALENDAR)
+            self.demo.call("disconnect_sync", *account)
             self.demo.db.execute("DELETE FROM items WHERE user_id = %s", (user,))
         self.demo.control("release", *account)
-        self.until("the report", lambda: f"{user}: dropped" in self.worker_log())
+        self.until("the report", lambda: f"{user} {account[2]}: dropped" in self.worker_log())
         self.assertEqual(self.demo.value("SELECT count(*) FROM items WHERE user_id = %s", user), 0)
 
     def test_changes_while_paging(self):
-        accounts = [("hugo", source) for source in demo_run.SOURCES]
+        accounts = [self.demo.own("hugo", source) for source in demo_run.SOURCES]
         for account in accounts:        # each held up by one of four workers
             if account != accounts[0]:
                 self.demo.start_worker(account[1])
@@ -181,24 +181,24 @@ class WorkerTest(unittest.TestCase):
             self.assertEqual(pages[:3], [1, 2, 2])
 
     def test_short_listing(self):
-        account = ("mia", CALENDAR)
+        account = self.demo.own("mia", CALENDAR)
         self.connect(*account)
         self.assert_synced(*account)
         before = self.demo.row(*account)
         self.demo.control("expire", *account, delete=12)
-        self.demo.query("SELECT syncstate.request_sync(%s, %s)", self.demo.users["mia"], CALENDAR)
+        self.demo.call("request_sync", *account)
         self.until("the full sync", lambda: self.demo.row(*account).last_full_sync_at
                    > before.last_full_sync_at)
         left_over = self.demo.compare(account)[2]
         self.assertEqual(left_over, 12)         # nothing was deleted,
         self.assertIn("did not list 12 of ", self.worker_log())
-        user = self.demo.users["mia"]
-        confirmed = self.demo.value("SELECT confirm_sweep(%s, %s)", user, CALENDAR)
+        confirmed = self.demo.value("SELECT confirm_sweep(%s, %s, %s, %s)",
+                                    *self.demo.key(*account).values())
         self.assertEqual(confirmed, 12)         # unless somebody says so
         self.assertEqual(self.demo.compare(account)[1:], (0, 0, 0))
 
     def test_rows_behind_a_long_one(self):
-        accounts = [("ida", CALENDAR), ("jon", CALENDAR)]
+        accounts = [self.demo.own(name, CALENDAR) for name in ("ida", "jon")]
         for account in accounts:
             self.demo.control("hold", *account, page=2)
         with self.demo.db.transaction():    # so that one claim takes both
@@ -214,7 +214,7 @@ class WorkerTest(unittest.TestCase):
             self.assert_synced(*account)
 
     def test_stop_during_claim(self):
-        accounts = [("kim", CALENDAR), ("leo", CALENDAR)]
+        accounts = [self.demo.own(name, CALENDAR) for name in ("kim", "leo")]
         self.demo.signal_worker("solo", 9).wait()
         for account in accounts:
             self.connect(*account)
@@ -224,9 +224,10 @@ class WorkerTest(unittest.TestCase):
             self.assertEqual(self.demo.log(*account), [])
 
     def test_stop_before_rows_that_wait(self):
-        accounts = [("kim", TASKS), ("leo", TASKS)]
+        accounts = [self.demo.own(name, TASKS) for name in ("kim", "leo")]
         # nor may they go back because they waited too long
-        self.demo.query("SELECT syncstate.set_sync_policy(%s, '{\"lease_time\": \"1 day\"}')", TASKS)
+        self.demo.query("SELECT syncstate.set_sync_policy(%s, '{\"lease_time\": \"1 day\"}')",
+                        TASKS)
         self.addCleanup(self.demo.query, "SELECT syncstate.set_sync_policy(%s, %s)", TASKS,
                         json.dumps(demo_run.POLICY))
         for account in accounts:
@@ -285,25 +286,194 @@ class WorkerTest(unittest.TestCase):
         pages = [e["page"] for e in self.demo.log(*account) if e["what"] == "messages"]
         self.assertEqual(pages[:4], [1, 2, 2, 3])
 
-    def test_resource(self):
-        resource = "team #1/ä@group.calendar.google.com"
-        self.connect("eve", CALENDAR, resource=resource)
-        self.until("the sync", lambda: self.demo.row("eve", CALENDAR).last_full_sync_at)
-        items = self.demo.value("SELECT count(*) FROM items WHERE user_id = %s AND resource = %s",
-                                self.demo.users["eve"], resource)
-        self.assertEqual(items, len(self.demo.control("dump", "eve", CALENDAR)))
+    def test_strange_ids(self):
+        listings = [("eve", CALENDAR, "team #1/ä@group.calendar.google.com"),
+                    ("eve", TASKS, "a/b c?")]
+        for listing in listings:
+            self.demo.control("connect", *listing)
+            self.connect(*listing)
+        for listing in listings:
+            self.assert_synced(*listing)
+
+    def open(self, account):
+        """An account of Nina's that no other test has: its list of calendars."""
+        self.demo.control("open", user=self.demo.users["nina"], account=account)
+        return "nina", CALENDAR, "", account
+
+    def calendar(self, of_list, resource):
+        self.demo.control("connect", *of_list[:2], resource, of_list[3])
+        return *of_list[:2], resource, of_list[3]
+
+    def changes(self, *listing):
+        """What the rows of a list's calendars or task lists are."""
+        name, source, _, account = demo_run.full(*listing)
+        return dict(self.demo.query(
+            "SELECT resource, coalesce(parked_reason, '') FROM rows WHERE (name, source::text, "
+            "account) = (%s, %s, %s) AND resource <> ''", name, source, account))
+
+    def test_calendars_and_task_lists_come_and_go(self):
+        self.open("work")
+        for source in (CALENDAR, TASKS):
+            of_list = ("nina", source, "", "work")
+            own = self.demo.own("nina", source, "work")
+            others = [("nina", source, resource, "work") for resource in "abcdefghijkl"]
+            for listing in others[:11]:
+                self.demo.control("connect", *listing)      # two pages
+            self.connect(*of_list)
+            self.until("the rows", lambda: self.demo.listed(of_list, own, *others[:11]))
+            there = dict.fromkeys([own[2], *"abcdefghijk"], "")
+            self.assertEqual(self.changes(*of_list), there)
+            self.assertEqual(self.demo.compare(of_list, own, *others[:11])[1:], (0, 0, 0))
+
+            # what the user has paused stays so, listed or not
+            self.demo.call("pause_sync", *others[0])
+            self.demo.call("pause_sync", *others[1])
+            self.demo.control("disconnect", *others[0])
+            self.demo.control("disconnect", *others[2])
+            self.demo.control("connect", *others[11])
+            self.until("what is new", lambda: self.demo.listed(others[11]))
+            there |= {"a": "paused", "b": "paused", "c": "gone", "l": ""}
+            self.assertEqual(self.changes(*of_list), there)
+            mark = len(self.demo.log(*others[2]))
+            self.demo.wait_synced(of_list)
+            self.assertEqual(self.demo.log(*others[2], since=mark), [])
+            self.demo.control("connect", *others[2])
+            self.demo.wait_synced(others[2])
+            self.assertEqual(self.changes(*of_list), there | {"c": ""})
+            self.assertFalse(any(map(demo_run.is_full, self.demo.log(*others[2], since=mark))))
+            self.assertEqual(self.demo.compare(of_list, others[2], others[11])[1:], (0, 0, 0))
+
+    def test_hidden_calendars(self):
+        of_list = self.open("hides")
+        hidden = self.calendar(of_list, "hidden")
+        self.connect(*of_list)
+        self.assert_synced(*hidden)
+        self.demo.control("hide", *hidden)
+        self.until("its end", lambda: self.changes(*of_list)["hidden"] == "gone")
+        # a full listing, which does not have it, says the same
+        before = self.demo.row(*of_list)
+        self.demo.control("expire", *of_list)
+        self.until("the full sync", lambda: self.demo.row(*of_list).last_full_sync_at
+                   > before.last_full_sync_at)
+        self.assertEqual(self.changes(*of_list)["hidden"], "gone")
+        self.demo.control("connect", *hidden)
+        self.demo.wait_synced(hidden)
+
+    def test_dead_cursor_of_the_list(self):
+        of_list = self.open("forgets")
+        self.calendar(of_list, "stays")
+        goes = self.calendar(of_list, "goes")
+        self.connect(*of_list)
+        self.until("the rows", lambda: len(self.changes(*of_list)) == 3)
+        # nobody remembers that it was there
+        self.demo.control("disconnect", *goes)
+        self.demo.control("expire", *of_list)
+        self.until("its end", lambda: self.changes(*of_list)["goes"] == "gone")
+        self.assertIn(410, [e["status"] for e in self.demo.log(*of_list)])
+        self.assertEqual(self.changes(*of_list)["stays"], "")
+
+    def test_short_list(self):
+        of_list = self.open("short")
+        for n in range(20):
+            self.calendar(of_list, f"c{n}")
+        self.connect(*of_list)
+        self.until("the rows", lambda: len(self.changes(*of_list)) == 21)
+        before = self.demo.row(*of_list)
+        self.demo.control("expire", *of_list, delete=15)
+        self.until("the full sync", lambda: self.demo.row(*of_list).last_full_sync_at
+                   > before.last_full_sync_at)
+        self.assertEqual(set(self.changes(*of_list).values()), {""})    # nobody is parked,
+        confirmed = self.demo.value("SELECT confirm_sweep(%s, %s, %s, %s)",
+                                    *self.demo.key(*of_list).values())
+        self.assertEqual(confirmed, 15)                     # unless somebody says so
+        self.demo.wait_synced(of_list)
+        self.assertEqual(list(self.changes(*of_list).values()).count("gone"), 15)
+
+    def test_same_calendar_in_two_accounts(self):
+        shared = [self.calendar(self.open(account), "shared") for account in ("left", "right")]
+        for listing in shared:
+            self.connect(*listing)
+        for listing in shared:
+            self.assert_synced(*listing)
+        before = self.demo.row(*shared[0])
+        self.demo.control("expire", *shared[0], delete=3)
+        self.until("the full sync", lambda: self.demo.row(*shared[0]).last_full_sync_at
+                   > before.last_full_sync_at)
+        self.demo.wait_synced(*shared)
+        self.assertEqual(self.demo.compare(*shared)[1:], (0, 0, 0))
+
+    def test_list_is_one_transaction(self):
+        of_list = self.open("strange")
+        # a name that no row can have: neither the list nor its cursor is kept
+        strange = self.calendar(of_list, "x" * 1100)
+        self.connect(*of_list)
+        self.until("the failure", lambda: self.demo.row(*of_list).failures)
+        row = self.demo.row(*of_list)
+        self.assertEqual((row.sync_token, row.last_full_sync_at, self.changes(*of_list)),
+                         (None, None, {}))
+        self.assertEqual(self.demo.value("SELECT count(*) FROM items WHERE account = 'strange'"), 0)
+        self.demo.control("disconnect", *strange)
+        self.until("the row", lambda: len(self.changes(*of_list)) == 1)
+
+    def claimed_at_once(self, *listings):
+        with self.demo.db.transaction():    # so that one claim takes them, the first one first
+            for listing in listings:
+                self.connect(*listing)
+
+    def without_a_cap(self):
+        for source in (CALENDAR, GMAIL):
+            self.demo.query("SELECT syncstate.set_sync_policy(%s, '{\"max_in_flight\": null}')",
+                            source)
+            self.addCleanup(self.demo.query, "SELECT syncstate.set_sync_policy(%s, %s)", source,
+                            json.dumps(demo_run.POLICY))
+
+    def test_limit_of_an_account(self):
+        self.without_a_cap()
+        of_list, other = self.open("limited"), self.open("free")
+        rows = [of_list, self.calendar(of_list, "a"), self.calendar(of_list, "b")]
+        self.demo.control("limit", *rows[0], seconds=3, kind="429")
+        self.claimed_at_once(*rows, other)
+        self.assert_synced(*other)
+        found = [self.demo.row(*listing) for listing in rows]
+        self.assertEqual([row.status for row in found].count("rate_limited"), 1)
+        for row in found:
+            self.assertTrue(self.demo.value("SELECT %s > clock_timestamp()", row.limited_until))
+            self.assertEqual((row.syncs_started, row.failures), (1, 0))
+        for listing in rows:
+            self.assert_synced(*listing)
+        log = [e for listing in rows for e in self.demo.log(*listing)]
+        log.sort(key=lambda e: e["at"])
+        self.assertEqual([e["status"] for e in log].count(429), 1)
+        self.assertGreaterEqual(log[1]["at"] - log[0]["at"], 3)
+
+    def test_revoked_account(self):
+        self.without_a_cap()
+        of_list = self.open("revoked")
+        rows = [of_list, self.calendar(of_list, "a"), ("nina", GMAIL, "", "revoked")]
+        self.demo.control("revoke", *rows[0])
+        self.claimed_at_once(*rows)
+        self.until("parked rows", lambda: all(
+            row.parked_reason and row.status != "syncing"
+            for row in (self.demo.row(*listing) for listing in rows)))
+        log = [e["status"] for listing in rows for e in self.demo.log(*listing)]
+        self.assertEqual(log, [401])
+        self.demo.control("restore", *rows[0])
+        self.demo.query("SELECT syncstate.connect_account(%s, 'revoked')", self.demo.users["nina"])
+        for listing in rows:
+            self.assert_synced(*listing)
 
     def test_strange_item(self):
-        self.demo.control("garble", "finn", TASKS)
-        self.connect("finn", TASKS)
-        self.connect("finn", CALENDAR)
-        self.until("the failure", lambda: self.demo.row("finn", TASKS).status == "error")
-        row = self.demo.row("finn", TASKS)
+        tasks, calendar = self.demo.own("finn", TASKS), self.demo.own("finn", CALENDAR)
+        self.demo.control("garble", *tasks)
+        self.connect(*tasks)
+        self.connect(*calendar)
+        self.until("the failure", lambda: self.demo.row(*tasks).status == "error")
+        row = self.demo.row(*tasks)
         self.assertEqual((row.failures, row.lease_expires_at), (1, None))
-        self.assert_synced("finn", CALENDAR)
+        self.assert_synced(*calendar)
 
     def test_dead_cursor_for_ever(self):
-        account = ("gina", CALENDAR)
+        account = self.demo.own("gina", CALENDAR)
         self.connect(*account)
         self.assert_synced(*account)
         self.demo.control("gone", *account, on=True)

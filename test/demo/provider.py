@@ -1,7 +1,9 @@
 #!/usr/bin/python3
 """A small provider on loopback HTTP, for the demo: four Google APIs, as far as syncing goes.
 
-    GET /calendar/v3/calendars/{id}/events      syncToken; a dead one is 410 fullSyncRequired
+    GET /calendar/v3/users/me/calendarList      syncToken; a dead one is 410 fullSyncRequired
+    GET /calendar/v3/calendars/{id}/events      the same
+    GET /tasks/v1/users/@me/lists               neither tokens nor times
     GET /tasks/v1/lists/{id}/tasks              updatedMin, showDeleted, showHidden, showCompleted
     GET /gmail/v1/users/me/profile|messages|messages/{id}|history      a dead historyId is 404
     GET /v1/people/me/connections               syncToken; a dead one is 400 EXPIRED_SYNC_TOKEN
@@ -11,8 +13,10 @@ Like the real ones it gives nextSyncToken on the last page only, refuses with 40
 token whose query differs from the one it was issued for, and misses no change that happens
 while a listing is paged: a cursor always means "the state when the first page was asked for".
 
-The access token of a request is the user's id. All data is made up from --seed, and each
-(user, source) has a random sequence of its own, so the order of requests does not change it.
+The access token of a request is the user's id, a slash, and which account of theirs. An account
+may have MAX_IN_FLIGHT requests of a source at the same time: one more is refused with 429. All
+data is made up from --seed, and each listing has a random sequence of its own, so the order of
+requests does not change it.
 """
 import argparse
 import json
@@ -38,10 +42,19 @@ FIRST_HISTORY_ID = (9007199254740993, 9223372036854775790, 990, 1234567890123456
 WORDS = "lunch dentist budget review plan trip school garden call café Grüße 会議 ❤".split()
 
 # Page sizes: the parameter's name, its default, its maximum.
-PAGE_SIZE = {CALENDAR: ("maxResults", 250, 2500), TASKS: ("maxResults", 20, 100),
-             GMAIL: ("maxResults", 100, 500), CONTACTS: ("pageSize", 100, 1000)}
+PAGE_SIZE = {"calendarList": ("maxResults", 100, 250), "events": ("maxResults", 250, 2500),
+             "lists": ("maxResults", 1000, 1000), "tasks": ("maxResults", 20, 100),
+             "messages": ("maxResults", 100, 500), "history": ("maxResults", 100, 500),
+             "connections": ("pageSize", 100, 1000)}
 
+MAX_IN_FLIGHT = 2       # requests of an account and source at the same time
 HOLD_LIMIT = 120        # seconds after which a held response goes out by itself
+
+
+def own_id(user, account, source):
+    """The calendar and the task list that each account has; else what is listed has no id."""
+    own = {CALENDAR: account or f"{user[:8]}@example.com", TASKS: f"list-{user[:8]}"}
+    return own.get(source, "")
 
 
 def rfc3339(when):
@@ -68,14 +81,47 @@ def bad_request(message):
 
 
 class Account:
-    """What one user has at one source: items, the order in which they changed, and cursors.
+    """What one account of a user has at one source: listings, and what its requests meet.
+
+    Of Calendar and Tasks, the listing '' is that of the calendars or task lists, and these are
+    there as long as it has them. The caller must hold the provider's lock.
+    """
+
+    def __init__(self, seed, user, name, source, number, size):
+        self.seed, self.user, self.name, self.source = seed, user, name, source
+        self.number, self.size = number, size
+        self.listings = {}          # resource -> Listing
+        self.limit = None
+        self.in_flight = self.peak = self.crowded = 0
+        own = own_id(user, name, source)
+        self.listings[""] = Listing(self, "", 0 if own else size)
+        if own:
+            self.listings[""].put(own, "added")
+
+    def listing(self, resource):
+        if resource not in self.listings:
+            own = resource == own_id(self.user, self.name, self.source)
+            size = self.size if own else random.Random(resource).randint(5, 25)
+            self.listings[resource] = Listing(self, resource, size)
+        return self.listings[resource]
+
+    def has(self, resource):
+        return not resource or resource in self.listings[""].items
+
+
+class Listing:
+    """The items of a listing, the order in which they changed, and cursors.
 
     The caller must hold the provider's lock.
     """
 
-    def __init__(self, seed, user, source, number, size):
-        self.user, self.source = user, source
-        self.random = random.Random(f"{seed}/{user}/{source}")
+    def __init__(self, account, resource, size):
+        self.account, self.resource = account, resource
+        self.user, self.source = account.user, account.source
+        self.is_list = not resource and self.source in (CALENDAR, TASKS)
+        self.random = random.Random("/".join(
+            (account.seed, self.user, account.name, self.source, resource)))
+        number = account.number
         self.version = FIRST_HISTORY_ID[number % len(FIRST_HISTORY_ID)]
         self.items = {}             # id -> what the API shows of it
         self.changed = {}           # id -> version and time of its last change, or deletion
@@ -83,7 +129,7 @@ class Account:
         self.oldest = self.version  # Gmail: history before this one is gone
         self.pages = {}             # page token -> where it goes on
         self.tokens = {}            # sync token -> what it stands for
-        self.limit = self.hold = None
+        self.hold = None
         self.failing = 0
         self.is_gone = False
         self.log = []               # the requests that came, for the demo's checks
@@ -102,7 +148,11 @@ class Account:
         self.touch(name, when, kind)
         text = " ".join(self.random.choices(WORDS, k=3))
         etag = f'"{self.random.getrandbits(60):x}"'
-        if self.source == CALENDAR:
+        if self.is_list:
+            kind, title = {CALENDAR: ("calendar#calendarListEntry", "summary"),
+                           TASKS: ("tasks#taskList", "title")}[self.source]
+            item = {"kind": kind, "id": name, "etag": etag, title: text}
+        elif self.source == CALENDAR:
             item = {"kind": "calendar#event", "id": name, "etag": etag, "status": "confirmed",
                     "summary": text, "updated": rfc3339(when)}
         elif self.source == TASKS:
@@ -158,7 +208,7 @@ class Account:
         A page token remembers the query it belongs to; names come in a fixed order, so a page
         goes on after the last name of the page before, whatever was added or deleted since.
         """
-        parameter, default, maximum = PAGE_SIZE[self.source]
+        parameter, default, maximum = PAGE_SIZE[listing]
         size = int(query.get(parameter, default))
         if not 1 <= size <= maximum:
             raise bad_request(f"{parameter} must be between 1 and {maximum}")
@@ -208,17 +258,28 @@ class Account:
     # ---- the four APIs
 
     def events(self, query):
+        return self.calendar(query, "events", lambda name: {
+            "kind": "calendar#event", "id": name, "status": "cancelled"})
+
+    def calendar_list(self, query):
+        return self.calendar(query, "calendarList", lambda name: {
+            "kind": "calendar#calendarListEntry", "id": name, "deleted": True})
+
+    def calendar(self, query, what, deleted):
+        """With a token come all changes, hidden entries too; without one, what is shown."""
         gone = Refused(410, "fullSyncRequired",
                        "Sync token is no longer valid, a full sync is required.",
                        domain="calendar", locationType="parameter", location="syncToken")
         if self.is_gone:
             raise gone
-        version = self.token_version(
-            query, ("iCalUID", "orderBy", "q", "timeMin", "timeMax", "updatedMin"), gone)
-        names, token, start = self.page(query, "events", self.since(version))
-        body = {"kind": "calendar#events",
-                "items": [self.items.get(n) or {"kind": "calendar#event", "id": n,
-                                                "status": "cancelled"} for n in names]}
+        version = self.token_version(query, ("iCalUID", "orderBy", "q", "timeMin", "timeMax",
+                                             "updatedMin", "minAccessRole"), gone)
+        names = self.since(version)
+        if version is None:
+            names = [name for name in names if not self.items[name].get("hidden")]
+        names, token, start = self.page(query, what, names)
+        body = {"kind": f"calendar#{what}",
+                "items": [self.items.get(n) or deleted(n) for n in names]}
         return self.end(body, query, token, start)
 
     def connections(self, query):
@@ -240,6 +301,11 @@ class Account:
         else:
             body["nextSyncToken"] = self.issue_token(query, start)
         return body
+
+    def task_lists(self, query):
+        names, token, _ = self.page(query, "lists", self.items)
+        body = {"kind": "tasks#taskLists", "items": [self.items[n] for n in names]}
+        return body | ({"nextPageToken": token} if token else {})
 
     def tasks(self, query):
         wanted = {f for f in ("showDeleted", "showHidden") if query.get(f) == "true"}
@@ -297,7 +363,10 @@ class Account:
 
 
 class Control:
-    """The demo's levers: POST /control {"op": name, "user": ..., "source": ..., arguments}."""
+    """The demo's levers: POST /control {"op": name, arguments}.
+
+    Which listing: "user", "source", and where they are not empty "resource" and "account".
+    """
 
     def __init__(self, provider):
         self.provider = provider
@@ -305,60 +374,86 @@ class Control:
     def users(self):
         return self.provider.users
 
-    def mutate(self, account, add=0, change=0, delete=0):
-        account.mutate(add, change, delete)
+    def open(self, user, account):
+        """A user gets another account."""
+        self.provider.open(user, account)
 
-    def expire(self, account, delete=0):
+    def connect(self, listing):
+        """The account gets a calendar or task list, by the resource, or gets it back."""
+        listing.account.listing("").put(listing.resource, "added")
+
+    def disconnect(self, listing):
+        listing.account.listing("").delete(listing.resource)
+
+    def hide(self, listing):
+        """It stays, but full listings do not show it."""
+        entries = listing.account.listing("")
+        entries.put(listing.resource, "changed")
+        entries.items[listing.resource]["hidden"] = True
+
+    def mutate(self, listing, add=0, change=0, delete=0):
+        listing.mutate(add, change, delete)
+
+    def expire(self, listing, delete=0):
         """Deletes items, and at once lets all cursors and all trace of deletions go."""
-        account.mutate(delete=delete)
-        account.forget()
+        listing.mutate(delete=delete)
+        listing.forget()
 
-    def expire_pages(self, account):
-        account.pages.clear()
+    def expire_pages(self, listing):
+        listing.pages.clear()
 
-    def limit(self, account, seconds, kind):
-        """Refuses from the next request on, for some seconds: '403', '429' or '429 in words'."""
-        account.limit = {"seconds": seconds, "kind": kind, "until": None}
+    def limit(self, listing, seconds, kind):
+        """Refuses the account's requests from the next one on, for some seconds.
 
-    def fail(self, account, times):
+        The kind is '403', '429' or '429 in words'.
+        """
+        listing.account.limit = {"seconds": seconds, "kind": kind, "until": None}
+
+    def fail(self, listing, times):
         """Answers the next few requests with 503."""
-        account.failing = times
+        listing.failing = times
 
-    def gone(self, account, on):
+    def gone(self, listing, on):
         """Answers every listing of events with 410, even one without a token."""
-        account.is_gone = on
+        listing.is_gone = on
 
-    def garble(self, account):
+    def garble(self, listing):
         """Puts a NUL, which PostgreSQL cannot store, into one item."""
-        name = min(account.items)
-        account.put(name, "labelsAdded")
-        account.items[name]["etag"] = "a\0b"
+        name = min(listing.items)
+        listing.put(name, "labelsAdded")
+        listing.items[name]["etag"] = "a\0b"
 
-    def hold(self, account, page):
+    def hold(self, listing, page):
         """Lets requests for this page of a listing wait until release()."""
-        account.hold = {"page": page, "go": threading.Event()}
+        listing.hold = {"page": page, "go": threading.Event()}
 
-    def release(self, account):
-        account.hold["go"].set()
-        account.hold = None
+    def release(self, listing):
+        listing.hold["go"].set()
+        listing.hold = None
 
-    def revoke(self, account):
-        self.provider.revoked.add(account.user)
+    def revoke(self, listing):
+        """Refuses the account, of all sources."""
+        self.provider.revoked.add((listing.user, listing.account.name))
 
-    def restore(self, account):
-        self.provider.revoked.discard(account.user)
+    def restore(self, listing):
+        self.provider.revoked.discard((listing.user, listing.account.name))
 
-    def dump(self, account):
-        return dict(account.items)
+    def dump(self, listing):
+        return dict(listing.items)
 
-    def log(self, account):
-        return list(account.log)
+    def log(self, listing):
+        return list(listing.log)
 
     def journal(self):
         """All requests there were, in order."""
-        return sorted((dict(entry, user=a.user, source=a.source)
-                       for a in self.provider.accounts.values() for entry in a.log),
+        return sorted((dict(entry, user=a.user, account=a.name, source=a.source, resource=resource)
+                       for a in self.provider.accounts.values()
+                       for resource, listing in a.listings.items() for entry in listing.log),
                       key=lambda entry: entry["at"])
+
+    def concurrency(self):
+        """By account and source: the most requests at once, and how many were one too many."""
+        return [[*key, a.peak, a.crowded] for key, a in self.provider.accounts.items()]
 
 
 class Provider:
@@ -366,70 +461,100 @@ class Provider:
 
     def __init__(self, seed, users):
         self.lock = threading.Lock()
+        self.seed = seed
         self.users = [str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{seed}.{n}")) for n in range(users)]
         self.revoked = set()
-        sizes = random.Random(seed)
-        self.accounts = {(user, source): Account(seed, user, source, n, sizes.randint(15, 35))
-                         for n, user in enumerate(self.users) for source in SOURCES}
+        self.sizes = random.Random(seed)
+        self.accounts = {}      # (user, account, source) -> Account
+        for user in self.users:
+            self.open(user, "")
         self.started = time.monotonic()
 
-    def control(self, op, user=None, source=None, **arguments):
+    def open(self, user, account):
+        number = self.users.index(user)
+        for source in SOURCES:
+            self.accounts[user, account, source] = Account(
+                self.seed, user, account, source, number, self.sizes.randint(15, 35))
+
+    def control(self, op, source=None, resource="", **arguments):
         with self.lock:
             lever = getattr(Control(self), op)
-            if user is not None:
-                arguments["account"] = self.accounts[user, source]
+            if source is not None:
+                account = self.accounts[arguments.pop("user"), arguments.pop("account", ""), source]
+                arguments["listing"] = account.listing(resource)
             return lever(**arguments)
 
     def route(self, path):
-        """The source a path belongs to, and the rest of what it names."""
-        if re.fullmatch(r"/calendar/v3/calendars/[^/]+/events", path):
-            return CALENDAR, "events"
-        if re.fullmatch(r"/tasks/v1/lists/[^/]+/tasks", path):
-            return TASKS, "tasks"
+        """The source a path belongs to, the resource, and the rest of what it names."""
+        if path == "/calendar/v3/users/me/calendarList":
+            return CALENDAR, "", "calendarList"
+        if m := re.fullmatch(r"/calendar/v3/calendars/([^/]+)/events", path):
+            return CALENDAR, unquote(m[1]), "events"
+        if path == "/tasks/v1/users/@me/lists":
+            return TASKS, "", "lists"
+        if m := re.fullmatch(r"/tasks/v1/lists/([^/]+)/tasks", path):
+            return TASKS, unquote(m[1]), "tasks"
         if m := re.fullmatch(r"/gmail/v1/users/me/(profile|history|messages(?:/[^/]+)?)", path):
-            return GMAIL, unquote(m[1])
+            return GMAIL, "", unquote(m[1])
         if path == "/v1/people/me/connections":
-            return CONTACTS, "connections"
+            return CONTACTS, "", "connections"
         raise Refused(404, "notFound", "Not Found")
 
-    def answer(self, path, query, user, agent):
-        source, what = self.route(path)
-        if (user, source) not in self.accounts:
+    def answer(self, path, query, token, agent):
+        source, resource, what = self.route(path)
+        user, _, name = token.partition("/")
+        if (user, name, source) not in self.accounts:
             raise Refused(401, "authError", "Invalid Credentials")
-        account = self.accounts[user, source]
+        account = self.accounts[user, name, source]
+        if resource in ("primary", "@default"):
+            resource = own_id(user, name, source)
         with self.lock:
-            page = self.page_number(account, what, query)
+            listing = account.listing(resource)
+            page = self.page_number(listing, what, query)
             entry = {"at": time.monotonic() - self.started, "agent": agent, "what": what,
                      "page": page, "query": query, "status": 0}
-            account.log.append(entry)
-            hold = account.hold
-        if hold and hold["page"] == page:
-            hold["go"].wait(HOLD_LIMIT)
+            listing.log.append(entry)
+            hold = listing.hold
+            is_crowded = account.in_flight >= MAX_IN_FLIGHT
+            account.crowded += is_crowded
+            account.in_flight += 1
+            account.peak = max(account.peak, account.in_flight)
         try:
+            if is_crowded:
+                raise Refused(429, "rateLimitExceeded", "Too many concurrent requests for user",
+                              domain="usageLimits")
+            if hold and hold["page"] == page:
+                hold["go"].wait(HOLD_LIMIT)
             with self.lock:
-                self.check_gates(account)
-                body = self.dispatch(account, what, query)
+                self.check_gates(listing)
+                body = self.dispatch(listing, what, query)
                 entry["status"] = 200
                 return body
         except Refused as error:
             entry["status"] = error.status
             raise
+        finally:
+            with self.lock:
+                account.in_flight -= 1
 
-    def page_number(self, account, what, query):
+    def page_number(self, listing, what, query):
         """Which page of its listing a request asks for; none if it is no listing."""
         if what == "profile" or what.startswith("messages/"):
             return None
-        place = account.pages.get(query.get("pageToken"))
+        place = listing.pages.get(query.get("pageToken"))
         return place["number"] if place else 1
 
-    def check_gates(self, account):
-        if account.user in self.revoked:
+    def check_gates(self, listing):
+        account = listing.account
+        if (account.user, account.name) in self.revoked:
             raise Refused(401, "authError", "Invalid Credentials")
-        if account.failing:
-            account.failing -= 1
+        if listing.failing:
+            listing.failing -= 1
             raise Refused(503, "backendError", "Backend Error")
         if account.limit:
             self.check_limit(account)
+        if not account.has(listing.resource):
+            raise Refused(404, "notFound", "Not Found")
 
     def check_limit(self, account):
         limit, now = account.limit, time.monotonic()
@@ -447,23 +572,24 @@ class Provider:
         raise Refused(int(limit["kind"]), reason, "Rate Limit Exceeded",
                       headers={"Retry-After": str(math.ceil(left))}, domain="usageLimits")
 
-    def dispatch(self, account, what, query):
+    def dispatch(self, listing, what, query):
         if what.startswith("messages/"):
-            return account.message(what.removeprefix("messages/"))
+            return listing.message(what.removeprefix("messages/"))
         if what == "profile":
-            return account.profile()
-        listing = {"events": account.events, "tasks": account.tasks,
-                   "messages": account.messages, "history": account.list_history,
-                   "connections": account.connections}[what]
-        return listing(query)
+            return listing.profile()
+        answer = {"calendarList": listing.calendar_list, "events": listing.events,
+                  "lists": listing.task_lists, "tasks": listing.tasks,
+                  "messages": listing.messages, "history": listing.list_history,
+                  "connections": listing.connections}[what]
+        return answer(query)
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         parts = urlsplit(self.path)
-        user = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.reply(lambda: self.server.provider.answer(
-            parts.path, dict(parse_qsl(parts.query)), user, self.headers.get("User-Agent", "")))
+            parts.path, dict(parse_qsl(parts.query)), token, self.headers.get("User-Agent", "")))
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -39,10 +39,10 @@ const user = (sub, more) =>
 const withToken = (text) => createClient(double.url, KEYS.anon, options({ accessToken: async () => text }));
 
 // The row as it is in the database, bigints and all as text.
-async function stored(user_id, source, resource = '') {
+async function stored(user_id, source, resource = '', account = '') {
   const { rows } = await admin.query(
     `SELECT (SELECT json_object_agg(key, value) FROM json_each_text(row_to_json(s))) AS row FROM syncstate.sync_state AS s
-     WHERE user_id = $1 AND source = $2 AND resource = $3`, [user_id, source, resource]);
+     WHERE user_id = $1 AND source = $2 AND resource = $3 AND account = $4`, [user_id, source, resource, account]);
   return rows[0]?.row;
 }
 
@@ -91,35 +91,43 @@ const isStates = (status) => (data) => {
 const isPolicy = (more) => (data) => assert.deepEqual({ ...data, source: 'google_gmail', retry_base: '00:00:30', ...more }, data);
 const is = (value) => (data) => assert.deepEqual(data, value);
 const isTime = (data) => assert.ok(Math.abs(Date.parse(data) - Date.now()) < 600_000, data);
-const ROW = { ...state, resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z', lease_required: false };
+const ROW = { ...state, account: '', resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z', lease_required: false };
 const CALLS = {
   // workers
   claim_due_syncs: { args: { source: 'google_gmail', max_rows: 10, lease_time: '1 minute', kind: 'full' }, free: true, expect: isStates('syncing') },
-  mark_sync_started: { args: { ...state, lease_time: '1 minute', resource: '' }, free: true, expect: isState('syncing', { lease: 2 }) },
+  mark_sync_started: { args: { ...state, lease_time: '1 minute', resource: '', account: '' }, free: true, expect: isState('syncing', { lease: 2 }) },
   mark_sync_completed: {
-    args: { ...held, items_synced: 3, sync_token: null, history_id: '18446744073709551615', updated_min: null, resource: '' },
+    args: { ...held, items_synced: 3, sync_token: null, history_id: '18446744073709551615', updated_min: null, resource: '', account: '' },
     expect: isState('idle', { items_synced: 3, history_id: '18446744073709551615' }),
   },
-  mark_sync_failed: { args: { ...held, error_message: 'HTTP 503', kind: 'permanent', resource: '' }, expect: isState('error', { failures: 1, error_message: 'HTTP 503' }) },
-  mark_rate_limited: { args: { ...held, retry_after: '90 seconds', scope: 'user', resource: '' }, expect: isState('rate_limited') },
-  clear_sync_token: { args: { ...held, resource: '' }, expect: isState('syncing', { token_losses: 1 }) },
-  renew_sync_lease: { args: { ...held, lease_time: '1 hour', resource: '' }, expect: isState('syncing', { lease: 1 }) },
-  checkpoint_sync: { args: { ...held, page_token: 'p2', progress_done: 5, progress_total: 9, resource: '' }, expect: isState('syncing', { page_token: 'p2', progress_done: 5, progress_total: 9 }) },
-  release_sync: { args: { ...held, resource: '', delay: '5 minutes' }, expect: isState('idle', { failures: 0 }) },
-  may_sweep: { args: { ...held, vanished: 11, total: 100, force: false, resource: '' }, expect: is(false) },
+  mark_sync_failed: { args: { ...held, error_message: 'HTTP 503', kind: 'permanent', scope: 'row', resource: '', account: '' }, expect: isState('error', { failures: 1, error_message: 'HTTP 503' }) },
+  mark_rate_limited: { args: { ...held, retry_after: '90 seconds', scope: 'account', resource: '', account: '' }, expect: isState('rate_limited') },
+  clear_sync_token: { args: { ...held, resource: '', account: '' }, expect: isState('syncing', { token_losses: 1 }) },
+  renew_sync_lease: { args: { ...held, lease_time: '1 hour', resource: '', account: '' }, expect: isState('syncing', { lease: 1 }) },
+  checkpoint_sync: { args: { ...held, page_token: 'p2', progress_done: 5, progress_total: 9, resource: '', account: '' }, expect: isState('syncing', { page_token: 'p2', progress_done: 5, progress_total: 9 }) },
+  release_sync: { args: { ...held, resource: '', account: '', delay: '5 minutes' }, expect: isState('idle', { failures: 0 }) },
+  may_sweep: { args: { ...held, vanished: 11, total: 100, force: false, resource: '', account: '' }, expect: is(false) },
   report_syncs: { args: { results: [{ ...held, outcome: 'completed', items_synced: 7 }] }, expect: isStates('idle') },
-  update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '' }, expect: isState('syncing', { history_id: '77' }) },
+  update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '', account: '' }, expect: isState('syncing', { history_id: '77' }) },
   get_users_needing_sync: { args: { source: 'google_gmail', stale_after: '1 minute', max_rows: 5 }, free: true, expect: is([ada]) },
   next_sync_due: { args: { source: 'google_gmail' }, expect: isTime },
   due_from: { args: { sync_state: ROW }, expect: is('2026-01-01T00:00:00+00:00') },
   is_ahead: { args: { sync_state: ROW }, expect: is(false) },
   rebalance_syncs: { args: { source: 'google_gmail' }, expect: is([]) }, // it has no budget
-  get_sync_state: { args: { ...state, resource: '' }, expect: isState('syncing') },
+  get_sync_state: { args: { ...state, resource: '', account: '' }, expect: isState('syncing') },
   get_sync_states: { args: { user_id: ada }, expect: isStates('syncing') },
-  connect_sync: { args: { ...state, resource: '' }, expect: isState('syncing') },
-  disconnect_sync: { args: { ...state, resource: '' }, expect: is(true) },
-  pause_sync: { args: { ...state, resource: '' }, expect: isState('syncing', { parked_reason: 'paused', due_at: null }) },
-  resume_sync: { args: { ...state, resource: '' }, expect: isState('syncing') },
+  connect_sync: { args: { ...state, resource: '', account: '' }, expect: isState('syncing') },
+  disconnect_sync: { args: { ...state, resource: '', account: '' }, expect: is(true) },
+  pause_sync: { args: { ...state, resource: '', account: '' }, expect: isState('syncing', { parked_reason: 'paused', due_at: null }) },
+  resume_sync: { args: { ...state, resource: '', account: '' }, expect: isState('syncing') },
+  connect_account: { args: { user_id: ada, account: '', provider: 'google' }, expect: isStates('syncing') },
+  pause_account: { args: { user_id: ada, account: '', provider: 'google' }, expect: isStates('syncing') },
+  resume_account: { args: { user_id: ada, account: '', provider: 'google' }, expect: isStates('syncing') },
+  disconnect_account: { args: { user_id: ada, account: '', provider: 'google' }, expect: isStates('syncing') },
+  set_sync_resources: {
+    args: { ...state, resources: ['b', '', 'a'], account: '' },
+    expect: is([{ resource: 'a', change: 'added' }, { resource: 'b', change: 'added' }]),
+  },
   get_sync_policy: { args: { source: 'google_gmail' }, expect: isPolicy({ sync_interval: '00:15:00', token_ttl: '7 days' }) },
   set_sync_policy: { args: { source: 'google_gmail', changes: { sync_interval: '5 minutes' } }, expect: isPolicy({ sync_interval: '00:05:00' }) },
   pause_sync_source: { args: { source: 'google_gmail', until: '2999-01-01T00:00:00Z' }, expect: isPolicy({ paused_until: '2999-01-01T00:00:00+00:00' }) },
@@ -128,7 +136,8 @@ const CALLS = {
   revive_syncs: { args: { source: 'google_gmail', reason: 'paused', spread: '1 minute', max_rows: 10 }, expect: is(0) },
 
   // workers and users
-  request_sync: { kind: 'user', args: { ...state, resource: '' }, expect: is(true) },
+  request_sync: { kind: 'user', args: { ...state, resource: '', account: '' }, expect: is(true) },
+  request_account: { kind: 'user', args: { user_id: ada, account: '', provider: 'google' }, expect: is([{ source: 'google_gmail', resource: '' }]) },
   current_user_id: { kind: 'user', args: {}, expect: is(null), expectUser: is(ada) },
   sync_clock: { kind: 'user', args: {}, expect: isTime },
   user_id_of: { kind: 'user', args: { subject: 'user_2NNEqL2nrIRdJ194ndJqAHwEfxC' }, expect: is('76e90ed7-71f9-5f2d-b4b0-b84a5164ed47') },
@@ -242,7 +251,7 @@ test('a lost lease is 409, a missing row 404', async () => {
   })) {
     const { statusText } = await refused(worker().rpc(name, { ...late, ...more }), 409, 'PT409', {
       message: /^lease on sync state is no longer held$/,
-      details: /^Key \(user_id, source, resource\)=\([-0-9a-f]{36}, google_\w+, \)\.  The call gave lease 1; the row is held under lease 2\.$/,
+      details: /^Key \(user_id, account, source, resource\)=\([-0-9a-f]{36}, , google_\w+, \)\.  The call gave lease 1; the row is held under lease 2\.$/,
       hint: /^Drop the work and claim again\.$/,
     });
     assert.equal(statusText, 'lease on sync state is no longer held');
@@ -454,7 +463,7 @@ test('settings of a role apply', async () => {
 
 test('workers write the table as if it were any other', async () => {
   const table = () => worker().from('sync_state');
-  const options = { onConflict: 'user_id,source,resource' };
+  const options = { onConflict: 'user_id,account,source,resource' };
   await ok(table().upsert({ ...state, status: 'syncing' }, options), 201);
   const first = await stored(ada, 'google_gmail');
   assert.equal(first.lease, '1');
@@ -565,6 +574,39 @@ test('service: it remembers the leases of the runs that it started', async () =>
   const claimed = (await ok(worker().rpc('claim_due_syncs', { source: 'google_gmail' }))).find((row) => row.resource === '');
   await assert.rejects(quick.markSyncCompleted(ada, 'google_gmail', 2), lost);
   assert.equal((await quick.markSyncCompleted(ada, 'google_gmail', 2, {}, { lease: claimed.lease })).status, 'idle');
+});
+
+test('service: accounts', async () => {
+  const states = service();
+  const [home, work] = [{ account: 'home' }, { account: 'work' }];
+  const first = await states.markSyncStarted(ada, 'google_gmail', home);
+  const second = await states.markSyncStarted(ada, 'google_gmail', { ...work, leaseSeconds: 60 });
+  assert.deepEqual([first.account, second.account], ['home', 'work']);
+  assert.equal(await states.markSyncStarted(ada, 'google_gmail', home), null);
+  // the runs of two accounts are two runs
+  assert.equal((await states.markSyncCompleted(ada, 'google_gmail', 1, { historyId: '1' }, home)).account, 'home');
+  assert.equal((await states.clearSyncToken(ada, 'google_gmail', work)).status, 'syncing');
+  assert.equal((await states.updateState(ada, 'google_gmail', { items_synced: 5 }, '', 'home')).items_synced, 5);
+  assert.equal((await states.getState(ada, 'google_gmail', '', 'work')).items_synced, 0);
+  assert.equal(await states.getState(ada, 'google_gmail'), null);
+
+  // a limit is for the account and source, or for the row
+  for (const resource of ['', 'a', 'b']) await states.markSyncCompleted(ada, 'google_calendar', 0, { syncToken: 't' }, { resource, ...home });
+  const until = async (resource, account) => (await states.getState(ada, 'google_calendar', resource, account)).limited_until;
+  await states.markRateLimited(ada, 'google_calendar', 90, { resource: 'a', scope: 'row', ...home });
+  assert.deepEqual([await until('', 'home'), await until('b', 'home')], [null, null]);
+  await states.markRateLimited(ada, 'google_calendar', 90, { resource: 'a', ...home });
+  assert.ok(Date.parse(await until('b', 'home')) > Date.now() + 80_000);
+  assert.equal(await until('', 'home'), await until('b', 'home'));
+  assert.equal((await states.getState(ada, 'google_gmail', '', 'home')).limited_until, null);
+
+  // and what is revoked, for the account and provider
+  const reasons = async () => (await ok(worker().rpc('get_sync_states', { user_id: ada })))
+    .map((row) => [row.account, row.source.slice(7) + row.resource, row.parked_reason].join(' '));
+  await states.markSyncFailed(ada, 'google_gmail', 'HTTP 401', { kind: 'auth', scope: 'row', ...home });
+  assert.deepEqual(await reasons(), ['home calendar ', 'home calendara ', 'home calendarb ', 'home gmail auth', 'work gmail ']);
+  await states.markSyncFailed(ada, 'google_calendar', 'HTTP 401', { kind: 'auth', resource: 'b', ...home });
+  assert.deepEqual(await reasons(), ['home calendar auth', 'home calendara auth', 'home calendarb auth', 'home gmail auth', 'work gmail ']);
 });
 
 test('service: updateState changes what is given', async () => {

@@ -66,6 +66,7 @@ const SCALARS = {
   text: ['string'], uuid: ['string'], interval: ['string'], 'timestamp with time zone': ['string'],
 };
 function type(name, sent = false) {
+  if (name.endsWith('[]')) return `${type(name.slice(0, -2), sent)}[]`;
   if (own(name)) return camel(own(name));
   if (!SCALARS[name]) throw new Error(`no TypeScript type is known for ${name}`);
   return SCALARS[name][sent ? 1 : 0] ?? SCALARS[name][0];

@@ -25,8 +25,11 @@ export async function functions(): Promise<void> {
   const due: string | null = (await syncstate.rpc('next_sync_due', {}).throwOnError()).data;
   const users: string[] = (await syncstate.rpc('get_users_needing_sync', { source: 'google_gmail' }).throwOnError()).data;
   const comes: boolean = (await syncstate.rpc('request_sync', { user_id, source: 'google_gmail' }).throwOnError()).data;
+  const connected: SyncState[] = (await syncstate.rpc('connect_account', { user_id, account: 'work', provider: 'google' }).throwOnError()).data;
+  const changes = (await syncstate.rpc('set_sync_resources', { user_id, source: 'google_calendar', resources: ['a', 'b'] }).throwOnError()).data;
+  const change: string | null | undefined = changes[0]?.change;
   const interval: string | null = (await syncstate.rpc('get_sync_policy', { source: 'google_gmail' }).throwOnError()).data.sync_interval;
-  void [claimed, due, users, comes, interval];
+  void [claimed, due, users, comes, connected, change, interval];
 
   const perhaps = (await syncstate.rpc('get_sync_state', { user_id, source: 'google_gmail' }).throwOnError()).data;
   // @ts-expect-error -- without a row, every column is null
@@ -41,6 +44,8 @@ export async function functions(): Promise<void> {
   await syncstate.rpc('mark_sync_started', { source: 'google_tasks' });
   // @ts-expect-error -- an interval is text
   await syncstate.rpc('mark_sync_started', { user_id, source: 'google_tasks', lease_time: 300 });
+  // @ts-expect-error -- an array of texts
+  await syncstate.rpc('set_sync_resources', { user_id, source: 'google_calendar', resources: 'a' });
   // @ts-expect-error -- a lease must be given
   await syncstate.rpc('renew_sync_lease', { user_id, source: 'google_tasks' });
   // @ts-expect-error -- max_rows has a default, but must not be null
@@ -53,7 +58,7 @@ export async function views(): Promise<void> {
   const status: 'idle' | 'syncing' | 'error' | 'rate_limited' | undefined = mine[0]?.status;
   const some = (await syncstate.from('my_syncs').select('source, items_synced').throwOnError()).data;
   const items: number | undefined = some[0]?.items_synced;
-  await syncstate.from('sync_state').upsert({ user_id, source: 'google_tasks', status: 'syncing' }, { onConflict: 'user_id,source,resource' });
+  await syncstate.from('sync_state').upsert({ user_id, source: 'google_tasks', status: 'syncing' }, { onConflict: 'user_id,account,source,resource' });
   void [status, items];
 
   // @ts-expect-error -- users do not see the cursor
@@ -72,11 +77,20 @@ export async function methods(): Promise<void> {
   await service.markSyncCompleted(user_id, 'google_gmail', 3, {}, lease === undefined ? { lease: null } : { lease });
   await service.markSyncFailed(user_id, 'google_gmail', new Error('HTTP 401'), { kind: 'auth' });
   await service.markRateLimited(user_id, 'google_gmail', 30, { scope: 'source' });
+  await service.markRateLimited(user_id, 'google_calendar', 30, { resource: 'a', account: 'work' });
+  await service.markSyncFailed(user_id, 'google_gmail', 'HTTP 401', { kind: 'auth', scope: 'row', account: 'work' });
+  await service.getState(user_id, 'google_calendar', 'a', 'work');
   const first: SyncSource = SYNC_SOURCE_LABELS[0];
   void [state, first];
 
   // @ts-expect-error -- no such kind
   await service.markSyncFailed(user_id, 'google_gmail', 'HTTP 401', { kind: 'fatal' });
+  // @ts-expect-error -- no such scope, any more
+  await service.markRateLimited(user_id, 'google_gmail', 30, { scope: 'user' });
+  // @ts-expect-error -- the account is part of the key
+  await service.updateState(user_id, 'google_gmail', { account: 'work' });
+  // @ts-expect-error -- limits are the provider's to set
+  await service.updateState(user_id, 'google_gmail', { limited_until: null });
   // @ts-expect-error -- the lease is the database's to count
   await service.updateState(user_id, 'google_gmail', { lease: 7 });
 }

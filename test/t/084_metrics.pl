@@ -57,13 +57,14 @@ $node->safe_psql('app', q{
 	FROM unnest('{google_gmail,google_tasks}'::syncstate.sync_source[]) AS s, generate_series(1, 30) AS n;
 	CREATE VIEW gmail AS SELECT right(user_id::text, 2)::int AS n, * FROM syncstate.sync_state WHERE source = 'google_gmail';
 	UPDATE gmail SET due_at = syncstate.sync_clock() - interval '20 minutes';
-	SELECT syncstate.mark_sync_failed(user_id, source, 'HTTP 401', 'auth') FROM gmail WHERE n BETWEEN 1 AND 3;
+	SELECT syncstate.mark_sync_failed(user_id, source, 'HTTP 401', 'auth', scope => 'row') FROM gmail WHERE n BETWEEN 1 AND 3;
 	SELECT syncstate.mark_sync_failed(user_id, source, 'HTTP 503') FROM gmail WHERE n BETWEEN 4 AND 7;
 	SELECT syncstate.mark_rate_limited(user_id, source) FROM gmail WHERE n BETWEEN 8 AND 9;
 	SELECT syncstate.mark_sync_completed(user_id, source) FROM gmail WHERE n = 10;
 	SELECT syncstate.pause_sync(user_id, source) FROM gmail WHERE n = 11;
 	UPDATE gmail SET due_at = NULL, parked_reason = 'failures' WHERE n BETWEEN 12 AND 13;
 	UPDATE gmail SET due_at = NULL, parked_reason = 'token_loop' WHERE n = 14;
+	UPDATE gmail SET due_at = NULL, parked_reason = 'gone' WHERE n BETWEEN 22 AND 26;
 	SELECT syncstate.mark_sync_started(user_id, source) FROM gmail WHERE n BETWEEN 15 AND 21;
 	UPDATE gmail SET lease_expires_at = syncstate.sync_clock() - interval '1 s' WHERE n BETWEEN 20 AND 21;
 	SELECT syncstate.request_sync(user_id, source) FROM gmail WHERE n = 15;
@@ -72,13 +73,13 @@ $node->safe_psql('app', q{
 
 # ------------------------------------------------------------- the function
 
-my $overview = q{SELECT o.source, o.rows, o.rows - parked_paused - parked_auth - parked_failures - parked_token_loop,
+my $overview = q{SELECT o.source, o.rows, o.rows - parked_paused - parked_auth - parked_failures - parked_token_loop - parked_gone,
 		idle, syncing, error, rate_limited, due, coalesce(extract(epoch FROM oldest_due_age), 0)::float8, requested,
 		live_leases, expired_leases, failing, parked_paused, parked_auth, parked_failures, parked_token_loop,
-		without_cursor, (o.paused_until IS NOT NULL)::int, extract(epoch FROM p.sync_interval)::float8
+		parked_gone, limited, without_cursor, (o.paused_until IS NOT NULL)::int, extract(epoch FROM p.sync_interval)::float8
 	FROM syncstate.sync_overview AS o, syncstate.get_sync_policy(o.source) AS p ORDER BY o.source};
 my @names = qw(rows active idle syncing error rate_limited due oldest_due_seconds requested live_leases
-	expired_leases failing parked_paused parked_auth parked_failures parked_token_loop without_cursor
+	expired_leases failing parked_paused parked_auth parked_failures parked_token_loop parked_gone limited without_cursor
 	is_paused interval_seconds);
 my @truth = rows($overview);
 is(scalar @truth, 4, 'there are four sources');
@@ -130,7 +131,7 @@ foreach my $panel (@{ $dashboard->{panels} })
 }
 my %ids = map { $_->{id} => 1 } @{ $dashboard->{panels} };
 is(scalar keys %ids, scalar @{ $dashboard->{panels} }, 'panels have ids of their own');
-is_deeply($cells->{Now}, [ { 'Accounts' => 60, 'Due' => $gmail->[7] + 30, 'In flight' => 5, 'Requested' => 1, 'Failing' => 7, 'Parked' => 7 } ],
+is_deeply($cells->{Now}, [ { 'Rows' => 60, 'Due' => $gmail->[7] + 30, 'In flight' => 5, 'Requested' => 1, 'Failing' => 7, 'Parked' => 12 } ],
 	'the dashboard tells how things are');
 is_deeply([ map { $_->{Overdue} } grep { $_->{source} eq 'google_gmail' } @{ $cells->{Overdue} } ], [1200],
 	'and by how much a source is overdue');
