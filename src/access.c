@@ -436,7 +436,7 @@ syncstate_make_row(const SyncKey *key)
 		.nsources = 1,
 	};
 
-	syncstate_store_make(key, syncstate_store_limit(&domain));
+	(void) syncstate_store_make(key, syncstate_store_limit(&domain));
 }
 
 /* Locks and reads the row of a key, and makes it where that is asked for. */

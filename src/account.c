@@ -221,17 +221,21 @@ read_resources(FunctionCallInfo fcinfo, int arg, int *nresources)
 	return resources;
 }
 
-/* Makes and locks a row that was not there. */
-static void
+/*
+ * Makes and locks a row that was not there; false if somebody else has made it
+ * meanwhile.
+ */
+static bool
 lock_new(RowAccess *rows, const SyncKey *key, TimestampTz limited_until,
 		 SyncState *row)
 {
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
-		syncstate_store_make(key, limited_until);
+		bool		made = syncstate_store_make(key, limited_until);
+
 		syncstate_rows_look(rows);
 		if (syncstate_rows_lock(rows, key, row))
-			return;
+			return made;
 	}
 	syncstate_no_such_row(key);
 }
@@ -256,7 +260,7 @@ set_resource(RowAccess *rows, const SyncKey *key, bool is_listed, bool had_row,
 	if (!had_row && !is_listed)
 		return NULL;
 	if (!had_row)
-		lock_new(rows, key, *limited_until, &row);
+		had_row = !lock_new(rows, key, *limited_until, &row);
 	*limited_until = Max(*limited_until, row.limited_until);
 
 	if (!had_row)

@@ -581,15 +581,15 @@ syncstate_store_sees(ItemPointer tid)
 	return sees;
 }
 
-/* Makes the row of a key, as the defaults have it, unless it is there. */
-void
+/* Makes the row of a key, as the defaults have it; false if it is there. */
+bool
 syncstate_store_make(const SyncKey *key, TimestampTz limited_until)
 {
 	Datum		values[NUM_KEY_COLUMNS + 1];
 
 	key_args(key, values);
 	values[NUM_KEY_COLUMNS] = TimestampTzGetDatum(limited_until);
-	run(PLAN_MAKE, values, limited_until == NO_TIME ? "    n" : NULL);
+	return run(PLAN_MAKE, values, limited_until == NO_TIME ? "    n" : NULL) > 0;
 }
 
 /* How many triggers are running, one within the other. */

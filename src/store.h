@@ -31,7 +31,7 @@ extern bool syncstate_store_read(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock_version(ItemPointer tid, SyncState *row);
 extern bool syncstate_store_sees(ItemPointer tid);
-extern void syncstate_store_make(const SyncKey *key, TimestampTz limited_until);
+extern bool syncstate_store_make(const SyncKey *key, TimestampTz limited_until);
 extern HeapTuple syncstate_store_write(const SyncState *row);
 extern bool syncstate_store_is_writing(ItemPointer tid);
 extern HeapTuple syncstate_store_delete(const SyncKey *key);
