@@ -34,11 +34,10 @@ DECLARE
 	fn record;
 BEGIN
 	FOR fn IN SELECT p.oid::regprocedure::text AS signature, p.oid::regproc::text AS name, pg_get_function_arguments(p.oid) AS arguments,
-			array_to_string(p.proargnames, ', ') AS names, pg_get_function_result(p.oid) AS result, p.prosrc AS body,
-			p.proretset AND t.typtype = 'c' AS rows
+			array_to_string(p.proargnames[1:p.pronargs], ', ') AS names, pg_get_function_result(p.oid) AS result,
+			p.prosrc AS body, p.proretset AS rows
 		FROM pg_proc AS p
 			JOIN pg_language AS l ON l.oid = p.prolang AND l.lanname = 'plproxy'
-			JOIN pg_type AS t ON t.oid = p.prorettype
 			JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
 		WHERE p.prosrc ~ 'TARGET'
 	LOOP
@@ -104,9 +103,47 @@ def silent(call):
             re.findall(r"not all shards answer: not ([\d, ]+)", words) for n in numbers.split(", ")}
 
 
+def change_of(state, listed):
+    """What set_sync_resources() says of a row that it met."""
+    reason = state and state["parked_reason"]
+    if listed:
+        return "added" if state is None else "returned" if reason == "gone" else "kept"
+    return None if state is None or reason == "gone" else "kept" if reason == "paused" else "gone"
+
+
+def answer(call, made, writes):
+    """What a call about one user would have answered, which wrote these and was not heard of."""
+    if call["kind"] in ("request", "disconnect"):
+        return [True]
+    if call["kind"] == "disconnect_account":
+        return [write["old"] for write in made]
+    if call["kind"] in ("connect_account", "pause_account", "resume_account"):
+        return [write["new"] for write in made]
+    if call["kind"] not in ("request_account", "set_resources"):
+        return [write["new"] for write in made if key_of(write["new"]) == call["keys"][0]][-1:]
+
+    # the rows as it met them
+    met, written = {}, set()
+    for write in writes:
+        key = key_of(write["new"] or write["old"])
+        if write["n"] > made[-1]["n"]:
+            break
+        if key in call["keys"] and key not in written:
+            met[key] = write["old"] if write["call"] == call["id"] else write["new"]
+            if write["call"] == call["id"]:
+                written.add(key)
+    if call["kind"] == "request_account":
+        return [{"source": key[2], "resource": key[3]} for key in call["keys"]
+                if met.get(key) and met[key]["parked_reason"] is None]
+    listed = call["args"]["resources"].strip("{}").replace('"', "").split(",")
+    changes = {key[3]: change_of(met.get(key), key[3] in listed) for key in call["keys"] if key[3]}
+    return [{"resource": resource, "change": changes[resource]} for resource in sorted(changes) if changes[resource]]
+
+
 def settle(history):
     """Settles which of the calls without an answer did their work; counts what was met on the way."""
     met = collections.Counter({"warnings": 0, "applied without an answer": 0, "leases that nobody was told of": 0})
+    history.writes.sort(key=lambda write: (write["shard"], write["n"]))
     writes = collections.defaultdict(list)
     for write in history.writes:
         writes[write["call"]].append(write)
@@ -118,17 +155,18 @@ def settle(history):
                 met["applied without an answer"] += 1
                 call["error"], call["undone"] = None, False
                 history.transactions[call["transaction"]]["committed"] = True
-                if call["kind"] in ("request", "disconnect"):
-                    call["results"] = [True]
-                elif call["kind"] not in ("claim", "batch", "forget"):
-                    call["results"] = [made[-1]["new"]]
+                if call["kind"] not in ("claim", "batch", "forget"):
+                    call["results"] = answer(call, made, [w for w in history.writes if w["shard"] == made[0]["shard"]])
             if call["kind"] in ("claim", "batch"):
                 call.setdefault("spare", False)
+                last = {key_of(write["new"]): write["new"] for write in made}
                 for write in made:
-                    if write["shard"] in silent(call) and write["new"] not in call["results"] \
-                            and (call["kind"] == "batch" or write["new"]["status"] == "syncing"):
+                    # a batch writes other rows of an account, too
+                    if write["shard"] in silent(call) and last[key_of(write["new"])] not in call["results"] \
+                            and (write["new"]["status"] == "syncing") == (call["kind"] == "claim") \
+                            and (call["kind"] == "claim" or write["old"]["status"] == "syncing"):
                         met["leases that nobody was told of" if call["kind"] == "claim" else "applied without an answer"] += 1
-                        call["results"].append(write["new"])
+                        call["results"].append(last[key_of(write["new"])])
     return met
 
 

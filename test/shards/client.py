@@ -15,7 +15,7 @@ are seconds by the clock of all:
     look FROM TO
     wrong WHAT          an error, or an answer that cannot be
 
-ROW is "user source resource".
+ROW is "user account source resource".
 """
 import json
 import os
@@ -48,66 +48,82 @@ class Client:
         return rows, f'{start:.6f}\t{time.time():.6f}'
 
     def worker(self):
-        rows, when = self.call('SELECT user_id, source, resource, lease, sync_token'
+        rows, when = self.call('SELECT user_id, account, source, resource, lease'
                                ' FROM syncstate.claim_due_syncs(%s, %s)', self.random.choice(SOURCES), self.random.randint(1, 12))
-        for u, source, resource, lease, token in rows:
-            self.write('claim', when, f'{u} {source} {resource}', lease)
+        for u, account, source, resource, lease in rows:
+            self.write('claim', when, f'{u} {account} {source} {resource}', lease)
         time.sleep(self.random.uniform(0.002, 0.02))
         reports = []
-        for u, source, resource, lease, token in rows:
-            report = {'user_id': str(u), 'source': source, 'resource': resource, 'lease': lease,
+        for u, account, source, resource, lease in rows:
+            report = {'user_id': str(u), 'account': account, 'source': source, 'resource': resource, 'lease': lease,
                       'sync_token': f'{lease:012d}'}
             if self.random.random() < 0.5:
                 reports.append({**report, 'outcome': 'completed'})
                 continue
             if self.random.random() < 0.5:
-                done, _ = self.call('SELECT lease FROM syncstate.checkpoint_sync(%s, %s, %s, resource => %s)',
-                                    u, source, lease, resource)
+                done, _ = self.call('SELECT lease FROM syncstate.checkpoint_sync(%s, %s, %s, resource => %s,'
+                                    ' account => %s)', u, source, lease, resource, account)
             done, when = self.call('SELECT sync_token FROM syncstate.mark_sync_completed(%s, %s, sync_token => %s,'
-                                   ' lease => %s, resource => %s)', u, source, report['sync_token'], lease, resource)
+                                   ' lease => %s, resource => %s, account => %s)',
+                                   u, source, report['sync_token'], lease, resource, account)
             self.written(report, when)
             if done != [(report['sync_token'],)]:
                 self.write('wrong', f'{report} gave {done}')
         if reports:
-            done, when = self.call('SELECT user_id::text, source::text, resource FROM syncstate.report_syncs(%s)',
-                                   json.dumps(reports))
+            done, when = self.call('SELECT user_id::text, account, source::text, resource'
+                                   ' FROM syncstate.report_syncs(%s)', json.dumps(reports))
             for report in reports:
-                if (report['user_id'], report['source'], report['resource']) in done:
+                if (report['user_id'], report['account'], report['source'], report['resource']) in done:
                     self.written(report, when)
                 else:
                     self.write('wrong', f'{report} was left out, {when}')
 
     def written(self, report, when):
-        self.write('report', when, f'{report["user_id"]} {report["source"]} {report["resource"]}', report['lease'],
-                   report['sync_token'])
+        self.write('report', when, f'{report["user_id"]} {report["account"]} {report["source"]} {report["resource"]}',
+                   report['lease'], report['sync_token'])
 
     def user(self):
         me = f'00000000-0000-4000-8000-{self.random.randrange(100):012d}'
         self.db.execute("SELECT set_config('request.jwt.claims', %s, false)", (json.dumps({'sub': me}),))
-        rows, when = self.call('SELECT source::text FROM syncstate.my_syncs WHERE source::text = ANY (%s) ORDER BY 1',
-                               list(SOURCES))
+        rows, when = self.call('SELECT account, source::text FROM syncstate.my_syncs WHERE source::text = ANY (%s)'
+                               ' ORDER BY 1, 2', list(SOURCES))
         self.write('look', when)
-        if rows != [('custom_crm',), ('google_gmail',)]:
+        if rows != [('', 'google_gmail'), ('work', 'custom_crm'), ('work', 'google_gmail')]:
             self.write('wrong', f'{me} sees {rows}, {when}')
         rows, when = self.call("SELECT syncstate.request_sync(%s, 'google_gmail')", me)
         self.write('look', when)
         if rows != [(True,)]:
             self.write('wrong', f'request of {me}: {rows}, {when}')
+        rows, when = self.call("SELECT source::text, resource FROM syncstate.request_account(%s, 'work')"
+                               " WHERE source::text = ANY (%s)", me, list(SOURCES))
+        self.write('look', when)
+        if rows != [('google_gmail', ''), ('custom_crm', '')]:
+            self.write('wrong', f'request of the account of {me}: {rows}, {when}')
         time.sleep(0.01)
 
     def backend(self):
         them = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
         _, when = self.call("SELECT syncstate.connect_sync(%s, 'google_tasks')", them)
-        self.write('connect', when, f'{them} google_tasks ')
-        rows, when = self.call("SELECT user_id::text FROM syncstate.get_sync_state(%s, 'google_tasks')", them)
+        self.write('connect', when, f'{them}  google_tasks ')
+        rows, when = self.call("SELECT resource, change FROM syncstate.set_sync_resources(%s, 'google_tasks',"
+                               " '{list}', 'home')", them)
+        self.write('connect', when, f'{them} home google_tasks list')
+        if rows != [('list', 'added')]:
+            self.write('wrong', f'the list of {them}: {rows}, {when}')
+        rows, when = self.call("SELECT account, resource FROM syncstate.get_sync_states(%s)", them)
         self.write('look', when)
-        if rows != [(them,)]:
-            self.write('wrong', f'{them} is not there, {when}')
+        if rows != [('', ''), ('home', 'list')]:
+            self.write('wrong', f'{them} has {rows}, {when}')
         if self.random.random() < 0.5:
             rows, when = self.call("SELECT syncstate.disconnect_sync(%s, 'google_tasks')", them)
-            self.write('disconnect', when, f'{them} google_tasks ')
+            self.write('disconnect', when, f'{them}  google_tasks ')
             if rows != [(True,)]:
                 self.write('wrong', f'{them} cannot be disconnected, {when}')
+        if self.random.random() < 0.5:
+            rows, when = self.call("SELECT resource FROM syncstate.disconnect_account(%s, 'home')", them)
+            self.write('disconnect', when, f'{them} home google_tasks list')
+            if rows != [('list',)]:
+                self.write('wrong', f'the account of {them} cannot be disconnected, {when}')
         rows, when = self.call("SELECT rows FROM syncstate.sync_overview WHERE source = 'custom_crm'")
         self.write('look', when)
         if rows != [(100,)]:

@@ -85,6 +85,7 @@ my %differs = (
 	# the router does not know that a row is due already, or was requested before
 	q(request_sync('00000000-0000-4000-8000-00000000000c', 'google_calendar')) => qr/\Atrue\nAsynchronous notification "syncstate" with payload "google_calendar"/,
 	q(request_sync('00000000-0000-4000-8000-00000000000c', 'google_calendar', '')) => qr/\Atrue\nAsynchronous notification "syncstate" with payload "google_calendar"/,
+	q(request_account('00000000-0000-4000-8000-000000000001', 'work', 'google')) => qr/\A(\{"source": "google_calendar", "resource": "."\}\n){4}Asynchronous notification "syncstate" with payload "google_calendar"/,
 );
 
 # The same calls on both sides.
@@ -339,6 +340,143 @@ compare('service_role', map({ 'pause_sync(' . key($_) . ')' } @users));
 my @some = map { $node->safe_psql('router', q{SELECT syncstate.revive_syncs('google_calendar', 'paused', max_rows => 8)}) } 1 .. 20;
 is(sum0(@some), scalar(@users), 'some at a time, until none is left');
 cmp_ok(max(@some), '<=', 8, 'and no more than that');
+
+### Accounts: what is said of one is not said of another
+
+# Each call that has an account, about a user of its own, who has three that are
+# all alike: with a calendar and mail, claimed under lease 1.
+my @accounts = (q{''}, q{'work'}, q{E'it''s \\\\ "odd", {\u00e9}'});
+my %account_calls = (
+	mark_sync_started => [ 'release_sync(%1$s, 1, account => %2$s)', q{mark_sync_started(%1$s, '1 hour', account => %2$s)} ],
+	mark_sync_completed => [ q{mark_sync_completed(%1$s, 7, 'tok', lease => 1, account => %2$s)} ],
+	mark_sync_failed => [ q{mark_sync_failed(%1$s, 'no', lease => 1, account => %2$s)} ],
+	mark_rate_limited => [ q{mark_rate_limited(%1$s, '5 minutes', lease => 1, account => %2$s)} ],
+	clear_sync_token => [ 'clear_sync_token(%1$s, 1, account => %2$s)' ],
+	renew_sync_lease => [ q{renew_sync_lease(%1$s, 1, '2 hours', account => %2$s)} ],
+	checkpoint_sync => [ q{checkpoint_sync(%1$s, 1, 'page 2', 50, 100, account => %2$s)} ],
+	release_sync => [ q{release_sync(%1$s, 1, delay => '5 minutes', account => %2$s)} ],
+	may_sweep => [ 'release_sync(%1$s, 1)', 'may_sweep(%1$s, 1, 11, 1000, account => %2$s)', 'may_sweep(%1$s, 1, 11, 1000)' ],
+	update_sync_state => [ q{update_sync_state(%1$s, '{"status": "idle", "sync_token": "x"}', account => %2$s)}, q{update_sync_state(%1$s, '{"sync_token": "y"}', 'new', %2$s)} ],
+	connect_sync => [ 'pause_sync(%1$s)', 'pause_sync(%1$s, account => %2$s)', 'resume_sync(%1$s, account => %2$s)', 'connect_sync(%1$s, account => %2$s)', q{connect_sync(%1$s, 'new', %2$s)} ],
+	disconnect_sync => [ 'disconnect_sync(%1$s, account => %2$s)', 'disconnect_sync(%1$s)' ],
+	pause_sync => [ 'pause_sync(%1$s, account => %2$s)' ],
+	resume_sync => [ 'pause_sync(%1$s)', 'pause_sync(%1$s, account => %2$s)', 'resume_sync(%1$s, account => %2$s)' ],
+	request_sync => [ 'request_sync(%1$s, account => %2$s)', q{request_sync(%1$s, 'none', %2$s)} ],
+	get_sync_state => [ 'release_sync(%1$s, 1)', 'get_sync_state(%1$s, account => %2$s)', q{get_sync_state(%1$s, 'none', %2$s)}, q{get_sync_state(%1$s, account => 'none')} ],
+	connect_account => [ q{mark_sync_failed(%1$s, 'no', 'permanent')}, q{mark_sync_failed(%1$s, 'no', 'permanent', 1, account => %2$s)}, 'connect_account(%3$s, %2$s)', q{connect_account(%3$s, %2$s, 'google')} ],
+	pause_account => [ 'pause_account(%3$s, %2$s)', q{pause_account(%3$s, %2$s, 'google')} ],
+	resume_account => [ 'pause_account(%3$s)', 'pause_account(%3$s, %2$s)', 'resume_account(%3$s, %2$s)' ],
+	disconnect_account => [ 'disconnect_account(%3$s, %2$s)', 'disconnect_account(%3$s, %2$s)' ],
+	request_account => [ 'pause_sync(%1$s, account => %2$s)', 'request_account(%3$s, %2$s)', q{request_account(%3$s, 'none')} ],
+	set_sync_resources => [ q{set_sync_resources(%1$s, ARRAY['b', 'a', '', 'a', 'it''s {} \ "odd"'], %2$s)}, q{set_sync_resources(%1$s, '{b}', %2$s)}, q{set_sync_resources(%1$s, '{b,a}', %2$s)}, q{set_sync_resources(%1$s, '{a}')} ]);
+is($s->query(q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc AS p
+		WHERE p.pronamespace = 'syncstate'::regnamespace AND 'account' = ANY (p.proargnames[1:p.pronargs])}),
+	join(' ', sort keys %account_calls), 'each call with an account is made');
+set_clock('2026-01-10 14:00:00+00');
+foreach my $account (@accounts)
+{
+	empty();
+	my ($n, @connect, @calls) = (40);
+	foreach my $function (sort keys %account_calls)
+	{
+		$n++;
+		push @connect, map { my $of = $_; map { "connect_sync($_, account => $of)" } key($n), key($n, 'google_gmail') } @accounts;
+		push @calls, map { sprintf $_, key($n), $account, "'" . user($n) . "'" } @{ $account_calls{$function} };
+	}
+	compare('service_role', @connect, 'claim_due_syncs(max_rows => 10000)');
+	compare('service_role', @calls);
+	compare_states("after calls about account $account");
+}
+
+# Reports: of rows that differ in their account only, in any order
+empty();
+compare('service_role', map({ my $of = $_; map { ("connect_sync(" . key($_) . ", account => $of)", "connect_sync(" . key($_) . ", 'c', $of)") } 1 .. 6 } @accounts),
+	'claim_due_syncs(max_rows => 10000)');
+my @of_accounts = (
+	report(1, 'completed', ', "account": "work", "sync_token": "work 1"'),
+	report(2, 'failed', ', "account": "work", "error_message": "no"'),
+	report(1, 'completed', ', "account": "it\'s \\\\ \\"odd\\", {\\u00e9}", "sync_token": "odd 1"'),
+	report(1, 'completed', ', "sync_token": "1"'),
+	report(3, 'released', ', "account": "work", "resource": "c"'),
+	report(1, 'completed', ', "account": "work", "resource": "c", "sync_token": "work c"'),
+	report(2, 'completed', ', "account": "", "sync_token": "2"'),
+	report(2, 'completed', ', "account": "none", "sync_token": "none"'),
+	report(1, 'completed', ', "account": "work", "sync_token": "twice"'));
+compare('service_role', reports(@of_accounts), reports(reverse @of_accounts),
+	reports(report(4, 'completed', ', "account": 7')), reports(report(4, 'completed', ', "account": null')),
+	reports(report(4, 'completed', ', "account": "' . ('x' x 256) . '"')), reports(report(4, 'completed', ', "scope": "row"')),
+	reports(report(4, 'failed', ', "error_message": "x", "scope": "source"')), reports(report(4, 'rate_limited', ', "scope": "user"')));
+compare_states('after reports about accounts');
+
+# Limits and revoked grants: a row, an account's, and by a report
+empty();
+set_clock('2026-01-10 15:00:00+00');
+compare('service_role', map({ my $n = $_; map({ my $of = $_; map({ "connect_sync(" . key($n) . ", '$_', $of)" } '', 'c1', 'c2'), 'connect_sync(' . key($n, 'google_gmail') . ", account => $of)" } @accounts) } 1 .. 6),
+	'connect_sync(' . key(3, 'custom_crm') . ", account => 'work')", 'claim_due_syncs(max_rows => 10000)');
+set_clock('2026-01-10 15:01:00+00');
+compare('service_role',
+	'mark_rate_limited(' . key(1) . q{, '10 minutes', lease => 1, account => 'work')},
+	'mark_rate_limited(' . key(1) . q{, '20 minutes', 'row', 1, account => '')}, 'mark_rate_limited(' . key(1) . q{, '5 minutes', 'account', 1, 'c1', 'work')},
+	'mark_rate_limited(' . key(1) . q{, '5 minutes', 'user', 1, 'c1', 'work')},
+	'connect_sync(' . key(1) . q{, 'c3', 'work')}, 'connect_sync(' . key(1) . q{, 'c3')},
+	'mark_sync_failed(' . key(2) . q{, 'revoked', 'auth', 1, account => 'work')}, 'mark_sync_failed(' . key(2) . q{, 'revoked', 'auth', 1, scope => 'row')},
+	'mark_sync_failed(' . key(2) . q{, 'revoked', 'auth', 1, scope => 'source')},
+	'mark_sync_failed(' . key(3) . q{, 'revoked', 'auth', account => 'work', lease => 1)},
+	reports(report(4, 'rate_limited', ', "account": "work", "retry_after": "15 minutes"'), report(4, 'rate_limited', ', "resource": "c1", "scope": "row"'),
+		report(5, 'failed', ', "account": "work", "resource": "c2", "kind": "auth", "error_message": "no"'),
+		report(5, 'failed', ', "kind": "auth", "scope": "row", "error_message": "no"'),
+		report(5, 'completed', ', "account": "work", "resource": "c1"'), report(6, 'rate_limited', ', "account": "work"')),
+	map({ "get_sync_states('" . user($_) . "')" } 1 .. 6));
+compare_states('after limits and revoked grants');
+settle();
+set_clock('2026-01-10 15:06:30+00');
+compare('service_role', map({ "request_account('" . user($_) . "', 'work')" } 1, 2, 4), q{get_users_needing_sync('google_calendar')}, $next_due,
+	'claim_due_syncs(max_rows => 10000)', $next_due);
+set_clock('2026-01-10 15:12:00+00');
+compare('service_role', 'claim_due_syncs(max_rows => 10000)', 'mark_sync_started(' . key(4) . q{, account => 'work')});
+compare_states('while the limits of accounts end');
+compare('service_role', 'LISTEN syncstate', map({ my $n = $_; map { "connect_account('" . user($n) . "', $_)" } q{'work'}, q{'work', 'google'}, q{'work', 'custom_crm'}, q{'work', 'nobody'}, q{NULL} } 2, 3, 5));
+compare_states('after accounts were connected again');
+
+# Calendars come and go
+empty();
+compare('service_role', 'LISTEN syncstate', map({ my $n = $_; map { "set_sync_resources(" . key($n) . ", $_)" }
+		q('{a,b,c}'), q('{a,b,c}', 'work'), q('{b,d}', 'work'), q('{a,b}', 'work'), q('{}', 'work'), 'NULL', 'ARRAY[NULL]', q('{{a,b},{c,d}}', 'work'),
+		q(ARRAY[repeat('x', 1025)]), q(ARRAY(SELECT g::text FROM generate_series(1, 10001) AS g)), q('{a}', repeat('x', 256)), q('{a}', NULL) } 1, 2),
+	"pause_sync(" . key(1) . ", 'a')", "set_sync_resources(" . key(1) . ", '{b}')", "connect_sync(" . key(1) . ", 'c')",
+	map({ "$_('" . user(1) . "', 'work')" } qw(pause_account resume_account connect_account)), "request_account('" . user(1) . "', 'work', 'google')",
+	q{revive_syncs('google_calendar')}, q{revive_syncs('google_calendar', 'gone', '0')});
+compare_states('after calendars came and went');
+
+# Providers, and how many at a time
+empty();
+compare('service_role', q{set_sync_policy('custom_crm', '{"provider": "google", "max_in_flight": 2}')}, q{get_sync_policy('custom_crm')}, q{get_sync_policy('google_calendar')},
+	q{set_sync_policy('google_calendar', '{"max_in_flight": 3, "provider": "mine"}')},
+	map({ my $of = $_; map({ my $n = $_; map { "connect_sync(" . key($n) . ", '$_', $of)" } 1 .. 6 } 1 .. 5), map { 'connect_sync(' . key($_, 'custom_crm') . ", account => $of)" } 1 .. 5 } @accounts[ 0, 1 ]),
+	'mark_sync_started(' . key(1) . q{, '5', account => 'work')});
+compare('service_role', map({ "SELECT user_id, account, source, count(*) FROM syncstate.$_ GROUP BY 1, 2, 3 ORDER BY 1, 2, 3" }
+		'claim_due_syncs(max_rows => 10000)', 'claim_due_syncs(max_rows => 10000)'),
+	'mark_sync_failed(' . key(1, 'custom_crm') . q{, 'revoked', 'auth')}, map { "connect_account('" . user(2) . "', 'work', '$_')" } qw(google mine custom_crm));
+compare('service_role', q{set_sync_policy('google_calendar', '{"max_in_flight": null, "provider": null}')}, q{set_sync_policy('google_calendar', '{"max_in_flight": 0}')},
+	q{set_sync_policy('google_calendar', '{"provider": "Mine"}')}, q{set_sync_policy('custom_crm', '{"max_in_flight": null, "provider": null}')});
+
+# A deleted user goes with all accounts, also with a row that somebody is at.
+$node->safe_psql($_, 'CREATE TABLE users (id uuid PRIMARY KEY); GRANT DELETE, SELECT ON users TO service_role;
+	INSERT INTO users VALUES (\'' . user(1) . '\'); SELECT syncstate.watch_users(\'users\')') foreach qw(router single);
+my $row_of_deleted = 'update_sync_state(' . key(1) . q{, '{"items_synced": 1}', '3', 'work')};
+foreach my $database ('shard' . $s->query("SELECT syncstate.shard_of('" . user(1) . "')"), 'single')
+{
+	my ($busy, $deleting) = map { $node->background_psql($_) } $database, $database eq 'single' ? 'single' : 'router';
+	$busy->query_safe("BEGIN; SELECT syncstate.$row_of_deleted");
+	$deleting->query_until(qr/deleting/, "\\echo deleting\nDELETE FROM users;\n");
+	$node->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = '$database' AND wait_event_type = 'Lock'") or die "$database: nobody waits";
+	$busy->query_safe('COMMIT');
+	$deleting->query('');
+	$_->quit foreach $busy, $deleting;
+}
+compare('service_role', "get_sync_states('" . user(1) . "')", "SELECT count(*) > 0 FROM syncstate.get_sync_states('" . user(2) . "')");
+compare('none', 'DROP TABLE users');
+empty();
 
 ### The plans of rebalance_syncs() are each shard's own; their sums are as asked for
 

@@ -82,9 +82,9 @@ sub as
 # The error of a row that is not there for the caller, who named it so.
 sub not_there
 {
-	my ($user_id, $source, $resource) = @_;
+	my ($user_id, $source, $resource, $account) = @_;
 	return "ERROR:  PT404: sync state does not exist or is not visible\n"
-	  . "DETAIL:  Key (user_id, source, resource)=($user_id, $source, @{[ $resource // '' ]}).";
+	  . "DETAIL:  Key (user_id, account, source, resource)=($user_id, @{[ $account // '' ]}, $source, @{[ $resource // '' ]}).";
 }
 my $claims_a = qq{{"sub": "$a", "role": "authenticated"}};
 my $claims_b = qq{{"sub": "$b", "role": "authenticated"}};
@@ -112,11 +112,13 @@ sub same
 
 foreach my $database (qw(router single))
 {
-	as($database, 'service_role', undef, map({ "SELECT syncstate.connect_sync($_)" } "'$a', 'google_calendar'", "'$a', 'google_tasks'", "'$b', 'google_calendar'", "'$b', 'google_gmail'", "'$b', 'google_calendar', 'secret calendar'"),
+	as($database, 'service_role', undef, map({ "SELECT syncstate.connect_sync($_)" } "'$a', 'google_calendar'", "'$a', 'google_tasks'", "'$b', 'google_calendar'", "'$b', 'google_gmail'", "'$b', 'google_calendar', 'secret calendar'",
+			"'$a', 'google_gmail', '', 'work'", "'$b', 'google_gmail', '', 'work'", "'$b', 'google_calendar', '', 'secret account'"),
 		"SELECT syncstate.mark_sync_started('$b', 'google_gmail')",
 		"SELECT syncstate.checkpoint_sync('$b', 'google_gmail', 1, 'secret page', 5, 42)",
 		"SELECT syncstate.update_sync_state('$b', 'google_calendar', '{\"sync_token\": \"secret token\", \"error_message\": \"secret error\"}')",
-		"SELECT syncstate.pause_sync('$a', 'google_tasks')");
+		"SELECT syncstate.pause_sync('$a', 'google_tasks')",
+		"SELECT syncstate.mark_rate_limited('$b', 'google_gmail', '1 day', account => 'work')");
 }
 isnt($s->query("SELECT syncstate.shard_of('$a')"), $s->query("SELECT syncstate.shard_of('$b')"), 'the two users are on different shards');
 
@@ -138,7 +140,7 @@ foreach my $case ([ 'anon', undef ], [ 'anon', $claims_a ], [ 'looker', $claims_
 	foreach my $i (0 .. $#names)
 	{
 		like($answers[$i], qr/^ERROR:  42501: permission denied for (function|schema)/, "$names[$i]() is refused to $role")
-		  if $role ne 'authenticated' || $names[$i] !~ /^(request_sync|current_user_id|user_id_of|sync_clock)$/;
+		  if $role ne 'authenticated' || $names[$i] !~ /^(request_account|request_sync|current_user_id|user_id_of|sync_clock)$/;
 	}
 }
 foreach my $call ('get_my_syncs()', 'get_sync_overview()', "shard_of('$a')", "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')")
@@ -151,23 +153,25 @@ foreach my $call ('get_my_syncs()', 'get_sync_overview()', "shard_of('$a')", "gr
 }
 is($s->query(q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc AS p
 		WHERE pronamespace = 'syncstate'::regnamespace AND has_function_privilege('authenticated', p.oid, 'EXECUTE')}),
-	'current_user_id get_my_syncs request_sync sync_clock user_id_of', 'these are a user\'s');
+	'current_user_id get_my_syncs request_account request_sync sync_clock user_id_of', 'these are a user\'s');
 is($s->query(q{SELECT count(*) FROM pg_proc AS p WHERE has_function_privilege('public', p.oid, 'EXECUTE')
 		AND pronamespace IN ('syncstate'::regnamespace, 'syncstate_shard'::regnamespace)}), '0', 'and none is everybody\'s');
 
 ### A user and their own rows
 
-my $view = 'SELECT user_id, source, resource, status, error_message FROM syncstate.my_syncs ORDER BY source, resource';
-like(same('my_syncs', 'authenticated', $claims_a, $view), qr/^$a\|google_calendar\|\|idle\|\n$a\|google_tasks\|\|idle\|$/, 'shows one\'s own');
+my $view = 'SELECT user_id, account, source, resource, status, error_message, limited_until > now() FROM syncstate.my_syncs ORDER BY account, source, resource';
+is(same('my_syncs', 'authenticated', $claims_a, $view), "$a||google_calendar||idle||\n$a||google_tasks||idle||\n$a|work|google_gmail||idle||", 'shows one\'s own');
+like(same('my_syncs', 'authenticated', $claims_b, $view), qr/^$b\|secret account\|google_calendar\|\|idle\|\|\n$b\|work\|google_gmail\|\|rate_limited\|[^|]*\|t$/m, 'of all accounts, with their limits');
 same("my_syncs of $_", 'authenticated', $claims_b, $_) foreach 'SELECT count(*) FROM syncstate.my_syncs', "SELECT * FROM syncstate.my_syncs WHERE user_id <> '$b'";
 same('my_syncs of nobody', 'authenticated', undef, $view);
 same("my_syncs of $_", 'authenticated', $_, $view) foreach '', '{}', '{"sub": null}', '{"sub": ""}', '{"sub": "00000000-0000-4000-8000-000000000000"}',
   qq({"sub": "{$a}"}), qq({"sub": "@{[ uc $a ]}"});
 same('my_syncs of a worker', 'service_role', undef, $view);
 same('my_syncs of a worker with claims', 'service_role', $claims_b, $view);
-same('requests', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$a', 'google_tasks')", $view);
+same('requests', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$a', 'google_tasks')", "SELECT syncstate.request_sync('$a', 'google_gmail', '', 'work')", $view);
 foreach my $call ("'$a', 'google_contacts'", "'$b', 'google_calendar'", "'$b', 'google_contacts'", "'$b', 'google_calendar', 'secret calendar'", "'$b', 'google_calendar', 'none'",
-	"'99999999-0000-4000-8000-000000000009', 'google_calendar'")
+	"'99999999-0000-4000-8000-000000000009', 'google_calendar'", "'$a', 'google_calendar', '', 'work'", "'$a', 'google_calendar', '', 'secret account'",
+	"'$b', 'google_gmail', '', 'work'", "'$b', 'google_calendar', '', 'secret account'", "'$b', 'google_calendar', '', 'none'")
 {
 	foreach my $claims ($claims_a, undef)
 	{
@@ -176,16 +180,42 @@ foreach my $call ("'$a', 'google_contacts'", "'$b', 'google_calendar'", "'$b', '
 			not_there($call =~ /'([^']*)'/g), 'no other\'s, whether it is there or not');
 	}
 }
+# an account's rows that are not one's own are as if they were not there
+my $own = q{SELECT user_id, account, source, resource, requested_at IS NOT NULL FROM syncstate.get_sync_states('%s')};
+$node->safe_psql($_, 'UPDATE syncstate.sync_state SET requested_at = NULL') foreach 'shard0', $second, 'single';
+foreach my $call ("'$b'", "'$b', 'work'", "'$b', 'secret account'", "'$b', 'secret account', 'google'", "'$b', 'none'", "'$a', 'secret account'", "'$a', 'none'", "'99999999-0000-4000-8000-000000000009'")
+{
+	foreach my $claims ($claims_a, undef)
+	{
+		is(same("request_account($call)", 'authenticated', $claims, "SELECT * FROM syncstate.request_account($call)"), '', 'nothing of another\'s, whether it is there or not');
+	}
+	is(as('router', 'service_role', undef, sprintf($own, $_)), as('single', 'service_role', undef, sprintf($own, $_)), "and nothing was done to $_") foreach $a, $b;
+	unlike(as('router', 'service_role', undef, sprintf($own, $_)), qr/\|t$/m, 'and none is requested') foreach $a, $b;
+}
+is(same("request_account()", 'authenticated', undef, "SELECT * FROM syncstate.request_account('$a', 'work')"), '', 'nobody requests nothing');
+is(same('request_account()', 'authenticated', $claims_a, "SELECT * FROM syncstate.request_account('$a', 'work')"), 'google_gmail|', 'one\'s own account');
+is(same('request_account()', 'authenticated', $claims_a, sprintf('SELECT account, source FROM syncstate.my_syncs WHERE requested_at IS NOT NULL')), 'work|google_gmail', 'and no other one');
+is(same('request_account()', 'authenticated', $claims_a, "SELECT * FROM syncstate.request_account('$a')"), 'google_calendar|', 'nor what is paused');
+is(same('request_account()', 'authenticated', $claims_b, "SELECT * FROM syncstate.request_account('$b', 'secret account', 'google')"), 'google_calendar|', 'each for themselves');
+is(same('request_account() by a worker', 'service_role', undef, "SELECT * FROM syncstate.request_account('$b', 'work')"), 'google_gmail|', 'a worker for all');
+like(as($_, 'authenticated', $claims_a, 'SET TRANSACTION READ ONLY', "SELECT * FROM syncstate.request_account('$a', 'work')"),
+	qr/^ERROR:  25006: cannot execute .* in a read-only transaction\z/, "not where nothing may be written, on $_") foreach qw(router single);
+like(same("request_account($_)", 'authenticated', $claims_a, "SELECT * FROM syncstate.request_account($_)"), qr/^ERROR/, 'fails')
+  foreach 'NULL', "'$a', NULL", "'$a', repeat('x', 256)", "'$a', 'work', 'nobody'", "'x'";
 like(same("request_sync($_)", 'authenticated', $claims_a, "SELECT syncstate.request_sync($_)"), qr/^ERROR/, 'fails')
   foreach "NULL, 'google_calendar'", "'$a', NULL", "'$a', 'google_calendar', NULL", "'$a', 'google_calendar', repeat('x', 1025)", "'$a', 'x'", "'x', 'google_calendar'";
 # nor is what another one's row would be refused for told: it is not there at all
-is(as('router', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$b', $_->[0])"), not_there($b, @$_[1, 2]), "request_sync(B, $_->[0])")
-  foreach [ 'NULL', '' ], [ "'google_calendar', NULL", 'google_calendar' ], [ "'google_calendar', repeat('x', 1025)", 'google_calendar', 'x' x 1025 ];
+is(as('router', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$b', $_->[0])"), not_there($b, @$_[ 1 .. 3 ]), "request_sync(B, $_->[0])")
+  foreach [ 'NULL', '' ], [ "'google_calendar', NULL", 'google_calendar' ], [ "'google_calendar', repeat('x', 1025)", 'google_calendar', 'x' x 1025 ],
+	[ "'google_calendar', '', NULL", 'google_calendar' ], [ "'google_calendar', '', repeat('x', 256)", 'google_calendar', '', 'x' x 256 ];
+is(as('router', 'authenticated', $claims_a, "SELECT * FROM syncstate.request_account('$b', $_)"), '', "request_account(B, $_)") foreach 'NULL', q{repeat('x', 256)}, q{'', 'nobody'};
 foreach my $claims ('{"sub": "not-a-uuid"}', '{"sub": 42}', 'no JSON', '{"sub": ', '[]', '{"sub": {}}')
 {
-	same("$_ with $claims", 'authenticated', $claims, $_) foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$b', 'google_calendar')", 'SELECT syncstate.current_user_id()';
+	same("$_ with $claims", 'authenticated', $claims, $_) foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$b', 'google_calendar')", 'SELECT syncstate.current_user_id()',
+	  map { "SELECT * FROM syncstate.request_account('$_')" } $a, $b;
 }
-like(as('router', 'authenticated', '{"sub": ["no subject"]}', $_), qr/^ERROR:  22P02: /, 'a malformed identity is an error') foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')";
+like(as('router', 'authenticated', '{"sub": ["no subject"]}', $_), qr/^ERROR:  22P02: /, 'a malformed identity is an error') foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a')";
+like(same("$_ by a worker of no identity", 'service_role', '{"sub": ["no subject"]}', "SELECT * FROM syncstate.$_"), qr/^(t|google_calendar\|)\z/, 'which a worker is never asked for') foreach "request_sync('$a', 'google_calendar')", "request_account('$a')";
 foreach my $view (qw(my_syncs sync_overview))
 {
 	same("$view by $_->[0]", @$_, "SELECT count(*) FROM syncstate.$view") foreach [ 'anon', $claims_a ], [ 'looker', $claims_a ], [ 'none', $claims_a ], [ 'authenticated', $claims_a ], [ 'service_role', undef ];
@@ -194,7 +224,7 @@ foreach my $view (qw(my_syncs sync_overview))
 is(same('identities by turns', 'authenticated', $claims_a, 'SELECT count(*) FROM syncstate.my_syncs', 'COMMIT', 'BEGIN', 'SET LOCAL ROLE authenticated', 'SELECT count(*) FROM syncstate.my_syncs', 'COMMIT',
 		'BEGIN', 'SET LOCAL ROLE service_role', "SELECT syncstate.request_sync('$b', 'google_calendar')", 'COMMIT', 'BEGIN', 'SET LOCAL ROLE authenticated',
 		"SELECT set_config('request.jwt.claims', '$claims_a', true) \\g /dev/null\nSELECT syncstate.request_sync('$b', 'google_calendar')"),
-	"2\n0\nt\n" . not_there($b, 'google_calendar'), 'each for itself');
+	"3\n0\nt\n" . not_there($b, 'google_calendar'), 'each for itself');
 
 ### Who is asking, where a function of the site's is in between
 
@@ -203,6 +233,9 @@ my $site = q{
 		AS 'SELECT syncstate.request_sync(u, s)';
 	GRANT CREATE, USAGE ON SCHEMA public TO authenticated, service_role;
 	ALTER FUNCTION public.site_request OWNER TO service_role;
+	CREATE FUNCTION public.site_request_account(u uuid) RETURNS bigint LANGUAGE sql SECURITY DEFINER
+		AS 'SELECT count(*) FROM syncstate.request_account(u)';
+	ALTER FUNCTION public.site_request_account OWNER TO service_role;
 	CREATE FUNCTION public.site_my_syncs() RETURNS bigint LANGUAGE sql SECURITY DEFINER
 		AS 'SELECT count(*) FROM syncstate.my_syncs';
 	ALTER FUNCTION public.site_my_syncs OWNER TO service_role;
@@ -218,6 +251,8 @@ is(as('router', 'authenticated', $claims_a, "SELECT public.site_request('$b', 'g
 	not_there($b, 'google_calendar'), 'but not on a router');
 is(as('single', 'service_role', undef, "SELECT public.users_request('$b', 'google_calendar')"), not_there($b, 'google_calendar'), 'a user\'s function takes them');
 is(as('router', 'service_role', undef, "SELECT public.users_request('$b', 'google_calendar')"), 't', 'but not on a router');
+is(as('single', 'authenticated', $claims_a, "SELECT public.site_request_account('$b')"), '3', 'so for accounts');
+is(as('router', 'authenticated', $claims_a, "SELECT public.site_request_account('$b')"), '0', 'on both');
 # sessions of their own, without SET ROLE or with it
 $node->safe_psql('postgres', 'CREATE ROLE app_user LOGIN IN ROLE authenticated; CREATE ROLE app_worker LOGIN IN ROLE service_role, authenticated');
 foreach my $case (
@@ -324,7 +359,7 @@ $s->query(q{
 		END LOOP;
 		FOREACH op IN ARRAY ARRAY['current_user_id()', 'clock_timestamp()', 'random()', 'count(uuid)', 'unnest(text[])', 'array_agg(text)', 'to_jsonb(syncstate.sync_state)',
 			'jsonb_array_elements(jsonb)', 'jsonb_typeof(jsonb)', 'floor(float8)', 'format(text, uuid)', 'format(text, text, integer)', 'sha256(bytea)', 'pg_notify(text, text)',
-			'current_setting(text)', 'has_function_privilege(name, text, text)', 'hash(uuid)', 'enter()', 'ask(text[])', 'get_my_syncs()']
+			'sees(uuid)', 'check_user(uuid, text, syncstate.sync_source, text)', 'current_setting(text)', 'has_function_privilege(name, text, text)', 'hash(uuid)', 'enter()', 'ask(text[])', 'get_my_syncs()']
 		LOOP
 			EXECUTE format('CREATE FUNCTION planted.%s RETURNS pg_catalog.text LANGUAGE sql AS %L', op, format('SELECT planted.trace(%L); SELECT NULL::pg_catalog.text', op));
 		END LOOP;
@@ -348,13 +383,18 @@ my @worker = (
 	q{SELECT source FROM syncstate.pause_sync_source('google_contacts', '2100-01-01 00:00+00')}, q{SELECT source FROM syncstate.resume_sync_source('google_contacts')},
 	"SELECT status FROM syncstate.mark_rate_limited('$a', 'google_contacts', '1 second', 'source')", q{SELECT source FROM syncstate.rebalance_syncs('google_contacts')},
 	q{SELECT daily_budget FROM syncstate.set_sync_policy('google_contacts', '{"daily_budget": null}')}, q{SELECT source FROM syncstate.resume_sync_source('google_contacts')},
+	qq{SELECT account, status FROM syncstate.mark_sync_failed('$a', 'google_contacts', 'no', 'auth', account => 'home')},
+	(map { "SELECT account, source, parked_reason FROM syncstate.$_('$a', 'home', 'google')" } qw(connect_account pause_account resume_account)),
+	"SELECT * FROM syncstate.set_sync_resources('$a', 'google_contacts', '{x,y}', 'home')", "SELECT * FROM syncstate.set_sync_resources('$a', 'google_contacts', '{y}', 'home')",
+	"SELECT * FROM syncstate.request_account('$a', 'home')", "SELECT resource FROM syncstate.disconnect_account('$a', 'home')",
 	'SELECT source, rows FROM syncstate.sync_overview', "SELECT syncstate.disconnect_sync('$a', 'google_contacts')", "SELECT syncstate.shard_of('$a')");
-my @user = ('SELECT source, status FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$b', 'google_calendar')");
+my @user = ('SELECT source, status FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a', 'work')", "SELECT * FROM syncstate.request_account('$b', 'work')",
+	"SELECT syncstate.request_sync('$b', 'google_calendar')");
 my %life = (service_role => \@worker, authenticated => \@user);
 foreach my $role (sort keys %life)
 {
 	my ($expected) = timeless(as('router', $role, $claims_a, @{ $life{$role} }));
-	$role eq 'service_role' ? unlike($expected, qr/ERROR/, 'a life without errors') : like($expected, qr/\nt\nERROR:  PT404/, 'what a user can do');
+	$role eq 'service_role' ? unlike($expected, qr/ERROR/, 'a life without errors') : like($expected, qr/\nt\ngoogle_gmail\|\nERROR:  PT404/, 'what a user can do');
 	foreach my $path ('planted, pg_catalog', 'planted, syncstate, syncstate_shard, pg_catalog', 'pg_temp, planted', q{''})
 	{
 		is((timeless(as('router', $role, $claims_a, 'CREATE TEMP TABLE shard (shard pg_catalog.int4, connection pg_catalog.text)', 'CREATE TEMP TABLE deleted (id pg_catalog.uuid)', "SET search_path = $path", @{ $life{$role} })))[0],
@@ -388,15 +428,23 @@ foreach my $strings ('on', $node->pg_version->major < 19 ? 'off' : ())
 					'resource', :'odd', 'outcome', 'failed', 'error_message', :'odd')))",
 				"SELECT sync_token IS NOT DISTINCT FROM nullif(:'odd', '') FROM syncstate.mark_sync_completed('$a', 'google_contacts', 1, :'odd', resource => :'odd')",
 				"SELECT count(*) FROM syncstate.get_sync_states('$a') AS g WHERE g.resource = :'odd' AND g.source = 'google_contacts'",
-				"SELECT syncstate.disconnect_sync('$a', 'google_contacts', :'odd')", $rows_of_b),
-			"t\nt\nt\nerror|t|t\nt\n1\nt\n3", "strings $strings: $printable");
+				"SELECT syncstate.disconnect_sync('$a', 'google_contacts', :'odd')",
+				# and as an account
+				"SELECT account = :'odd' AND resource = '' FROM syncstate.connect_sync('$a', 'google_contacts', account => :'odd')",
+				"SELECT source, resource FROM syncstate.request_account('$a', :'odd') WHERE source = 'google_contacts'",
+				"SELECT c.account = :'odd', c.page_token FROM syncstate.mark_sync_started('$a', 'google_contacts', account => :'odd') AS m, syncstate.checkpoint_sync('$a', 'google_contacts', m.lease, 'page', account => m.account) AS c",
+				"SELECT status, account = :'odd' FROM syncstate.report_syncs(jsonb_build_array(jsonb_build_object('user_id', '{$a}', 'source', 'google_contacts', 'lease', 1, 'account', :'odd', 'outcome', 'completed')))",
+				"SELECT resource = nullif(:'odd', ''), change FROM syncstate.set_sync_resources('$a', 'google_contacts', ARRAY[:'odd'], :'odd')",
+				$odd eq '' ? "SELECT syncstate.disconnect_sync('$a', 'google_contacts')" : "SELECT count(*) FROM syncstate.disconnect_account('$a', :'odd') AS d WHERE d.account = :'odd' AND d.source = 'google_contacts'", $rows_of_b),
+			"t\nt\nt\nerror|t|t\nt\n1\nt\nt\ngoogle_contacts|\nt|page\nidle|t\n" . ($odd eq '' ? "t\n5" : "t|added\n2\n5"), "strings $strings: $printable");
 
 		# where it is no value that can be, it is refused as it is on a single database
 		my @calls = map { "SELECT * FROM syncstate.$_" } "report_syncs(jsonb_build_array(jsonb_build_object('user_id', :'odd', 'source', 'google_tasks', 'lease', 1, 'outcome', 'released')))",
 		  "report_syncs(jsonb_build_array(jsonb_build_object('user_id', '$a', 'source', :'odd', 'lease', 1, 'outcome', 'released')))",
 		  "report_syncs(jsonb_build_array(jsonb_build_object('user_id', '$a', 'source', 'google_tasks', 'lease', :'odd', 'outcome', 'released')))",
 		  "report_syncs(jsonb_build_array(jsonb_build_object('user_id', '$a', 'source', 'google_tasks', 'lease', 1, 'outcome', :'odd')))",
-		  "mark_sync_failed('$a', 'google_tasks', 'x', :'odd')", "mark_rate_limited('$a', 'google_tasks', scope => :'odd')",
+		  "mark_sync_failed('$a', 'google_tasks', 'x', :'odd')", "mark_sync_failed('$a', 'google_tasks', 'x', scope => :'odd')",
+		  "connect_account('$a', '', :'odd')", "set_sync_policy('google_tasks', jsonb_build_object('provider', :'odd'))", "mark_rate_limited('$a', 'google_tasks', scope => :'odd')",
 		  "mark_sync_completed('$a', 'google_tasks', history_id => coalesce(nullif(:'odd', ''), 'x'))",
 		  "set_sync_policy('google_tasks', jsonb_build_object(:'odd', 1))", "set_sync_policy('google_tasks', jsonb_build_object('daily_budget', :'odd'))",
 		  "update_sync_state('$a', 'google_tasks', jsonb_build_object(:'odd', :'odd'))";
@@ -406,7 +454,7 @@ foreach my $strings ('on', $node->pg_version->major < 19 ? 'off' : ())
 			extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
 		like($err, qr/ERROR:  22023/, "strings $strings: a source named $printable");
 	}
-	is(as('router', 'service_role', undef, "SET standard_conforming_strings = $strings", @quiet, $rows_of_b), '3', 'B still has all rows');
+	is(as('router', 'service_role', undef, "SET standard_conforming_strings = $strings", @quiet, $rows_of_b), '5', 'B still has all rows');
 }
 
 ### A shard that is down: users are not told where it was
@@ -421,7 +469,7 @@ my %told = (
 foreach my $how (sort keys %told)
 {
 	$node->safe_psql('postgres', $told{$how}[0]);
-	foreach my $statement ('SELECT * FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$a', 'google_calendar')")
+	foreach my $statement ('SELECT * FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a', 'work')")
 	{
 		my ($status, $out, $err) = $node->psql('router', "SET client_min_messages = debug5; SET ROLE authenticated; SET request.jwt.claims = '$claims_a'; $statement",
 			on_error_stop => 0, extra_params => [ '-U', 'authenticator', '-v', 'VERBOSITY=verbose', '-v', 'SHOW_CONTEXT=always' ]);

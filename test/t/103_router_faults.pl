@@ -25,7 +25,8 @@ foreach my $n (0 .. 3)
 }
 
 # Each shard has its rows, all due since this moment: what was due earlier, a
-# session that has claimed since would only find when it sweeps.
+# session that has claimed since would only find when it sweeps.  They are of
+# another account than users have who name none.
 sub fill
 {
 	my ($rows) = @_;
@@ -34,8 +35,8 @@ sub fill
 		my $count = $rows->{$n} // $each;
 		$s->shard_query($n, qq{
 			DELETE FROM syncstate.sync_state;
-			INSERT INTO syncstate.sync_state (user_id, source, due_at)
-			SELECT unnest(('{@{[ join ',', @{ $users[$n] } ]}}'::uuid[])[1:$count]), 'google_tasks', clock_timestamp()});
+			INSERT INTO syncstate.sync_state (user_id, account, source, due_at)
+			SELECT unnest(('{@{[ join ',', @{ $users[$n] } ]}}'::uuid[])[1:$count]), 'work', 'google_tasks', clock_timestamp()});
 	}
 	return;
 }
@@ -79,15 +80,15 @@ sub finish
 sub claim
 {
 	my ($max_rows) = @_;
-	return sprintf q{SELECT user_id, lease FROM syncstate.claim_due_syncs('google_tasks', %s) ORDER BY 1}, $max_rows // 1000;
+	return sprintf q{SELECT user_id, lease, account FROM syncstate.claim_due_syncs('google_tasks', %s) ORDER BY 1}, $max_rows // 1000;
 }
 
 # A report about each of the rows of a claim
 sub report
 {
 	my ($claimed) = @_;
-	my @reports = map { sprintf '{"user_id": "%s", "source": "google_tasks", "lease": %s, "outcome": "completed", "items_synced": 7}', split /\|/ } split /\n/, $claimed;
-	return sprintf q{SELECT user_id, lease FROM syncstate.report_syncs('[%s]') ORDER BY 1}, join ',', @reports;
+	my @reports = map { sprintf '{"user_id": "%s", "source": "google_tasks", "lease": %s, "account": "%s", "outcome": "completed", "items_synced": 7}', split /\|/ } split /\n/, $claimed;
+	return sprintf q{SELECT user_id, lease, account FROM syncstate.report_syncs('[%s]') ORDER BY 1}, join ',', @reports;
 }
 
 # --------------------------------------------------------- what is the case
@@ -97,7 +98,7 @@ sub held
 {
 	my @rows;
 	push @rows, grep { length } split /\n/, $s->shard_query($_, q{
-		SELECT user_id, lease FROM syncstate.sync_state WHERE status = 'syncing'}) for 0 .. 3;
+		SELECT user_id, lease, account FROM syncstate.sync_state WHERE status = 'syncing'}) for 0 .. 3;
 	return join "\n", sort @rows;
 }
 
@@ -234,23 +235,28 @@ my %single = (
 	request_sync => '%s',
 	get_sync_state => '%s',
 	disconnect_sync => '%s',
-	get_sync_states => undef);
+	set_sync_resources => q{%s, resources => '{a}'},
+	map { ($_ => undef) } qw(get_sync_states connect_account pause_account resume_account request_account disconnect_account));
 foreach my $function (sort keys %single)
 {
 	my $call = sub {
 		my ($n) = @_;
-		return "SELECT syncstate.$function(" . (defined $single{$function}
-			? sprintf($single{$function}, "'$users[$n][5]', 'google_tasks'") : "'$users[$n][5]'") . ')';
+		return "SELECT format('of %s', coalesce(to_jsonb(r) ->> 'account', '-')) FROM syncstate.$function(" . (defined $single{$function}
+			? sprintf($single{$function}, "'$users[$n][5]', 'google_tasks'") : "'$users[$n][5]'")
+		  . ($function eq 'get_sync_states' ? ')' : q{, account => 'work')}) . ' AS r';
 	};
 	my (undef, $err) = ask($router, $call->(2));
 	like($err, qr/ERROR:  08006: shard 2 does not answer\nDETAIL:  [^\n]+/, "$function: no user of the shard that is down");
-	(undef, $err) = ask($router, $call->(1));
-	$err =~ s/.*ERROR:  PT409: [^\n]+\n.*//s;
-	is($err, '', "$function: a user of another shard");
+	(my $out, $err) = ask($router, $call->(1));
+	is($err =~ s/.*ERROR:  PT409: [^\n]+\nDETAIL:  Key [^=]*=\($users[1][5], work, google_tasks, \)[^\n]*\n.*//sr, '', "$function: a user of another shard");
+	unlike($out, qr/^of $/m, "$function: and the account that was named");
 }
 ask($router, 'RESET ROLE');
 my (undef, $refused) = ask($router, "SET request.jwt.claim.sub = '$users[2][0]'; SET ROLE authenticated; SELECT * FROM syncstate.my_syncs");
 like($refused, qr/ERROR:  08006: shard 2 does not answer\nDETAIL:  08006\n/, 'users are told no more than that');
+(undef, $refused) = ask($router, "SELECT * FROM syncstate.request_account('$users[2][0]', 'work')");
+like($refused, qr/ERROR:  08006: shard 2 does not answer\nDETAIL:  08006\n/, 'nor of their accounts');
+is((ask($router, "SELECT 'none', count(*) FROM syncstate.request_account('$users[1][0]', 'work')"))[0], 'none|0', 'of others they get nothing');
 ask($router, 'RESET ROLE');
 
 # Calls that are for all shards, and how to see on one that it was done
@@ -258,8 +264,8 @@ $s->query('CREATE TABLE app_user (id uuid PRIMARY KEY)');
 $s->query("SELECT syncstate.watch_users('app_user')");
 $s->query("INSERT INTO app_user VALUES " . join ', ', map { "('$users[$_][4]')" } 0 .. 3);
 my @all = (
-	[ q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "2 days", "daily_budget": 4000}')},
-		q{SELECT sync_interval, daily_budget FROM syncstate.get_sync_policy('google_tasks')}, '2 days|1000' ],
+	[ q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "2 days", "daily_budget": 4000, "max_in_flight": 5, "provider": "mine"}')},
+		q{SELECT sync_interval, daily_budget, max_in_flight, provider FROM syncstate.get_sync_policy('google_tasks')}, '2 days|1000|5|mine' ],
 	[ q{SELECT syncstate.pause_sync_source('google_gmail')},
 		q{SELECT paused_until FROM syncstate.get_sync_policy('google_gmail')}, 'infinity' ],
 	[ q{SELECT syncstate.register_sync_source('custom')}, q{SELECT enum_last(NULL::syncstate.sync_source)}, 'custom' ],
@@ -308,7 +314,7 @@ my %again = map { (split /\|/)[0] => (split /\|/)[1] } split /\n/, $more;
 my @back = grep { exists $again{$_} } map { (split /\|/)[0] } split /\n/, $lost;
 is(scalar(@back), 4 - grep({ $_ eq $users[2][4] } map { (split /\|/)[0] } split /\n/, $lost), 'leases of before come back');
 set_clock();
-ask($router, q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": null, "daily_budget": null}')});
+ask($router, q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": null, "daily_budget": null, "max_in_flight": null, "provider": null}')});
 
 # ----------------------------------------------------- restarted in mid-call
 
@@ -607,7 +613,7 @@ like($warning, qr/WARNING:  08006: not all shards answer: not 3\nDETAIL:  Shard 
 is(count($claimed), 3 * $each, 'the others do');
 (undef, $error) = ask($router, "SELECT syncstate.connect_sync('$users[3][0]', 'google_tasks')");
 like($error, qr/ERROR:  08006: shard 3 does not answer\nDETAIL:  cannot execute .+ in a read-only transaction\n/, 'nor does it take anything');
-my ($out, $err) = ask($router, "SELECT status FROM syncstate.get_sync_state('$users[3][0]', 'google_tasks')");
+my ($out, $err) = ask($router, "SELECT status FROM syncstate.get_sync_state('$users[3][0]', 'google_tasks', account => 'work')");
 is("$out$err", 'idle', 'but it can be read');
 $s->{shards}[3]->promote;
 wait_for(3, 'NOT pg_is_in_recovery()');

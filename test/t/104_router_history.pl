@@ -2,7 +2,7 @@
 # sessions call everything at once, every call is logged, and a judge decides
 # over the history of each shard: test/history.
 #
-#	SYNCSTATE_HISTORY_SECONDS	how long, in rounds of 10 s; default 10
+#	SYNCSTATE_HISTORY_SECONDS	how long, in rounds of 20 s; default 20
 #	SYNCSTATE_HISTORY_SEED		instead of a random one
 use strict;
 use warnings;
@@ -15,7 +15,8 @@ use Shards;
 use Test::More;
 
 Shards::skip_all_without_plproxy();
-my $seconds = $ENV{SYNCSTATE_HISTORY_SECONDS} || 10;
+# a call takes longer here, and what is rare has to happen to one user
+my $seconds = $ENV{SYNCSTATE_HISTORY_SECONDS} || 20;
 my @seed = defined $ENV{SYNCSTATE_HISTORY_SEED} ? ('--seed', $ENV{SYNCSTATE_HISTORY_SEED}) : ();
 
 my $s = Shards->new(4, clusters => 1, real_leases => 1, conf => "log_min_messages = fatal\ndeadlock_timeout = 50ms\n");
@@ -26,7 +27,7 @@ my $python = -x '/usr/bin/python3' ? '/usr/bin/python3' : 'python3';
 my ($out, $err);
 my $ok = run_log([ $python, '-B', dirname(__FILE__) . '/../history/history.py',
 		$s->{router}->connstr('router') . " user=$me", (map { ('--shard', $s->connection($_) . " user=$me") } 0 .. 3),
-		'--seconds', $seconds, @seed ],
+		'--seconds', $seconds, '--round-seconds', 20, @seed ],
 	'>', \$out, '2>', \$err);
 note $out if $ok;
 diag $out, $err unless $ok;

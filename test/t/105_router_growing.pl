@@ -35,7 +35,9 @@ $s->query(q{
 my $python = -x '/usr/bin/python3' ? '/usr/bin/python3' : 'python3';
 my $client = "$FindBin::RealBin/../shards/client.py";
 my @users = map { sprintf '00000000-0000-4000-8000-%012d', $_ } 0 .. 99;
-$s->query("SELECT count(syncstate.connect_sync(u, s)) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u, unnest('{google_gmail,custom_crm}'::syncstate.sync_source[]) AS s");
+# each has mail, and mail and the CRM of another account
+$s->query("SELECT count(syncstate.connect_sync(u, s, '', a)) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u,
+	(VALUES ('', 'google_gmail'::syncstate.sync_source), ('work', 'google_gmail'), ('work', 'custom_crm')) AS v (a, s)");
 
 # The site's own, next to the rows of each user
 my $item = 'CREATE TABLE item (user_id uuid, id int, PRIMARY KEY (user_id, id))';
@@ -103,7 +105,7 @@ foreach my $n (2, 3)
 my @switch = ('switch', $s->{router}->connstr('router'), 'new=' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3), "admin=user=$me");
 
 # Due all the time: google_contacts of users who move is not what the workers claim.
-$s->query("SELECT count(syncstate.connect_sync(u, 'google_contacts')) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate_shard.hash(u) & 2 <> 0");
+$s->query("SELECT count(syncstate.connect_sync(u, 'google_contacts', account => 'home')) FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate_shard.hash(u) & 2 <> 0");
 
 # What goes on meanwhile comes along, too.
 work_goes_on(200, 'while copying');
@@ -158,9 +160,9 @@ my $moved = $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[
 foreach my $call (
 	[ 'takes no row that has moved', q{SELECT count(*) FROM syncstate.claim_due_syncs('google_contacts', 100)}, '0' ],
 	[ 'sees none', "SELECT count(*) FROM syncstate.get_sync_states('$moved')", '0' ],
-	[ 'reports nothing', qq{SELECT count(*) FROM syncstate.report_syncs('[{"user_id": "$moved", "source": "google_contacts", "lease": 1, "outcome": "completed"}]')}, '0' ],
-	[ 'makes no row', "SELECT syncstate.connect_sync('$moved', 'google_contacts')", '42501' ],
-	[ 'starts none', "SELECT syncstate.mark_sync_started('$moved', 'google_contacts')", '42501' ])
+	[ 'reports nothing', qq{SELECT count(*) FROM syncstate.report_syncs('[{"user_id": "$moved", "account": "home", "source": "google_contacts", "lease": 1, "outcome": "completed"}]')}, '0' ],
+	[ 'makes no row', "SELECT syncstate.connect_sync('$moved', 'google_contacts', account => 'home')", '42501' ],
+	[ 'starts none', "SELECT syncstate.mark_sync_started('$moved', 'google_contacts', account => 'home')", '42501' ])
 {
 	my ($name, $sql, $answer) = @$call;
 	my ($status, $out, $err) = $s->{router}->psql('forgotten', $sql, extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
@@ -175,7 +177,7 @@ foreach my $n (0, 1)
 	is(run_file('cleanup', $s->{shards}[$n]->connstr("shard$n")), '', "cleanup.sql on shard $n");
 }
 $s->{router}->safe_psql('forgotten', 'INSERT INTO syncstate.shard VALUES ' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3));
-is($s->{router}->safe_psql('forgotten', "SELECT count(*) FROM syncstate.get_sync_states('$moved')"), '3', 'a router that was forgotten goes on when it knows of the new shards');
+is($s->{router}->safe_psql('forgotten', "SELECT count(*) FROM syncstate.get_sync_states('$moved')"), '4', 'a router that was forgotten goes on when it knows of the new shards');
 work_goes_on(200, 'at the end');
 append_to_file("$dir/stop", '');
 waitpid($_, 0) foreach @pids;
@@ -212,13 +214,13 @@ foreach my $row (keys %holder)
 is($twice, undef, 'no fencing number was handed out twice');
 is($overlap, undef, 'no two leases of a row overlapped');
 
-$there{$_}{known} = 1 foreach map({ ("$_ google_gmail ", "$_ custom_crm ") } @users), map { $_->[3] } lines('connect');
+$there{$_}{known} = 1 foreach map({ ("$_  google_gmail ", "$_ work google_gmail ", "$_ work custom_crm ") } @users), map { $_->[3] } lines('connect');
 delete $there{ $_->[3] } foreach lines('disconnect');
-$there{"$_ google_contacts "}{known} = 1 foreach split /\n/, $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2");
+$there{"$_ home google_contacts "}{known} = 1 foreach split /\n/, $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2");
 my (%shard_of, @misplaced, @back);
 foreach my $n (0 .. 3)
 {
-	foreach (split /\n/, $s->shard_query($n, q{SELECT user_id || ' ' || source || ' ' || resource, sync_token, user_id FROM syncstate.sync_state}))
+	foreach (split /\n/, $s->shard_query($n, q{SELECT user_id || ' ' || account || ' ' || source || ' ' || resource, sync_token, user_id FROM syncstate.sync_state}))
 	{
 		my ($row, $token, $user) = split /\|/;
 		$there{$row}{places}++;

@@ -118,6 +118,8 @@ my %writers = (
 	pause_sync => "pause_sync($key)",
 	resume_sync => "resume_sync($key)",
 	request_sync => "request_sync($key)",
+	set_sync_resources => "set_sync_resources($key, '{a}')",
+	map({ ($_ => "$_('$users[0]')") } qw(connect_account pause_account resume_account request_account disconnect_account)),
 	register_sync_source => q{register_sync_source('another')});
 my $before = $s->shard_query(0, 'SELECT s FROM syncstate.sync_state AS s ORDER BY source') . $s->shard_query(1, 'SELECT s FROM syncstate.sync_state AS s ORDER BY source');
 foreach my $function (sort keys %writers)

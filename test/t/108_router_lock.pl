@@ -36,6 +36,8 @@ foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 		[ 'mark_sync_completed', "SELECT lease FROM syncstate.mark_sync_completed('$users[3]', 'google_gmail', lease => 1)", 1 ],
 		[ 'get_sync_state', "SELECT lease FROM syncstate.get_sync_state('$users[2]', 'google_gmail')", 1 ],
 		[ 'get_sync_states', "SELECT count(*) FROM syncstate.get_sync_states('$users[2]')", 2 ],
+		[ 'connect_account', "SELECT count(*) FROM syncstate.connect_account('$users[3]')", 2 ],
+		[ 'set_sync_resources', "SELECT change FROM syncstate.set_sync_resources('$users[3]', 'google_contacts', '{a}')", 'added' ],
 		[ 'get_users_needing_sync', q{SELECT count(*) FROM syncstate.get_users_needing_sync('google_tasks')}, 4 ],
 		[ 'sync_overview', q{SELECT rows FROM syncstate.sync_overview WHERE source = 'google_gmail'}, 4 ],
 		[ 'set_sync_policy', q{SELECT daily_budget FROM syncstate.set_sync_policy('google_contacts', '{"daily_budget": 12}')}, 12 ],
