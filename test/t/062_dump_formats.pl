@@ -243,7 +243,7 @@ psql_file(database('by_owner'), 'by_owner', '-U', $owner);
 same_contents('by_owner');
 is($node->safe_psql('by_owner', qq{SELECT extowner::regrole FROM pg_extension WHERE extname = 'syncstate'}), $owner, 'it is the extension of who restored');
 is($node->safe_psql('by_owner', q{SELECT has_function_privilege('regress_syncstate_worker', 'syncstate.report_syncs(jsonb)', 'EXECUTE'),
-		has_function_privilege('regress_syncstate_worker', 'syncstate.disconnect_sync(uuid, syncstate.sync_source, text)', 'EXECUTE'),
+		has_function_privilege('regress_syncstate_worker', 'syncstate.disconnect_sync(uuid, syncstate.sync_source, text, text)', 'EXECUTE'),
 		has_column_privilege('regress_syncstate_user', 'syncstate.sync_state', 'sync_token', 'SELECT'),
 		has_column_privilege('regress_syncstate_user', 'syncstate.sync_state', 'sync_interval', 'UPDATE')}),
 	't|f|f|t', 'and the grants came along');
