@@ -22,6 +22,15 @@ The rules:
     cursor      a cursor was lost or moved back by explicit calls only
     request     each request was followed by a start, which was made for a request
     columns     a call changed only the columns that are its own
+    scope       what a report says of an account, and what is called for an
+                account, reached all rows of it and no others; a row that was
+                made while its siblings are limited is limited too
+    limit       the same from what the workers were told alone: no claim that
+                began after a limit was reported took a row of its quota domain
+                before its end
+    grant       nor one of an account whose grant was reported to be revoked,
+                before it was connected or resumed
+    cap         no claim made the runs of a quota domain more than max_in_flight
     time        times are those of the call
     waiting     no row waited while claims with room for it came by
     left        in the end, nothing that was due or requested was left
@@ -38,7 +47,7 @@ MICROSECOND = datetime.timedelta(microseconds=1)
 SECOND = 1_000_000
 
 TIMES = ("updated_min", "token_issued_at", "last_full_sync_at", "due_at", "requested_at", "lease_expires_at",
-         "last_sync_at", "last_successful_sync_at", "created_at", "updated_at", "failing_since")
+         "last_sync_at", "last_successful_sync_at", "created_at", "updated_at", "failing_since", "limited_until")
 CURSOR = ("sync_token", "history_id", "updated_min")
 
 # By how much the clocks of client and server may seem to differ.
@@ -51,21 +60,34 @@ SWEEP = int(1.05 * SECOND)
 # A sweep visits 2,000 index entries per claim, dead ones too.
 SWEEP_CLAIMS = 5
 
+SOURCES = ["google_calendar", "google_tasks", "google_gmail", "google_contacts"]
+ACCOUNTS = ["", "work"]
+RESOURCES = ["", "more", "third"]
+
+# Policies of the sources that stay as they are.
+PROVIDERS = {"google_contacts": "people"}
+AUTH_FAILURES = {"google_calendar": 1, "google_tasks": 2, "google_gmail": 1, "google_contacts": 1}
+CAPS = {"google_calendar": 2, "google_gmail": 1}
+
 # Of load.POLICY.  max_failures is 1 now and then.
 REQUEST_GAP = SECOND // 2
 RETRY_BASE, RETRY_CAP = SECOND, 2 * SECOND
 MAX_FAILURES, PARK_AFTER = 4, SECOND
 RESYNC_SPREAD = SECOND
+RATE_LIMIT_WAIT = SECOND
 
 RUN = {"status", "lease_expires_at", "lease_required", "error_message", "updated_at"}
 LOSS = set(CURSOR) | {"token_issued_at", "full_sync_id", "page_token", "progress_done", "progress_total"}
 # What each call may change.
 COLUMNS = {
-    "start": RUN | LOSS | {"lease", "syncs_started", "last_sync_at", "requested_at", "due_at", "failures", "failing_since"},
+    "start": RUN | LOSS | {"lease", "syncs_started", "last_sync_at", "requested_at", "due_at", "failures", "failing_since",
+                           "limited_until"},
     "complete": RUN | LOSS | {"due_at", "last_successful_sync_at", "items_synced", "failures", "failing_since",
                               "token_losses", "last_full_sync_at", "changes_seen", "seconds_watched"},
     "fail": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
-    "limit": RUN | {"due_at"},
+    "limit": RUN | {"due_at", "limited_until"},
+    "limited": {"limited_until", "updated_at"},
+    "revoked": {"due_at", "parked_reason", "updated_at"},
     "clear": RUN | LOSS | {"due_at", "parked_reason", "token_losses"},
     "renew": {"lease_expires_at", "updated_at"},
     "checkpoint": {"lease_expires_at", "page_token", "progress_done", "progress_total", "updated_at",
@@ -74,12 +96,19 @@ COLUMNS = {
     "request": {"requested_at", "updated_at"},
     "connect": RUN | {"due_at", "parked_reason", "requested_at", "failures", "failing_since", "token_losses"},
     "pause": {"due_at", "parked_reason", "updated_at"},
+    "gone": {"due_at", "parked_reason", "updated_at"},
     "resume": RUN | {"due_at", "parked_reason", "failures", "failing_since", "token_losses"},
     "revive": RUN | {"due_at", "parked_reason", "failures", "failing_since", "token_losses"},
     "hopeless": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
 }
 OUTCOMES = {"completed": "complete", "failed": "fail", "rate_limited": "limit", "released": "release"}
 MAKES_ROW = {"start", "complete", "fail", "limit", "clear", "connect", "update"}
+# What an account call does to each row.
+OF_ACCOUNT = {"connect_account": "connect", "pause_account": "pause", "resume_account": "resume",
+              "request_account": "request", "disconnect_account": "disconnect"}
+DELETES = {"disconnect", "disconnect_account", "forget"}
+# After these a row that was parked may be claimed.
+UNPARKS = {"connect", "resume", "revive", "update", "connect_account", "resume_account", "set_resources"}
 
 
 def moment(text):
@@ -98,7 +127,68 @@ def row_of(values):
 
 
 def key_of(row):
-    return (row["user_id"], row["source"], row["resource"])
+    return (row["user_id"], row["account"], row["source"], row["resource"])
+
+
+def key_order(key):
+    return (key[0], key[1], SOURCES.index(key[2]), key[3])
+
+
+def provider_of(source):
+    return PROVIDERS.get(source, "google")
+
+
+def account_keys(user, account, provider=None):
+    """The keys that an account may have, in their order."""
+    return [(user, account, source, resource) for source in SOURCES for resource in RESOURCES
+            if provider in (None, provider_of(source))]
+
+
+def domain_of(key):
+    """All keys of its quota domain."""
+    return [(*key[:3], resource) for resource in RESOURCES]
+
+
+def grant_of(key):
+    """All keys of the account that are under the same grant."""
+    return account_keys(key[0], key[1], provider_of(key[2]))
+
+
+def limit_of(report):
+    """How long a limit lasts; 0 if it is none of the account."""
+    if report.get("scope", "account") != "account":
+        return 0
+    wait = report.get("retry_after")
+    return RATE_LIMIT_WAIT if wait is None else int(wait.removesuffix(" s")) * SECOND
+
+
+def reaches(kind, report, new):
+    """What a report did beside what it did to its own row: (effect, keys, until)."""
+    key = key_of(new)
+    if kind == "limit" and limit_of(report):
+        return "limited", domain_of(key), new["updated_at"] + limit_of(report)
+    if kind == "fail" and report.get("kind") == "auth" and report.get("scope", "account") == "account" \
+            and new["failures"] >= AUTH_FAILURES[key[2]]:
+        return "revoked", grant_of(key), None
+    return None, [], None
+
+
+def is_reached(row, effect, until):
+    """Whether there is nothing for the effect to do to a row."""
+    return row["parked_reason"] is not None if effect == "revoked" else (row["limited_until"] or 0) >= until
+
+
+def alone(write, report, effects):
+    """A write as the row's own report made it, without what the others' reports did to the row."""
+    old, new = write["old"], dict(write["new"])
+    ends = [until for _, effect, keys, until in effects if effect == "limited" and write["key"] in keys]
+    if ends and new["limited_until"] == max(old["limited_until"] or 0, *ends):
+        new["limited_until"] = max(old["limited_until"] or 0, new["updated_at"] + limit_of(report)) \
+            if report["outcome"] == "rate_limited" and limit_of(report) else old["limited_until"]
+    if new["parked_reason"] == "auth" and old["parked_reason"] is None and any(
+            effect == "revoked" and write["key"] in keys and own is not write for own, effect, keys, _ in effects):
+        new.update(parked_reason=None, due_at=new["updated_at"] + SECOND)
+    return {**write, "new": new}
 
 
 class History:
@@ -145,6 +235,7 @@ class Judge:
         self.calls_of = collections.defaultdict(list)
         for call in history.calls:
             self.calls_of[call["transaction"]].append(call)
+        self.resyncs_made = [c for c in history.calls if c["kind"] == "resync" and self.counts(c)]
         self.chains = collections.defaultdict(list)
         self.writes_of = collections.defaultdict(list)
         self.states_of = {}
@@ -154,7 +245,8 @@ class Judge:
             self.writes_of[write["call"]].append(write)
 
     def complain(self, rule, words, key=None):
-        self.complaints.append((rule, f"{words}" + (f" (row {key[0][-3:]} {key[1]} '{key[2]}')" if key else "")))
+        self.complaints.append((rule, f"{words}" + (
+            f" (row {key[0][-3:]} '{key[1]}' {key[2]} '{key[3]}')" if key else "")))
 
     def transaction(self, call):
         return self.history.transactions[call["transaction"]]
@@ -179,6 +271,9 @@ class Judge:
         self.check_refusals()
         self.check_requests()
         self.check_source_pauses()
+        self.check_limits()
+        self.check_grants()
+        self.check_caps()
         self.check_waiting()
         self.check_left()
         return self.complaints
@@ -189,7 +284,8 @@ class Judge:
         for call in self.history.calls:
             if call["error"] in (None, "40001", "08006"):
                 continue
-            if call["error"] in ("PT404", "PT409") and call["kind"] not in ("claim", "batch", "policy", "forget"):
+            if call["error"] in ("PT404", "PT409") and call["kind"] not in (
+                    "claim", "batch", "policy", "forget", "set_resources", *OF_ACCOUNT):
                 continue
             self.complain("error", f"{call['kind']} failed with {call['error']}: {call.get('message', '')}")
 
@@ -226,6 +322,10 @@ class Judge:
             if kind == "disconnect" and call["results"] != [len(writes) == 1]:
                 self.complain("result", f"disconnect returned {call['results']}, and deleted {len(writes)} rows",
                               call["keys"][0])
+        elif kind in OF_ACCOUNT:
+            self.check_account(call, writes)
+        elif kind == "set_resources":
+            self.check_resources(call, writes)
         elif kind == "revive":
             for write in writes:
                 if write["old"] is None or write["new"] is None or write["key"] not in call["keys"]:
@@ -243,12 +343,15 @@ class Judge:
 
     def check_single(self, call, writes):
         kind, key = call["kind"], call["keys"][0]
-        if any(w["key"] != key for w in writes):
+        others = [w for w in writes if w["key"] != key]
+        writes = [w for w in writes if w["key"] == key]
+        if others and kind not in ("limit", "fail"):
             self.complain("origin", f"{kind} wrote another row than its own", key)
             return
         if writes and writes[0]["old"] is None:
             if kind not in MAKES_ROW or call["args"].get("lease") is not None:
                 self.complain("origin", f"{kind} made a row", key)
+            self.check_inherited(call, kind, writes)
             writes = writes[1:]
         if any(w["new"] is None for w in writes) or len(writes) > 1 or (not writes and kind != "request"):
             self.complain("origin", f"{kind} made {len(writes)} writes", key)
@@ -262,6 +365,132 @@ class Judge:
             self.complain("result", f"{kind} returned something else than it wrote: "
                           + differences(call["results"][0] if call["results"] else None, write["new"]), key)
         self.check_write(call, kind, write, call["args"])
+        self.check_reached(call, [(write, *reaches(kind, call["args"], write["new"]))], others)
+
+    def check_reached(self, call, effects, writes):
+        """What reports did to other rows; effects are those of reaches(), with the report's own write."""
+        for write in writes:
+            old, new, key = write["old"], write["new"], write["key"]
+            if old is None or new is None:
+                self.complain("origin", f"{call['kind']} made or deleted another row", key)
+                continue
+            # a batch may do both to a row at once
+            limited = {**new, "due_at": old["due_at"], "parked_reason": old["parked_reason"]}
+            revoked = {**new, "limited_until": old["limited_until"]}
+            for effect, alone in ("limited", limited), ("revoked", revoked):
+                if {**alone, "updated_at": None} == {**old, "updated_at": None}:
+                    continue
+                ends = [until for own, e, keys, until in effects if e == effect and key in keys and own["key"] != key]
+                if not ends:
+                    self.complain("scope", f"{call['kind']} wrote a row that its account's rows are not among", key)
+                    continue
+                self.check_write(call, effect, {**write, "new": alone}, None)
+                if effect == "limited" and new["limited_until"] not in [max(end, old["limited_until"] or 0) for end in ends]:
+                    self.complain("columns", f"limited by call {call['id']} until {new['limited_until']} instead of {ends}; "
+                                  f"before until {old['limited_until']}", key)
+            if new == {**old, "updated_at": new["updated_at"]}:
+                self.complain("columns", f"{call['kind']} wrote a row that it did not change", key)
+        for own, effect, keys, until in effects:
+            for key in keys:
+                if key == own["key"]:
+                    continue
+                last = [w["new"] for w in self.writes_of[call["id"]] if w["key"] == key][-1:]
+                states = last or self.states_during(key, call)
+                if states and all(state is not None and not is_reached(state, effect, until) for state in states):
+                    self.complain("scope", f"the row was not {effect} by call {call['id']}: limited until "
+                                  f"{states[-1]['limited_until']}, to be {until}, parked {states[-1]['parked_reason']}", key)
+
+    def check_inherited(self, call, kind, writes):
+        """A row that a call made is limited as the others of its quota domain are."""
+        made, last = writes[0]["new"], writes[-1]["new"]
+        least, most = 0, 0
+        for key in domain_of(key_of(made)):
+            if key == key_of(made):
+                continue
+            ends = [state["limited_until"] or 0 if state else 0 for state in self.states_during(key, call)]
+            least = max(least, min(ends, default=0))
+            most = max(most, max(ends, default=2 ** 62))
+        has = last["limited_until"] or 0
+        if least > last["updated_at"] and has < least or kind != "limit" and has > most:
+            self.complain("scope", f"{kind} made a row that is limited until {has}, and the others are until "
+                          f"{least}, {most} at most", key_of(made))
+
+    def check_account(self, call, writes):
+        kind = call["kind"]
+        what = OF_ACCOUNT[kind]
+        for write in writes:
+            old, new = write["old"], write["new"]
+            if write["key"] not in call["keys"]:
+                self.complain("scope", f"{kind} wrote a row that is not the account's", write["key"])
+            elif old is None or (new is None) != (what == "disconnect"):
+                self.complain("origin", f"{kind} made another write than its own", write["key"])
+            elif what != "disconnect":
+                self.check_write(call, what, write, None)
+                if what in ("pause", "resume") and old["parked_reason"] == "gone":
+                    self.complain("columns", f"{kind} wrote a row that is gone", write["key"])
+        written = [write["key"] for write in writes]
+        if kind == "request_account":
+            returned = [(call["args"]["user_id"], call["args"]["account"], row["source"], row["resource"])
+                        for row in call["results"]]
+            for key in set(written) - set(returned):
+                self.complain("result", f"{kind} wrote the row and did not return it", key)
+        else:
+            returned = [key_of(row) for row in call["results"]]
+            side = "old" if what == "disconnect" else "new"
+            if sorted(written) != sorted(returned) or any(write[side] not in call["results"] for write in writes):
+                self.complain("result", f"{kind} returned something else than it wrote: {len(written)} rows, "
+                              f"and {len(returned)} returned")
+        if returned != [key for key in call["keys"] if key in returned]:
+            self.complain("result", f"{kind} did not return each row once and in their order")
+        for key in call["keys"]:
+            states = self.states_during(key, call)
+            if key in returned:
+                if kind == "request_account" and states and \
+                        all(state is None or state["parked_reason"] is not None for state in states):
+                    self.complain("result", f"{kind} returned a row that no sync comes for", key)
+            elif states and all(state is not None and (
+                    what in ("connect", "disconnect") or
+                    what == "request" and state["parked_reason"] is None or
+                    what in ("pause", "resume") and state["parked_reason"] != "gone") for state in states):
+                self.complain("scope", f"{kind} missed the row", key)
+
+    def check_resources(self, call, writes):
+        kind = "set_sync_resources"
+        listed = call["args"]["resources"].strip("{}").replace('"', "").split(",")
+        answers = {row["resource"]: row["change"] for row in call["results"]}
+        if [row["resource"] for row in call["results"]] != sorted(answers):
+            self.complain("result", f"{kind} did not return each resource once and in their order")
+
+        def answer(state, resource):
+            reason = state and state["parked_reason"]
+            if resource == "":
+                return None
+            if resource in listed:
+                return "added" if state is None else "returned" if reason == "gone" else "kept"
+            return None if state is None or reason == "gone" else "kept" if reason == "paused" else "gone"
+
+        for key in {write["key"] for write in writes} - set(call["keys"]):
+            self.complain("scope", f"{kind} wrote a row of another quota domain", key)
+        for key in call["keys"]:
+            change = answers.pop(key[3], None)
+            mine = [write for write in writes if write["key"] == key]
+            if change != (answer(mine[0]["old"], key[3]) if mine else change if change in (None, "kept") else ""):
+                self.complain("result", f"{kind} said {change}, and made {len(mine)} writes", key)
+            elif mine and mine[-1]["new"] is None or len(mine) > 1 + (change == "added"):
+                self.complain("origin", f"{kind} made {len(mine)} writes", key)
+            elif change == "added":
+                self.check_inherited(call, kind, mine)
+                for write in mine[1:]:
+                    self.check_write(call, "connect", write, None)
+                if mine[-1]["new"]["requested_at"] is None:
+                    self.complain("columns", f"{kind} made a row without a request", key)
+            elif mine:
+                self.check_write(call, {"returned": "connect", "gone": "gone"}.get(change, "kept"), mine[0], None)
+            states = self.states_during(key, call)
+            if states and change not in [answer(state, key[3]) for state in states]:
+                self.complain("scope", f"{kind} said {change} of a row that was {states[0] and states[0]['parked_reason']}", key)
+        if answers:
+            self.complain("result", f"{kind} returned others: {', '.join(answers)}")
 
     def check_claim(self, call, writes):
         started = []
@@ -292,21 +521,28 @@ class Judge:
         reports = collections.defaultdict(list)
         for report in json.loads(call["args"]["results"]):
             reports[key_of(report)].append(report)
+        applied = {}            # rows, each by one report
+        others = []
         for write in writes:
-            if write["old"] is None or write["new"] is None or write["key"] not in reports:
-                self.complain("origin", "report_syncs made, deleted or wrote a row that no report is about", write["key"])
-                continue
-            mine = reports[write["key"]]
-            if write["old"]["lease"] not in [r["lease"] for r in mine]:
+            old, new, mine = write["old"], write["new"], reports[write["key"]]
+            if old is None or new is None:
+                self.complain("origin", "report_syncs made or deleted a row", write["key"])
+            elif write["key"] in applied or not (old["status"] == "syncing" and new["status"] != "syncing"):
+                others.append(write)
+            elif old["lease"] not in [r["lease"] for r in mine]:
                 self.complain("stale", "report_syncs applied a report with a lost lease", write["key"])
-                continue
-            report = next(r for r in mine if r["lease"] == write["old"]["lease"])
-            self.check_write(call, OUTCOMES[report["outcome"]], write, report)
+            else:
+                report = next(r for r in mine if r["lease"] == old["lease"])
+                applied[write["key"]] = write, OUTCOMES[report["outcome"]], report
+        effects = [(write, *reaches(kind, report, write["new"])) for write, kind, report in applied.values()]
+        for write, kind, report in applied.values():
+            self.check_write(call, kind, alone(write, report, effects), report)
+        self.check_reached(call, effects, others)
         returned = [key_of(row) for row in call["results"]]
-        if sorted(returned) != sorted(w["key"] for w in writes):
-            self.complain("result", "report_syncs returned other rows than it wrote")
+        if sorted(returned) != sorted(applied):
+            self.complain("result", "report_syncs returned other rows than it applied reports to")
         for row in call["results"]:
-            if row not in [w["new"] for w in writes]:
+            if [row] != [w["new"] for w in writes if w["key"] == key_of(row)][-1:]:
                 self.complain("result", "report_syncs returned something else than it wrote", key_of(row))
 
     def check_write(self, call, kind, write, args):
@@ -353,7 +589,7 @@ class Judge:
         explicit = kind == "clear" or (kind == "update" and "sync_token" in json.loads(args["changes"]))
         starts = kind == "start" or kind == "update" and new["lease"] > old["lease"]
         may_resync, must_resync = self.resyncs(call, old) if starts else (False, False)
-        planned = starts and (key[1] == "google_contacts" or may_resync)
+        planned = starts and (key[2] == "google_contacts" or may_resync)
         if must_resync and any(new[c] is not None for c in CURSOR):
             self.complain("cursor", "a start kept the cursor, long after a full sync of everybody was to be", key)
         if not explicit and not planned:
@@ -384,8 +620,9 @@ class Judge:
             is_full = all(new[c] is None for c in CURSOR)
             name = None if not is_full else new["lease"] if any(old[c] is not None for c in CURSOR) else \
                 old["full_sync_id"] or new["lease"]
+            limited = old["limited_until"] if (old["limited_until"] or 0) > at else None
             if new["requested_at"] is not None or new["failures"] != old["failures"] + failed or \
-                    new["last_sync_at"] != at or \
+                    new["last_sync_at"] != at or new["limited_until"] != limited or \
                     new["full_sync_id"] != name and not (may_resync and is_full and new["full_sync_id"] == new["lease"]):
                 self.complain("columns", "a start did not do what a start does", key)
         elif kind == "complete":
@@ -400,6 +637,20 @@ class Judge:
         elif kind == "limit":
             if new["status"] != "rate_limited" or new["due_at"] is not None and new["due_at"] < at + SECOND:
                 self.complain("columns", "a rate limit did not do what a rate limit does", key)
+            limited = max(old["limited_until"] or 0, at + limit_of(args)) if limit_of(args) else old["limited_until"]
+            if new["limited_until"] != limited:
+                self.complain("columns", f"a limit changed limited_until from {old['limited_until']} to {new['limited_until']} "
+                              f"instead of {limited}", key)
+        elif kind == "revoked":
+            if old["parked_reason"] is not None or new["parked_reason"] != "auth":
+                self.complain("columns", f"a revoked grant parked as {new['parked_reason']} what was "
+                              f"parked as {old['parked_reason']}", key)
+        elif kind == "gone":
+            if old["parked_reason"] in ("paused", "gone") or new["parked_reason"] != "gone":
+                self.complain("columns", f"a resource that is gone was parked as {new['parked_reason']} and had been "
+                              f"as {old['parked_reason']}", key)
+        elif kind == "kept":
+            self.complain("columns", "a resource was kept, and written", key)
         elif kind in ("renew", "checkpoint"):
             if new["lease_expires_at"] is None or new["lease_expires_at"] < at + SECOND or \
                     kind == "checkpoint" and (
@@ -421,7 +672,7 @@ class Judge:
         elif kind == "revive":
             reason = call["args"]["reason"]
             if old["parked_reason"] is None or new["parked_reason"] is not None or new["failures"] or \
-                    (old["parked_reason"] != reason if reason else old["parked_reason"] == "paused") or \
+                    (old["parked_reason"] != reason if reason else old["parked_reason"] in ("paused", "gone")) or \
                     not at <= new["due_at"] <= at + SECOND // 2:
                 self.complain("columns", "revive_syncs did not do what it does", key)
         elif kind == "request":
@@ -434,8 +685,7 @@ class Judge:
     def resyncs(self, call, row):
         """Whether a start by this call may, and whether it must, begin a full sync because everybody is to have one."""
         begin = min(call["begin"], call["snapshot"])
-        known = [c for c in self.history.calls if c["kind"] == "resync" and row["source"] in c["sources"]
-                 and self.counts(c) and c["begin"] <= call["end"] + SLOP]
+        known = [c for c in self.resyncs_made if row["source"] in c["sources"] and c["begin"] <= call["end"] + SLOP]
         if not known:
             return False, False
         last = max(known, key=lambda c: c["begin"])
@@ -469,7 +719,7 @@ class Judge:
             for row in call["results"]:
                 if isinstance(row, dict) and "lease" in row:
                     told[key_of(row)].append(row)
-            if call["kind"] in ("disconnect", "forget"):
+            if call["kind"] in DELETES:
                 for key in call["keys"]:
                     deletions[key].append((call["begin"] - SLOP, self.transaction(call)["commit_end"] + SLOP))
         for key, rows in told.items():
@@ -532,7 +782,7 @@ class Judge:
                         if key_of(report) not in given and key_of(report) in call["keys"]:
                             self.check_refusal(call, key_of(report), report["lease"], "left out")
                 continue
-            for key in call["keys"]:
+            for key in call["keys"][:1]:
                 self.check_refusal(call, key, call["args"].get("lease"), call["error"])
 
     def check_refusal(self, call, key, lease, what):
@@ -553,11 +803,23 @@ class Judge:
 
     # ------------------------------------------------------------ requests
 
-    def check_requests(self):
+    def requests(self):
+        """The calls that requested a sync, each with a row that it was about."""
         for call in self.history.calls:
-            if call["kind"] not in ("request", "connect") or not self.counts(call):
+            if not self.counts(call):
                 continue
-            key = call["keys"][0]
+            if call["kind"] in ("request", "connect"):
+                yield call, call["keys"][0]
+            elif call["kind"] == "connect_account":
+                yield from ((call, key_of(row)) for row in call["results"])
+            elif call["kind"] == "request_account":
+                yield from ((call, (*call["keys"][0][:2], row["source"], row["resource"])) for row in call["results"])
+            elif call["kind"] == "set_resources":
+                yield from ((call, (*call["keys"][0][:3], row["resource"])) for row in call["results"]
+                            if row["change"] in ("added", "returned"))
+
+    def check_requests(self):
+        for call, key in self.requests():
             chain = self.chains.get(key, [])
             if call["results"] == [False]:
                 states = self.states_during(key, call)
@@ -602,6 +864,107 @@ class Judge:
                 if current["paused_until"] > row["updated_at"]:
                     self.complain("claimable", f"claimed at {row['updated_at']}, and the source was paused until "
                                   f"{current['paused_until']}", key_of(row))
+
+    # ------------------------------------------------- accounts as a whole
+
+    def told(self):
+        """The rows that reports told of, each with the report and its call."""
+        for call in self.history.calls:
+            if not self.counts(call):
+                continue
+            if call["kind"] in ("limit", "fail"):
+                for row in call["results"]:
+                    yield call, call["kind"], call["args"], row
+            elif call["kind"] == "batch":
+                reports = {}
+                for report in json.loads(call["args"]["results"]):
+                    reports.setdefault((key_of(report), report["lease"]), report)
+                for row in call["results"]:
+                    report = reports.get((key_of(row), row["lease"]))
+                    if report is not None:
+                        yield call, OUTCOMES[report["outcome"]], report, row
+
+    def reported(self, effect):
+        """For each row, what reports said of its account: (begin, when it was committed, until)."""
+        said = collections.defaultdict(list)
+        for call, kind, report, row in self.told():
+            what, keys, until = reaches(kind, report, row)
+            if what == effect:
+                for key in keys:
+                    said[key].append((call["begin"], self.transaction(call)["commit_end"], until))
+        return said
+
+    def claimed(self):
+        for call in self.history.calls:
+            if call["kind"] == "claim" and self.counts(call):
+                for row in call["results"]:
+                    yield call, row, key_of(row)
+
+    def was_there(self, key, since, until):
+        return all(state is not None for state, first, last in self.states(key) if first <= until and last >= since)
+
+    def made_at(self, key, call):
+        """Between which times the row was made that a claim took; None: earlier than the history."""
+        made = None
+        for write in self.chains.get(key, []):
+            maker = self.calls.get(write["call"])
+            if write["old"] is None and maker is not None:
+                made = (min(maker["begin"], maker["snapshot"]), self.committed(write)[1])
+            if write["call"] == call["id"]:
+                return made
+        return None
+
+    def check_limits(self):
+        said = self.reported("limited")
+        for call, row, key in self.claimed():
+            for begin, end, until in said[key]:
+                if end >= call["begin"] or until <= row["last_sync_at"]:
+                    continue
+                made = self.made_at(key, call)
+                # a row that was made later has the limit of those that were there
+                if self.was_there(key, begin, call["begin"]) or made and made[0] > end and any(
+                        self.was_there(sibling, begin, made[1]) for sibling in domain_of(key) if sibling != key):
+                    self.complain("limit", f"claimed at {row['last_sync_at']} by call {call['id']}, and its account was "
+                                  f"limited until {until}, as was told by {end}", key)
+
+    def check_grants(self):
+        said = self.reported("revoked")
+        unparks = collections.defaultdict(list)
+        for call in self.history.calls:
+            if call["kind"] in UNPARKS and self.counts(call):
+                for key in call["keys"]:
+                    unparks[key].append((call["begin"], self.transaction(call)["commit_end"]))
+        for call, row, key in self.claimed():
+            last = max((s for s in said[key] if s[1] < call["begin"]), default=None, key=lambda s: s[1])
+            if last and self.was_there(key, last[0], call["begin"]) and not any(
+                    begin <= call["end"] and end >= last[0] for begin, end in unparks[key]):
+                self.complain("grant", f"claimed at {row['last_sync_at']} by call {call['id']}, and its account's grant "
+                              f"was revoked, as was told by {last[1]}", key)
+
+    def check_caps(self):
+        """Runs that surely were in flight at once, where a claim made the last of them."""
+        runs = collections.defaultdict(list)
+        for key, chain in self.chains.items():
+            for write, after in zip(chain, chain[1:] + [None]):
+                row = write["new"]
+                if key[2] not in CAPS or row is None or row["status"] != "syncing":
+                    continue
+                call = self.calls.get(write["call"])
+                if call is not None:
+                    began = self.committed(write)[1]
+                    ended = min(row["lease_expires_at"], self.committed(after)[0] if after else row["lease_expires_at"])
+                    runs[key[:3]].append((call["kind"] == "claim", call["begin"], began, ended, key))
+        for domain, all_runs in runs.items():
+            for is_claim, begin, now, ended, key in all_runs:
+                if not is_claim or ended <= now:
+                    continue
+                claims = [run for run in all_runs if run[0] and run[2] <= now < run[3]]
+                # of the others those that all claims that were made meanwhile must have seen
+                first = min(run[1] for run in claims if run[2] >= begin)
+                others = [run for run in all_runs if not run[0] and run[2] < first and run[3] > now]
+                if len(claims) + len(others) > CAPS[domain[2]]:
+                    self.complain("cap", f"{len(claims)} runs that were claimed and {len(others)} others were in flight "
+                                  f"at {now}", key)
 
     def policy_versions(self):
         versions = collections.defaultdict(list)
@@ -663,12 +1026,15 @@ class Judge:
             quiet_since = 0
             state = None
             at = 0
-            for begin, end in sorted(touches[key] + source_touches[key[1]]) + [(self.history.end, self.history.end)]:
+            # where runs at a time are few, the others have to do with it
+            near = [k for k in domain_of(key) if k == key or key[2] in CAPS]
+            for begin, end in sorted(sum((touches[k] for k in near), source_touches[key[2]])) + [
+                    (self.history.end, self.history.end)]:
                 if begin > quiet_since and quiet_since > 0 and begin - quiet_since > SWEEP:
                     while at < len(written) and written[at][0] <= quiet_since:
                         state = written[at][1]["new"]
                         at += 1
-                    self.check_wait(key, state, quiet_since, begin, claims[key[1]], versions[key[1]])
+                    self.check_wait(key, state, quiet_since, begin, claims[key[2]], versions[key[2]])
                 quiet_since = max(quiet_since, end)
 
     def check_wait(self, key, state, since, until, claims, versions):
@@ -681,6 +1047,10 @@ class Judge:
                 paused = version
         if paused is not None and paused["paused_until"] is not None:
             claimable = max(claimable, paused["paused_until"] + paused["wait"])
+        for sibling in domain_of(key) if key[2] in CAPS else []:
+            for other, begin, end in self.states(sibling):
+                if begin <= since < end and other is not None and other["status"] == "syncing":
+                    claimable = max(claimable, other["lease_expires_at"])
         claimable = max(claimable, since)
         first = bisect.bisect_left(claims, (claimable + SWEEP,))
         by_session = collections.Counter(session for begin, end, session in claims[first:]
@@ -717,7 +1087,7 @@ def opens_between(row):
         lo, hi = min(lo, asked), min(hi, asked)
     if running:
         lo, hi = (max(t, row["lease_expires_at"]) for t in (lo, hi))
-    return lo, hi
+    return tuple(max(t, row["limited_until"] or 0) for t in (lo, hi))
 
 
 def differences(a, b):

@@ -6,11 +6,12 @@ wherever they appear (in writes, results and the table), so that nothing but
 the fault itself is wrong with the history.
 """
 import copy
+import itertools
 import json
 import pickle
 
 import checker
-from checker import SECOND, key_of
+from checker import CAPS, SECOND, domain_of, grant_of, key_of, limit_of
 
 FAULTS = []
 
@@ -74,6 +75,12 @@ def first(h, kind, condition=lambda call, write: True):
     return next(places(h, kind, condition), (None, None))
 
 
+def own(call, write):
+    """Whether a report ended the run of its own row."""
+    keys = call["keys"][:1] if call["kind"] != "batch" else [key_of(r) for r in json.loads(call["args"]["results"])]
+    return key_of(write["new"]) in keys and write["old"]["status"] == "syncing" and write["new"]["status"] != "syncing"
+
+
 def started(call, write):
     return write["new"]["lease"] > write["old"]["lease"]
 
@@ -96,7 +103,7 @@ def without(h, call, write):
     old, new = dict(write["old"]), dict(write["new"])
     h.writes.remove(write)
     rewrite(h, key_of(new), lambda r: dict(old) if r == new else r)
-    call["results"] = [r for r in call["results"] if not (isinstance(r, dict) and key_of(r) == key_of(new))]
+    call["results"] = [r for r in call["results"] if not (isinstance(r, dict) and "lease" in r and key_of(r) == key_of(new))]
 
 
 @fault("chain")
@@ -148,7 +155,7 @@ def told(h, write):
     given, until = write["old"]["last_sync_at"], write["new"]["updated_at"]
     return any(isinstance(r, dict) and "lease" in r and key_of(r) == key and r["lease"] == lease
                and r["updated_at"] == given for c in h.calls if counts(h, c) for r in c["results"]) and not any(
-        c["kind"] in ("disconnect", "forget") and key in c["keys"] and counts(h, c)
+        c["kind"] in checker.DELETES and key in c["keys"] and counts(h, c)
         and c["begin"] - checker.SLOP <= until
         and h.transactions[c["transaction"]]["commit_end"] + checker.SLOP >= given for c in h.calls)
 
@@ -218,7 +225,7 @@ def lost_lease_renewed(h):
 
 @fault("stale")
 def lost_lease_in_batch(h):
-    call, write = first(h, "batch")
+    call, write = first(h, "batch", own)
     if write:
         reports = json.loads(call["args"]["results"])
         for report in reports:
@@ -241,7 +248,8 @@ def alone(h, call, write):
 
 def refuse(h, error):
     for kind in ("checkpoint", "renew", "complete", "fail", "release"):
-        call, write = first(h, kind, lambda c, w: alone(h, c, w) and c["args"].get("lease") is not None)
+        call, write = first(h, kind, lambda c, w: key_of(w["new"]) == c["keys"][0] and alone(h, c, w)
+                            and c["args"].get("lease") is not None)
         if write:
             break
     if write:
@@ -263,7 +271,7 @@ def row_not_found(h):
 
 @fault("refused")
 def left_out_of_batch(h):
-    call, write = first(h, "batch", lambda c, w: alone(h, c, w))
+    call, write = first(h, "batch", lambda c, w: own(c, w) and alone(h, c, w))
     if write:
         without(h, call, write)
     return write
@@ -534,6 +542,339 @@ def update_of_another_lost(h):
     call, write = first(h, "complete", lambda c, w: w["new"]["requested_at"] is not None)
     if write:
         set_from(h, write, "requested_at", None)
+    return write
+
+
+# ------------------------------------------------------------ whole accounts
+
+def sides(h, kinds, column, condition=lambda call, write: True):
+    """Writes of rows by another row's report, which changed this column."""
+    for kind in kinds:
+        for call, write in places(h, kind, lambda c, w: w["old"][column] != w["new"][column] and condition(c, w)):
+            mine = call["keys"][:1] if kind != "batch" else [key_of(r) for r in json.loads(call["args"]["results"])]
+            if key_of(write["new"]) not in mine:
+                yield call, write
+
+
+def side(*args):
+    return next(sides(*args), (None, None))
+
+
+def left_out(h, found, results=lambda call, write: call["results"]):
+    """A row that a call did not reach: one of these writes is missing.  Not each shows, if others wrote meanwhile."""
+    for call, write in itertools.islice(found, 20):
+        trial = pickle.loads(pickle.dumps(h))
+        for faulty in (trial, h):
+            mine = next(c for c in faulty.calls if c["id"] == call["id"])
+            without(faulty, mine, next(w for w in faulty.writes if w["n"] == write["n"]))
+            mine["results"] = results(mine, write)
+            if faulty is h:
+                return True
+            judge = checker.Judge(trial)
+            judge.check_call(mine)
+            if not any(rule == "scope" for rule, _ in judge.complaints):
+                break
+    return False
+
+
+def at_its_end(h, call, key, values):
+    """One more write of a row, by this call."""
+    row = h.final[key]
+    new = {**row, **values}
+    h.writes.append({"n": max(w["n"] for w in h.writes) + 1, "call": call["id"], "old": dict(row), "new": new})
+    h.final[key] = new
+
+
+def elsewhere(h, key):
+    """A row of another account of the user."""
+    return next((k for k in h.final if k[0] == key[0] and k[1] != key[1]), None)
+
+
+@fault("claimable")
+def sibling_claimed_while_limited(h):
+    call, write = first(h, "claim", started)
+    if write:
+        instead(h, write["old"], {"limited_until": write["new"]["updated_at"] + SECOND})
+    return write
+
+
+def after_report(h, kind, concerned, condition):
+    """A report, its write, and a claim that began later of another row that it concerned and that was there."""
+    judge = checker.Judge(h)
+    claims = [(c, r) for c in h.calls if c["kind"] == "claim" and counts(h, c) for r in c["results"]]
+    for call, write in places(h, kind, condition):
+        end = h.transactions[call["transaction"]]["commit_end"]
+        for claim, row in claims:
+            key = key_of(row)
+            if claim["begin"] > end and key != key_of(write["new"]) and key in concerned(key_of(write["new"])) \
+                    and judge.was_there(key, call["begin"], claim["begin"]):
+                return call, write, claim, row
+    return None, None, None, None
+
+
+@fault("limit")
+def limit_told_and_not_kept(h):
+    """The worker was told of a longer limit than a claim obeyed."""
+    call, write, claim, row = after_report(h, "limit", domain_of, lambda c, w: limit_of(c["args"])
+                                           and key_of(w["new"]) == c["keys"][0])
+    if write:
+        call["args"]["retry_after"] = f"{(row['last_sync_at'] - write['new']['updated_at']) // SECOND + 2} s"
+    return write
+
+
+@fault("limit")
+def limit_not_inherited_and_claimed(h):
+    """A row that was connected after the report was claimed, and its sibling is limited for longer."""
+    judge = checker.Judge(h)
+    for claim, row, key in judge.claimed():
+        made = judge.made_at(key, claim)
+        for call, write in made and places(h, "limit", lambda c, w: limit_of(c["args"]) and key_of(w["new"]) == c["keys"][0]) or []:
+            if h.transactions[call["transaction"]]["commit_end"] < made[0] and key_of(write["new"]) in domain_of(key) and any(
+                    judge.was_there(k, call["begin"], made[1]) for k in domain_of(key) if k != key):
+                call["args"]["retry_after"] = f"{(row['last_sync_at'] - write['new']['updated_at']) // SECOND + 2} s"
+                return True
+    return False
+
+
+@fault("scope")
+def limit_not_inherited(h):
+    """The others were limited for long when the row was made."""
+    judge = checker.Judge(h)
+    for write in sorted(h.writes, key=lambda w: -w["n"]):
+        call = judge.calls.get(write["call"])
+        if write["old"] is not None or call is None or call["session"] < 0 or not counts(h, call):
+            continue
+        for key in domain_of(key_of(write["new"])):
+            if key != key_of(write["new"]) and all(judge.states_during(key, call) or [None]):
+                rewrite(h, key, lambda r: {**r, "limited_until": h.end + 60 * SECOND})
+                return True
+    return False
+
+
+@fault("columns")
+def limit_cut_short(h):
+    call, write = first(h, "limit", lambda c, w: limit_of(c["args"]) and key_of(w["new"]) == c["keys"][0])
+    if write:
+        instead(h, write["old"], {"limited_until": write["new"]["limited_until"] + SECOND})
+    return write
+
+
+@fault("columns")
+def limit_of_a_sibling_cut_short(h):
+    call, write = side(h, ("limit", "batch"), "limited_until")
+    if write:
+        instead(h, write["old"], {"limited_until": write["new"]["limited_until"] + SECOND})
+    return write
+
+
+@fault("scope")
+def sibling_not_limited(h):
+    return left_out(h, sides(h, ("limit", "batch"), "limited_until"))
+
+
+@fault("scope")
+def limit_of_another_account(h):
+    call, write = first(h, "limit", lambda c, w: limit_of(c["args"]))
+    key = write and elsewhere(h, key_of(write["new"]))
+    if key:
+        at_its_end(h, call, key, {"limited_until": write["new"]["limited_until"], "updated_at": write["new"]["updated_at"]})
+    return key
+
+
+@fault("scope")
+def limit_of_the_row_alone_told_to_others(h):
+    call, write = side(h, ("limit",), "limited_until")
+    if write:
+        call["args"]["scope"] = "row"
+    return write
+
+
+@fault("columns")
+def limit_lost_by_a_start(h):
+    call, write = first(h, "start", started)
+    if write:
+        set_from(h, write, "limited_until", None)
+        instead(h, write["old"], {"limited_until": write["new"]["updated_at"] + SECOND})
+    return write
+
+
+@fault("grant")
+def parked_sibling_claimed(h):
+    """Nobody had connected or resumed it."""
+    call, write, claim, row = after_report(h, "fail", grant_of, lambda c, w: checker.reaches("fail", c["args"], w["new"])[0]
+                                           and key_of(w["new"]) == c["keys"][0])
+    if write:
+        for other in h.calls:
+            if other["kind"] in checker.UNPARKS and key_of(row) in other["keys"]:
+                other["kind"] = "policy"
+    return write
+
+
+@fault("scope")
+def sibling_not_parked(h):
+    return left_out(h, sides(h, ("fail", "batch"), "parked_reason"))
+
+
+@fault("scope")
+def another_account_parked(h):
+    call, write = side(h, ("fail", "batch"), "parked_reason")
+    key = write and elsewhere(h, key_of(write["new"]))
+    if key:
+        at_its_end(h, call, key, {"due_at": None, "parked_reason": "auth", "updated_at": write["new"]["updated_at"]})
+    return key
+
+
+@fault("scope")
+def another_provider_parked(h):
+    call, write = side(h, ("fail", "batch"), "parked_reason")
+    key = write and next((k for k in h.final if k[:2] == key_of(write["new"])[:2] and k not in grant_of(key_of(write["new"]))), None)
+    if key:
+        at_its_end(h, call, key, {"due_at": None, "parked_reason": "auth", "updated_at": write["new"]["updated_at"]})
+    return key
+
+
+@fault("columns")
+def reason_overwritten(h):
+    call, write = side(h, ("fail", "batch"), "parked_reason")
+    if write:
+        instead(h, write["old"], {"due_at": None, "parked_reason": "paused"})
+    return write
+
+
+def two_runs(h, kind):
+    """A start of a kind, and a claim that began later of a sibling, where one run at a time is allowed."""
+    ones = [s for s in CAPS if CAPS[s] == 1]
+    for call, write in places(h, kind, lambda c, w: started(c, w) and w["new"]["source"] in ones):
+        end, key = h.transactions[call["transaction"]]["commit_end"], key_of(write["new"])
+        for claim, other in places(h, "claim", lambda c, w: started(c, w) and c["begin"] > end and key_of(w["new"]) != key
+                                   and key_of(w["new"]) in domain_of(key)):
+            cut_off(h, write)
+            instead(h, write["new"], {"lease_expires_at": other["new"]["lease_expires_at"] + 60 * SECOND})
+            return True
+    return False
+
+
+@fault("cap")
+def one_run_too_many(h):
+    return two_runs(h, "claim")
+
+
+@fault("cap")
+def run_begun_by_hand_not_counted(h):
+    return two_runs(h, "start")
+
+
+@fault("scope")
+def account_call_missed_a_row(h):
+    return left_out(h, (place for kind in ("connect_account", "resume_account", "pause_account") for place in places(h, kind)))
+
+
+@fault("scope")
+def account_was_not_deleted(h):
+    """A row is still there."""
+    for call in h.calls:
+        mine = [w for w in h.writes if w["call"] == call["id"]] if call["kind"] == "disconnect_account" else []
+        for write in mine:
+            key = key_of(write["old"])
+            judge = checker.Judge(h)
+            if counts(h, call) and call["snapshot"] == call["begin"] and \
+                    judge.was_there(key, call["begin"] - checker.SLOP, call["begin"] - 1):
+                cut_off(h, next(w for w in reversed(judge.chains[key]) if w["n"] < write["n"]))
+                call["results"] = [r for r in call["results"] if key_of(r) != key]
+                h.calls = h.calls if call in h.calls else h.calls + [call]
+                return True
+    return False
+
+
+@fault("scope")
+def request_of_an_account_missed_a_row(h):
+    return left_out(h, places(h, "request_account"), lambda call, write: [
+        r for r in call["results"] if (r["source"], r["resource"]) != key_of(write["new"])[2:]])
+
+
+@fault("scope")
+def account_call_wrote_another_account(h):
+    for kind in ("connect_account", "resume_account", "pause_account"):
+        call, write = first(h, kind)
+        key = write and elsewhere(h, key_of(write["new"]))
+        if key:
+            at_its_end(h, call, key, {"updated_at": write["new"]["updated_at"]})
+            return True
+    return False
+
+
+@fault("result")
+def account_returned_in_another_order(h):
+    for call in h.calls:
+        if call["kind"] == "connect_account" and counts(h, call) and len(call["results"]) > 1:
+            call["results"].reverse()
+            return True
+    return False
+
+
+@fault("columns")
+def pause_wrote_a_row_that_is_gone(h):
+    for kind in ("resume_account", "pause_account"):
+        call, write = first(h, kind)
+        if write:
+            instead(h, write["old"], {"due_at": None, "parked_reason": "gone"})
+            return True
+    return False
+
+
+@fault("chain")
+def disconnected_row_claimed(h):
+    """Nobody had connected it again."""
+    for call in h.calls:
+        for deletion in [w for w in h.writes if w["call"] == call["id"] and w["new"] is None] \
+                if call["kind"] == "disconnect_account" else []:
+            key = key_of(deletion["old"])
+            for claim, write in reversed(list(places(h, "claim", lambda c, w: started(c, w) and key_of(w["new"]) == key
+                                                     and w["n"] > deletion["n"]))):
+                h.writes = [w for w in h.writes if key_of(w["new"] or w["old"]) != key
+                            or not deletion["n"] < w["n"] < write["n"]]
+                return True
+    return False
+
+
+@fault("claimable")
+def gone_row_claimed(h):
+    call, write = first(h, "claim", started)
+    if write:
+        instead(h, write["old"], {"due_at": None, "parked_reason": "gone"})
+    return write
+
+
+@fault("scope")
+def resource_missed(h):
+    """It is listed no more, and was left as it was."""
+    return left_out(h, places(h, "set_resources", lambda c, w: w["new"]["parked_reason"] == "gone"), lambda call, write: [
+        r for r in call["results"] if r["resource"] != write["new"]["resource"]])
+
+
+@fault("columns")
+def paused_resource_gone(h):
+    call, write = first(h, "set_resources", lambda c, w: w["new"]["parked_reason"] == "gone")
+    if write:
+        instead(h, write["old"], {"due_at": None, "parked_reason": "paused"})
+    return write
+
+
+@fault("result")
+def added_called_kept(h):
+    for call in h.calls:
+        for row in call["results"] if call["kind"] == "set_resources" and counts(h, call) else []:
+            if row["change"] in ("added", "returned"):
+                row["change"] = "kept"
+                return True
+    return False
+
+
+@fault("columns")
+def gone_revived(h):
+    call, write = first(h, "revive", lambda c, w: c["args"]["reason"] != "gone")
+    if write:
+        instead(h, write["old"], {"parked_reason": "gone"})
     return write
 
 

@@ -16,8 +16,7 @@ import time
 
 from psycopg import pq
 
-SOURCES = ["google_calendar", "google_tasks", "google_gmail", "google_contacts"]
-RESOURCES = ["", "more"]
+from checker import ACCOUNTS, RESOURCES, SOURCES, account_keys, domain_of, grant_of, key_of, key_order, provider_of
 
 EXTENSION = """
 SET client_min_messages = warning;
@@ -246,12 +245,12 @@ class Session:
     # ----------------------------------------------------- kinds of calls
 
     def key(self):
-        return (user(self.random.randrange(self.users)), self.random.choice(SOURCES),
+        return (user(self.random.randrange(self.users)), self.random.choice(ACCOUNTS), self.random.choice(SOURCES),
                 self.random.choice(RESOURCES))
 
     @staticmethod
     def named(key):
-        return {"user_id": key[0], "source": key[1], "resource": key[2]}
+        return {"user_id": key[0], "account": key[1], "source": key[2], "resource": key[3]}
 
     def claim(self):
         source = self.random.choice(SOURCES + [None, None])
@@ -278,18 +277,23 @@ class Session:
             return {"updated_min": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ago))}
         return {"sync_token": f"token {self.number}.{self.statements}"}
 
-    def report(self, what, key, lease):
+    def scope(self, wide):
+        """Of a report; {}: the default, which is the account."""
+        return self.random.choice([{}, {"scope": "account"}, {"scope": "row"}, {"scope": "row"}]) if wide else {"scope": "row"}
+
+    def report(self, what, key, lease, wide=True):
+        """A report; one that is not wide is about no other row."""
         named = {**self.named(key), "lease": lease}
         if what == "complete":
             self.call(what, "syncstate.mark_sync_completed", [key],
-                      {**named, "items_synced": self.random.randrange(100), **self.cursor(key[1])})
+                      {**named, "items_synced": self.random.randrange(100), **self.cursor(key[2])})
         elif what == "fail":
-            self.call(what, "syncstate.mark_sync_failed", [key],
-                      {**named, "error_message": "out of luck",
-                       "kind": self.random.choice(["transient"] * 6 + ["permanent", "auth"])})
+            more = {"kind": self.random.choice(["transient"] * 6 + ["permanent", "auth", "auth"]), **self.scope(wide)}
+            self.call(what, "syncstate.mark_sync_failed", concerned(key, "failed", more),
+                      {**named, "error_message": "out of luck", **more})
         elif what == "limit":
-            self.call(what, "syncstate.mark_rate_limited", [key],
-                      {**named, "retry_after": self.random.choice([None, "1 s"]), "scope": "user"})
+            more = {"retry_after": self.random.choice([None, "1 s", "1 s", "2 s"]), **self.scope(wide)}
+            self.call(what, "syncstate.mark_rate_limited", concerned(key, "rate_limited", more), {**named, **more})
         elif what == "limit_source":
             self.call("limit", "syncstate.mark_rate_limited", [key],
                       {**named, "retry_after": "1 s", "scope": "source"})
@@ -306,27 +310,29 @@ class Session:
             self.call(what, "syncstate.release_sync", [key],
                       {**named, "delay": self.random.choice(["0", "0", "0.2 s"])})
 
-    def batch(self, leases):
+    def batch(self, leases, wide=True):
         """Reports in any order, some of them twice and some with lost leases."""
         reports = []
+        keys = [key for key, _ in leases]
         for key, lease in leases:
             report = {**self.named(key), "lease": lease}
             outcome = self.random.choice(["completed"] * 4 + ["failed", "rate_limited", "released"])
             report["outcome"] = outcome
             if outcome == "completed":
-                report.update(self.cursor(key[1]), items_synced=self.random.randrange(100))
+                report.update(self.cursor(key[2]), items_synced=self.random.randrange(100))
             elif outcome == "failed":
-                report.update(error_message="out of luck",
-                              kind=self.random.choice(["transient"] * 6 + ["permanent", "auth"]))
+                report.update(error_message="out of luck", **self.scope(wide),
+                              kind=self.random.choice(["transient"] * 6 + ["permanent", "auth", "auth"]))
             elif outcome == "rate_limited":
-                report.update(retry_after="1 s",
-                              scope="source" if self.random.random() < 0.02 else "user")
+                report.update(retry_after=self.random.choice(["1 s", "1 s", "2 s"]), **self.scope(wide))
+                if self.random.random() < 0.02:
+                    report["scope"] = "source"
+            keys += [k for k in concerned(key, outcome, report) if k not in keys]
             reports.append(report)
             if self.random.random() < 0.05:
                 reports.append(report)
         self.random.shuffle(reports)
-        self.call("batch", "syncstate.report_syncs", [key for key, _ in leases],
-                  {"results": json.dumps(reports)})
+        self.call("batch", "syncstate.report_syncs", keys, {"results": json.dumps(reports)})
 
     def update(self, key):
         changes = self.random.choice([
@@ -339,8 +345,23 @@ class Session:
 
     def simple(self, what, key):
         if what == "request" and self.kind == "user":
-            key = (self.me, key[1], key[2])
+            key = (self.me, *key[1:])
         self.call(what, f"syncstate.{what}_sync", [key], self.named(key))
+
+    def whole_account(self, what):
+        """connect_account() and the like."""
+        whose = self.me if self.kind == "user" else user(self.random.randrange(self.users))
+        account = self.random.choice(ACCOUNTS)
+        provider = self.random.choice([None, None, provider_of("google_gmail"), provider_of("google_contacts")])
+        self.call(what, f"syncstate.{what}", account_keys(whose, account, provider),
+                  {"user_id": whose, "account": account, "provider": provider})
+
+    def set_resources(self):
+        key = self.key()
+        resources = [r for r in RESOURCES * 2 if self.random.random() < 0.6]
+        self.call("set_resources", "syncstate.set_sync_resources", domain_of(key),
+                  {"user_id": key[0], "account": key[1], "source": key[2],
+                   "resources": "{%s}" % ",".join(f'"{r}"' for r in resources)})
 
     def policy(self):
         changes = self.random.choice([
@@ -367,14 +388,15 @@ class Session:
 
     def revive(self):
         source = self.random.choice(SOURCES)
-        self.call("revive", "syncstate.revive_syncs", [(user(n), source, r) for n in range(self.users) for r in RESOURCES],
-                  {"source": source, "reason": self.random.choice([None, None, "failures", "paused"]),
+        self.call("revive", "syncstate.revive_syncs",
+                  [(user(n), a, source, r) for n in range(self.users) for a in ACCOUNTS for r in RESOURCES],
+                  {"source": source, "reason": self.random.choice([None, None, "failures", "auth", "paused", "gone"]),
                    "spread": self.random.choice(["0", "0.5 s"]), "max_rows": self.random.choice([1, 5, 1000])})
 
     def forget(self):
         gone = user(self.random.randrange(self.users))
         self.call("forget", "DELETE FROM history.app_user WHERE id = ANY ($1)",
-                  [(gone, s, r) for s in SOURCES for r in RESOURCES], {"users": "{%s}" % gone})
+                  [key for a in ACCOUNTS for key in account_keys(gone, a)], {"users": "{%s}" % gone})
 
     # --------------------------------------------------- what to do next
 
@@ -391,6 +413,8 @@ class Session:
     def one_call(self):
         """A call as a function of nothing, so that it can be tried again."""
         if self.kind == "user":
+            if self.random.random() < 0.2:
+                return lambda: self.whole_account("request_account")
             key = self.key()
             return lambda: self.simple("request", key)
         what = self.random.choices(*WEIGHTS)[0]
@@ -411,6 +435,8 @@ class Session:
             return lambda: self.simple(what, key)
         if what in ("start", "update"):
             return lambda: getattr(self, what)(key)
+        if what.endswith("_account"):
+            return lambda: self.whole_account(what)
         return getattr(self, what)
 
     def some_calls(self):
@@ -418,13 +444,14 @@ class Session:
 
         Calls on single rows lock them in the order of the keys, which is the
         duty of whoever makes several in one transaction; claims lock without
-        waiting, so they come last, or their rows are reported at once.
+        waiting, so they come last, or their rows are reported at once.  What
+        locks the rows of an account comes first.
         """
         calls = []
         if self.kind == "user":
             keys = sorted(((self.me, *self.key()[1:]) for _ in range(3)), key=key_order)
             return [lambda key=key: self.simple("request", key) for key in keys]
-        form = self.random.randrange(4)
+        form = self.random.choice([0, 0, 1, 1, 2, 2, 3, 4, 4])
         if form == 0:
             # claim, work and report, all in one
             calls.append(self.claim)
@@ -438,6 +465,9 @@ class Session:
             return calls
         if form == 2:
             return [self.claim] * self.random.randrange(1, 4)
+        if form == 3:
+            return [self.random.choice([self.set_resources] + [
+                lambda what=what: self.whole_account(what) for what in ACCOUNT_CALLS]), self.claim]
         leases = dict(self.leases(3))
         for key in [self.key() for _ in range(self.random.randrange(1, 4))]:
             leases.setdefault(key, None)
@@ -450,7 +480,7 @@ class Session:
                 else:
                     calls.append(lambda key=key, lease=lease, what=self.random.choice(
                         ["complete", "fail", "limit", "renew", "checkpoint", "release"]):
-                        self.report(what, key, lease))
+                        self.report(what, key, lease, wide=False))
         if self.random.random() < 0.3:
             calls.append(self.claim)
         return calls
@@ -460,7 +490,7 @@ class Session:
         rows = self.calls[-1]["results"] if self.calls[-1]["kind"] == "claim" else []
         leases = [(key_of(row), row["lease"]) for row in rows if self.random.random() < 0.7]
         if leases:
-            self.batch(leases)
+            self.batch(leases, wide=False)
 
     def run_once(self):
         if SHARDS or self.random.random() < 0.8:
@@ -531,7 +561,7 @@ class Session:
                 self.conn.run("INSERT INTO history.app_user SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING",
                               record["args"]["users"])
             if record["kind"] == "batch":
-                for key in record["keys"]:
+                for key in map(key_of, json.loads(record["args"]["results"])):
                     # what a shard did not confirm is reported again
                     if key in self.held and not record["warnings"]:
                         self.lost.append((key, self.held.pop(key)))
@@ -589,10 +619,24 @@ WEIGHTS = tuple(zip(*{
     "checkpoint": 6, "release": 4, "clear": 2, "start": 3, "request": 8, "connect": 4, "disconnect": 0.5,
     "pause": 0.6, "resume": 3, "update": 2, "policy": 0.5, "pause_source": 0.15, "resume_source": 1,
     "resync": 0.15, "revive": 1, "forget": 0.15,
+    "connect_account": 1.5, "pause_account": 0.05, "resume_account": 1, "disconnect_account": 0.05, "request_account": 0.5,
+    "set_resources": 1,
 }.items()))
+ACCOUNT_CALLS = ["connect_account"] * 3 + ["resume_account"] * 3 + ["request_account"] * 3 + ["pause_account", "disconnect_account"]
 # A router makes of one such call one per shard, each with a time of its own.
 NOT_ROUTED = {"resync", "revive"}
 LEASED = {"complete", "batch", "fail", "limit", "limit_source", "renew", "checkpoint", "release", "clear"}
+
+
+def concerned(key, outcome, more):
+    """The rows that a report may write, its own first."""
+    others = []
+    if more.get("scope", "account") == "account":
+        if outcome == "rate_limited":
+            others = domain_of(key)
+        elif outcome == "failed" and more["kind"] == "auth":
+            others = grant_of(key)
+    return [key] + [k for k in others if k != key]
 
 
 def reversed_while(records, condition):
@@ -601,14 +645,6 @@ def reversed_while(records, condition):
     while i > 0 and condition(records[i - 1]):
         i -= 1
     return records[i:]
-
-
-def key_of(row):
-    return (row["user_id"], row["source"], row["resource"])
-
-
-def key_order(key):
-    return (key[0], SOURCES.index(key[1]), key[2])
 
 
 def session_main(number, kind, conninfo, seed, users, until, barrier, path):

@@ -36,6 +36,7 @@ SELECT syncstate.watch_users('app_user');
 SELECT syncstate.set_sync_policy(s, '{"sync_interval": "1 s", "lease_time": "1 s", "retry_base": "1 s",
 	"retry_cap": "1 s", "rate_limit_wait": "1 s"}')
 FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+SELECT syncstate.set_sync_policy('google_contacts', '{"provider": "people"}');
 
 CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE
 RETURN ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid;
@@ -45,8 +46,9 @@ RETURN (ARRAY['google_calendar', 'google_tasks', 'google_gmail', 'google_contact
 
 -- Users and rows lie in the tables in no order of their keys.
 INSERT INTO app_user SELECT u(n * 7 % 12) FROM generate_series(0, 11) AS n;
-INSERT INTO syncstate.sync_state (user_id, source, resource)
-SELECT u(n * 5 % 12), source(n * 3), r FROM generate_series(0, 47) AS n, unnest(ARRAY['b', 'a']) AS r
+INSERT INTO syncstate.sync_state (user_id, account, source, resource)
+SELECT u(n * 5 % 12), a, source(n * 3), r
+FROM generate_series(0, 47) AS n, unnest(ARRAY['work', '']) AS a, unnest(ARRAY['b', 'a']) AS r
 ON CONFLICT DO NOTHING;
 
 -- Any call, by its text; a lost lease or a missing row is no failure here.
@@ -58,21 +60,31 @@ EXCEPTION WHEN SQLSTATE 'PT404' OR SQLSTATE 'PT409' THEN
 END
 $$;
 
--- Reports about many rows, with their leases of this moment.
-CREATE FUNCTION batch(share double precision, sort integer, scope text) RETURNS bigint LANGUAGE sql AS $$
+-- Reports about many rows, with their leases of this moment; some of them are
+-- limits and revoked grants of that scope.
+CREATE FUNCTION batch(share double precision, sort integer, scope text, limits double precision DEFAULT 0.1)
+RETURNS bigint LANGUAGE sql AS $$
 	SELECT count(*) FROM syncstate.report_syncs((
 		SELECT coalesce(jsonb_agg(r ORDER BY sort * rank), '[]')
-		FROM (SELECT rank() OVER (ORDER BY user_id, source, resource) AS rank,
-				jsonb_build_object('user_id', user_id, 'source', source, 'resource', resource, 'lease', lease)
-				|| CASE WHEN random() < 0.1 THEN jsonb_build_object('outcome', 'rate_limited', 'scope', scope)
+		FROM (SELECT rank() OVER (ORDER BY user_id, account, source, resource) AS rank,
+				jsonb_build_object('user_id', user_id, 'account', account, 'source', source, 'resource', resource, 'lease', lease)
+				|| CASE WHEN random() < limits THEN jsonb_build_object('outcome', 'rate_limited', 'scope', scope)
+					WHEN scope <> 'source' AND random() < limits / 2 THEN jsonb_build_object('outcome', 'failed', 'error_message', 'x',
+						'kind', 'auth', 'scope', scope)
 					ELSE '{"outcome": "released"}' END AS r
 			  FROM syncstate.sync_state WHERE random() < share) AS r))
+$$;
+
+-- What an account may have, or a part of it.
+CREATE FUNCTION resources(sort integer) RETURNS text[] LANGUAGE sql AS $$
+	SELECT coalesce(array_agg(r ORDER BY sort * rank), '{}')
+	FROM (SELECT r, rank() OVER (ORDER BY r) AS rank FROM unnest(ARRAY['b', 'd', '', 'a', 'c']) AS r WHERE random() < 0.7) AS r
 $$;
 
 -- What it claimed, in any order, in the same transaction.
 CREATE FUNCTION claim_and_report(max_rows integer) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-	reports jsonb := coalesce(jsonb_agg(jsonb_build_object('user_id', c.user_id, 'source', c.source, 'resource', c.resource,
+	reports jsonb := coalesce(jsonb_agg(jsonb_build_object('user_id', c.user_id, 'account', c.account, 'source', c.source, 'resource', c.resource,
 		'lease', c.lease, 'outcome', 'completed') ORDER BY random()), '[]')
 		FROM syncstate.claim_due_syncs(max_rows => claim_and_report.max_rows) AS c;
 BEGIN
@@ -95,19 +107,58 @@ my %scripts = (
 	claim_and_report => q{
 		SELECT claim_and_report(:r % 30 + 1);
 	},
-	batch_up => q{SELECT batch(0.7, 1, 'user');
+	batch_up => q{SELECT batch(0.7, 1, 'row');
 	},
-	batch_down => q{SELECT batch(0.7, -1, 'user');
+	batch_down => q{SELECT batch(0.7, -1, 'row');
+	},
+	# limits and revoked grants of whole accounts
+	accounts_up => q{SELECT batch(0.5, 1, 'account', 0.3);
+	},
+	accounts_down => q{SELECT batch(0.5, -1, 'account', 0.3);
+	},
+	limit_account => q{
+		BEGIN;
+		SELECT try(format('syncstate.mark_rate_limited(u(%s), source(%s), %L, resource => %L, account => %L)',
+			:r % 12, :r / 7 % 4, :r % 5 + 1 || ' s', (ARRAY['b', 'a'])[1 + :r / 3 % 2], (ARRAY['', 'work'])[1 + :r / 5 % 2]));
+		SELECT pg_sleep(0.001 * (:r % 3));
+		COMMIT;
+	},
+	revoke => q{
+		BEGIN;
+		SELECT try(format('syncstate.mark_sync_failed(u(%s), source(%s), ''x'', ''auth'', resource => %L, account => %L)',
+			:r % 12, :r / 7 % 4, (ARRAY['b', 'a'])[1 + :r / 3 % 2], (ARRAY['', 'work'])[1 + :r / 5 % 2]));
+		SELECT pg_sleep(0.001 * (:r % 3));
+		COMMIT;
+	},
+	account => q{
+		BEGIN;
+		SELECT try(format('count(*) FROM syncstate.%s(u(%s), %L, %L)',
+			(ARRAY['connect_account', 'pause_account', 'resume_account', 'disconnect_account', 'request_account'])[1 + :r % 5],
+			:r % 12, (ARRAY['', 'work'])[1 + :r / 5 % 2], (ARRAY[NULL, 'google', 'people'])[1 + :r / 3 % 3]));
+		SELECT pg_sleep(0.001 * (:r % 3));
+		COMMIT;
+	},
+	resources_up => q{
+		BEGIN;
+		SELECT count(*) FROM syncstate.set_sync_resources(u(:r % 12), source(:r / 7), resources(1), (ARRAY['', 'work'])[1 + :r / 5 % 2]);
+		SELECT pg_sleep(0.001 * (:r % 3));
+		COMMIT;
+	},
+	resources_down => q{
+		BEGIN;
+		SELECT count(*) FROM syncstate.set_sync_resources(u(:r % 12), source(:r / 7), resources(-1), (ARRAY['', 'work'])[1 + :r / 5 % 2]);
+		SELECT pg_sleep(0.001 * (:r % 3));
+		COMMIT;
 	},
 	batch_limits => q{SELECT batch(0.5, :r % 3 - 1, 'source');
 	},
 	single => q{
-		SELECT try(format('syncstate.%s(u(%s), source(%s)%s, resource => %L)',
+		SELECT try(format('syncstate.%s(u(%s), source(%s)%s, resource => %L, account => %L)',
 			(ARRAY['mark_sync_completed', 'clear_sync_token', 'connect_sync', 'pause_sync', 'resume_sync', 'request_sync',
 				'mark_sync_started', 'mark_rate_limited', 'disconnect_sync', 'mark_sync_failed', 'update_sync_state'])[1 + :r % 11],
 			:r % 12, :r / 7 % 4,
 			CASE :r % 11 WHEN 9 THEN ', ''x''' WHEN 10 THEN ', ''{"due_at": "now"}''' ELSE '' END,
-			(ARRAY['a', 'b'])[1 + :r / 3 % 2]));
+			(ARRAY['a', 'b'])[1 + :r / 3 % 2], (ARRAY['', 'work'])[1 + :r / 5 % 2]));
 	},
 	limit_source => q{
 		BEGIN;
@@ -118,13 +169,13 @@ my %scripts = (
 	},
 	policy => q{
 		BEGIN;
-		SELECT count(syncstate.set_sync_policy(source(:r), '{"jitter": 0.1, "paused_until": null}'));
+		SELECT count(syncstate.set_sync_policy(source(:r), '{"jitter": 0.1, "paused_until": null, "max_in_flight": 2}'));
 		SELECT pg_sleep(0.001 * (:r % 3));
 		COMMIT;
 	},
 	no_policy => q{
 		SELECT count(syncstate.set_sync_policy(source(:r), '{"jitter": null, "sync_interval": null, "lease_time": null,
-			"retry_base": null, "retry_cap": null, "rate_limit_wait": null, "paused_until": null}'));
+			"retry_base": null, "retry_cap": null, "rate_limit_wait": null, "paused_until": null, "max_in_flight": null}'));
 	},
 	pause_source => q{
 		SELECT count(syncstate.pause_sync_source(source(:r), now() + interval '1 s'));
@@ -199,6 +250,9 @@ my @pairs = (
 	[ 'batch_limits', 'limit_source', 'policy', 'no_policy', 'pause_source' ],
 	[ 'claim', 'claim_one_source', 'claim_and_report', 'batch_down', 'batch_up' ],
 	[ 'forget', 'batch_up', 'batch_down', 'claim', 'single' ],
+	[ 'accounts_up', 'accounts_down', 'limit_account', 'revoke' ],
+	[ 'resources_up', 'resources_down', 'account', 'accounts_down' ],
+	[ 'forget', 'account', 'limit_account', 'revoke', 'resources_down', 'accounts_up', 'claim_and_report', 'single' ],
 	[ 'register', 'register_undone', 'claim', 'policy', 'single' ]);
 foreach my $pair (@pairs)
 {

@@ -10,7 +10,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $calls = $ENV{SYNCSTATE_SOAK_CALLS} // 20000;
-my $calls_per_round = 16;    # at least; see the script
+my $calls_per_round = 18;    # at least; see the script
 my $rounds = int($calls / $calls_per_round) + 1;
 
 my $node = PostgreSQL::Test::Cluster->new('soak');
@@ -59,7 +59,7 @@ SELECT ('00000000-0000-4000-8000-' || pg_catalog.to_char(:u::int, 'FM00000000000
 
 -- a batch
 SELECT syncstate.request_sync(:id, 'google_calendar');
-SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', c.user_id, 'source', c.source, 'resource', c.resource, 'lease', c.lease) ||
+SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', c.user_id, 'account', c.account, 'source', c.source, 'resource', c.resource, 'lease', c.lease) ||
 	CASE c.lease % 4
 		WHEN 0 THEN '{"outcome": "released"}'
 		WHEN 1 THEN '{"outcome": "failed", "error_message": "no answer"}'
@@ -86,6 +86,20 @@ SELECT 1 FROM syncstate.clear_sync_token(:id, 'google_gmail', resource => 'alone
 SELECT 1 FROM syncstate.update_sync_state(:id, 'google_gmail', '{"status": "syncing", "sync_interval": "1 h"}', 'alone');
 SELECT 1 FROM syncstate.mark_sync_completed(:id, 'google_gmail', history_id => '9', resource => 'alone');
 SELECT syncstate.pause_sync(:id, 'google_gmail', 'alone'), syncstate.resume_sync(:id, 'google_gmail', 'alone');
+
+-- a whole account
+\if :r = 4
+SELECT count(*) FROM syncstate.set_sync_resources(:id, 'google_gmail', ARRAY['one', 'two', 'one'], 'other');
+SELECT 1 FROM syncstate.mark_sync_failed(:id, 'google_gmail', 'revoked', 'auth', resource => 'one', account => 'other');
+\elif :r = 5
+SELECT count(*) FROM syncstate.set_sync_resources(:id, 'google_gmail', ARRAY['two'], 'other');
+SELECT count(*) FROM syncstate.pause_account(:id, 'other');
+SELECT count(*) FROM syncstate.resume_account(:id, 'other', 'google');
+\else
+SELECT 1 FROM syncstate.mark_rate_limited(:id, 'google_gmail', '1 s', resource => 'two', account => 'other');
+SELECT count(*) FROM syncstate.connect_account(:id, 'other');
+SELECT count(*) FROM syncstate.request_account(:id, 'other');
+\endif
 SELECT count(*) FROM syncstate.get_sync_states(:id);
 SELECT count(*), (SELECT syncstate.next_sync_due()) FROM syncstate.get_users_needing_sync('google_tasks');
 
@@ -93,9 +107,10 @@ SELECT count(*), (SELECT syncstate.next_sync_due()) FROM syncstate.get_users_nee
 SELECT fails($$SELECT syncstate.mark_sync_completed('00000000-0000-4000-8000-000000000001', 'google_gmail', lease => 0, resource => 'alone')$$);
 \if :r = 1
 SELECT fails($$SELECT syncstate.report_syncs('[{"outcome": "done"}]')$$), fails($$SELECT syncstate.claim_due_syncs(max_rows => 0)$$);
-SELECT syncstate.set_sync_policy('google_contacts', '{"jitter": 0.2}');
+SELECT syncstate.set_sync_policy('google_contacts', '{"jitter": 0.2, "max_in_flight": 1}');
 \elif :r = 2
 SELECT syncstate.disconnect_sync(:id, 'google_gmail', 'alone');
+SELECT count(*) FROM syncstate.disconnect_account(:id, 'other');
 \elif :r = 3
 SELECT syncstate.pause_sync_source('google_gmail'), count(*) FROM syncstate.sync_overview;
 \endif
