@@ -34,18 +34,19 @@ sub prepare
 	$node->safe_psql('postgres', q{
 		CREATE SEQUENCE journal_number;
 		CREATE TABLE journal (number bigint PRIMARY KEY DEFAULT nextval('journal_number'), client int, n int, call text,
-			user_id uuid, source syncstate.sync_source, resource text, lease bigint, image text);
+			user_id uuid, account text, source syncstate.sync_source, resource text, lease bigint, image text);
 		SELECT syncstate.set_sync_policy(s, '{"sync_interval": "1 s", "lease_time": "1 s", "retry_base": "1 s",
 				"retry_cap": "1 s", "rate_limit_wait": "1 s", "jitter": 0}')
 			FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
 		SET TimeZone = 'UTC';
 		WITH made AS (
-			INSERT INTO syncstate.sync_state AS s (user_id, source, resource)
-			SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, s, r
-			FROM generate_series(0, 39) AS n, unnest(enum_range(NULL::syncstate.sync_source)) AS s, unnest(ARRAY['', 'r']) AS r
+			INSERT INTO syncstate.sync_state AS s (user_id, account, source, resource)
+			SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, a, s, r
+			FROM generate_series(0, 39) AS n, unnest(ARRAY['', 'work']) AS a, unnest(enum_range(NULL::syncstate.sync_source)) AS s,
+				unnest(ARRAY['', 'r']) AS r
 			RETURNING s.*)
-		INSERT INTO journal (client, n, call, user_id, source, resource, lease, image)
-		SELECT 0, 0, 'made', user_id, source, resource, lease, m::text FROM made AS m});
+		INSERT INTO journal (client, n, call, user_id, account, source, resource, lease, image)
+		SELECT 0, 0, 'made', user_id, account, source, resource, lease, m::text FROM made AS m});
 	return;
 }
 
@@ -142,7 +143,7 @@ sub check
 		}
 	}
 	foreach (split(/\n/, $node->safe_psql('postgres', q{SELECT client || '.' || n,
-			concat_ws(' ', user_id, source, resource, lease, COALESCE(md5(image), 'gone')) FROM journal WHERE client > 0 ORDER BY 1, 2})))
+			concat_ws(' ', user_id, account, source, resource, lease, COALESCE(md5(image), 'gone')) FROM journal WHERE client > 0 ORDER BY 1, 2})))
 	{
 		my ($call, $row) = split(/\|/, $_, 2);
 		push @{ $journal{$call} }, $row;
@@ -156,17 +157,17 @@ sub check
 	is(join(' ', sort @unwanted), '', "$when: no call is there that failed or was rolled back");
 	is($node->safe_psql('postgres', q{
 			SET TimeZone = 'UTC';
-			SELECT count(*) FROM (SELECT DISTINCT ON (user_id, source, resource) * FROM journal
-					ORDER BY user_id, source, resource, number DESC) AS j
-				FULL JOIN syncstate.sync_state AS s USING (user_id, source, resource)
+			SELECT count(*) FROM (SELECT DISTINCT ON (user_id, account, source, resource) * FROM journal
+					ORDER BY user_id, account, source, resource, number DESC) AS j
+				FULL JOIN syncstate.sync_state AS s USING (user_id, account, source, resource)
 			WHERE j.image IS DISTINCT FROM CASE WHEN s.user_id IS NOT NULL THEN s::text END}),
 		'0', "$when: all rows are as the last call left them");
 	is($node->safe_psql('postgres', q{
 			WITH lives AS ( -- the numbers of a row that is deleted go with it
-				SELECT *, count(*) FILTER (WHERE image IS NULL) OVER (PARTITION BY user_id, source, resource ORDER BY number) AS life
+				SELECT *, count(*) FILTER (WHERE image IS NULL) OVER (PARTITION BY user_id, account, source, resource ORDER BY number) AS life
 				FROM journal),
 			befores AS (
-				SELECT *, max(lease) OVER (PARTITION BY user_id, source, resource, life ORDER BY number
+				SELECT *, max(lease) OVER (PARTITION BY user_id, account, source, resource, life ORDER BY number
 					ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
 				FROM lives)
 			SELECT count(*) FROM befores WHERE lease < before OR call IN ('claim', 'start') AND lease = before}),
@@ -189,10 +190,10 @@ sub check_that_all_come_back
 		SELECT count(*) > 0, count(*) FILTER (WHERE h.parked_reason IS NULL AND t.user_id IS NULL AND s.parked_reason IS DISTINCT FROM 'failures'),
 			count(*) FILTER (WHERE h.parked_reason IS NOT NULL AND t.user_id IS NOT NULL),
 			count(*) FILTER (WHERE t.lease <= h.lease),
-			(SELECT count(*) FROM (SELECT FROM taken GROUP BY user_id, source, resource HAVING count(*) > 1) AS twice)
-		FROM had AS h LEFT JOIN taken AS t USING (user_id, source, resource)
-			LEFT JOIN syncstate.sync_state AS s USING (user_id, source, resource);
-		SELECT count(*) FROM taken AS t, syncstate.mark_sync_completed(t.user_id, t.source, lease => t.lease, resource => t.resource) AS s
+			(SELECT count(*) FROM (SELECT FROM taken GROUP BY user_id, account, source, resource HAVING count(*) > 1) AS twice)
+		FROM had AS h LEFT JOIN taken AS t USING (user_id, account, source, resource)
+			LEFT JOIN syncstate.sync_state AS s USING (user_id, account, source, resource);
+		SELECT count(*) FROM taken AS t, syncstate.mark_sync_completed(t.user_id, t.source, lease => t.lease, resource => t.resource, account => t.account) AS s
 		WHERE s.status <> 'idle';
 		SELECT count(*) FROM syncstate.sync_state WHERE lease_expires_at IS NOT NULL AND parked_reason IS NULL});
 	is($told, "t|0|0|0|0\n0\n0", 'in the end every row that is not parked comes back, once, under a new number, and completes');

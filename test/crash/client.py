@@ -11,8 +11,9 @@ per transaction, and writes to LOG, one line each, tabs between the fields:
     undone N            rolled back on purpose
     refused N SQLSTATE  the call failed; its transaction was rolled back
 
-N counts up over all runs with the same LOG.  ROW is "user source resource
-lease md5", of the row as the call left it; md5 is "gone" if it is deleted.
+N counts up over all runs with the same LOG.  ROW is "user account source
+resource lease md5", of a row that the call wrote, as it left it; md5 is "gone"
+if it is deleted.
 
 Each transaction also writes what it did into the table journal, with a number
 from a sequence that it draws while it holds the row's lock: in the order of
@@ -30,7 +31,8 @@ import sys
 import psycopg
 
 SOURCES = ('google_calendar', 'google_tasks', 'google_gmail', 'custom_crm')
-KEY = 'user_id = %s AND source = %s::syncstate.sync_source AND resource = %s'
+ACCOUNTS = ('', 'work')
+KEY = 'user_id = %s AND account = %s AND source = %s::syncstate.sync_source AND resource = %s'
 
 
 class Client:
@@ -39,7 +41,7 @@ class Client:
         self.number = number
         self.log_name = log
         self.n = 0
-        self.held = []  # (user, source, resource, lease) of acknowledged claims
+        self.held = []  # (user, account, source, resource, lease) of acknowledged claims
         self.reported = []  # those of the last batch: the lost ones are not told of
         self.read_log()
         self.random = random.Random(f'{seed}/{number}/{self.n}')
@@ -65,22 +67,24 @@ class Client:
 
     def remember(self, call, rows):
         """Which leases we hold after a call that was acknowledged."""
-        keys = [row[:3] for row in rows]
         if call in ('claim', 'start'):
-            self.held += [(row[0], row[1], row[2], int(row[3])) for row in rows]
+            self.held += [(*row[:4], int(row[4])) for row in rows]
         elif call in ('complete', 'fail', 'limit', 'release', 'report'):
-            self.held = [h for h in self.held if h[:3] not in keys and h not in self.reported]
+            # others of the account may be limited or parked, and their runs go on
+            self.held = [h for h in self.held if h not in self.reported]
 
     def a_row(self):
         return (f'00000000-0000-4000-8000-{self.random.randrange(40):012d}',
-                self.random.choice(SOURCES), self.random.choice(('', 'r')))
+                self.random.choice(ACCOUNTS), self.random.choice(SOURCES), self.random.choice(('', 'r')))
 
     def call(self):
-        """A call: name, statement, arguments.  Each statement returns rows of sync_state."""
+        """A call: name, statement, arguments.  Each statement returns users and accounts that it is about."""
         r = self.random
+        self.reported = []
         mark = f'{self.number}.{self.n}'
         kinds = ['claim'] * 6 + ['start', 'connect', 'connect', 'request', 'request', 'pause', 'resume',
-                                 'disconnect', 'update', 'clear by hand', 'write']
+                                 'disconnect', 'update', 'clear by hand', 'write', 'connect account', 'connect account', 'resume account',
+                 'pause account', 'disconnect account', 'request account', 'resources', 'resources']
         if self.held:
             kinds += ['complete'] * 8 + ['fail', 'fail', 'limit', 'clear', 'renew', 'checkpoint', 'checkpoint',
                                          'release', 'report', 'report', 'report']
@@ -89,27 +93,37 @@ class Client:
             return kind, 'SELECT c.* FROM syncstate.claim_due_syncs(max_rows => %s) AS c', (r.choice((1, 3, 10, 30)),)
         if kind == 'report':
             held = self.reported = r.sample(self.held, min(len(self.held), 5))
-            reports = [{'user_id': u, 'source': s, 'resource': x, 'lease': lease, **r.choice((
+            reports = [{'user_id': u, 'account': a, 'source': s, 'resource': x, 'lease': lease, **r.choice((
                 {'outcome': 'completed', 'items_synced': self.n, 'sync_token': mark},
                 {'outcome': 'failed', 'error_message': mark},
                 {'outcome': 'rate_limited', 'retry_after': '1 s'},
-                {'outcome': 'released'}))} for u, s, x, lease in held]
+                {'outcome': 'released'}))} for u, a, s, x, lease in held]
             return kind, 'SELECT c.* FROM syncstate.report_syncs(%s) AS c', (json.dumps(reports),)
         if kind in ('complete', 'fail', 'limit', 'clear', 'renew', 'checkpoint', 'release'):
-            u, s, x, lease = r.choice(self.held)
+            u, a, s, x, lease = held = r.choice(self.held)
+            if kind in ('complete', 'fail', 'limit', 'release'):
+                self.reported = [held]
             name, more = {
                 'complete': ('mark_sync_completed', {'items_synced': self.n, 'sync_token': mark}),
                 'fail': ('mark_sync_failed', {'error_message': mark, 'kind': r.choice(('transient', 'transient', 'permanent', 'auth'))}),
-                'limit': ('mark_rate_limited', {'retry_after': '1 s'}),
+                'limit': ('mark_rate_limited', {'retry_after': '1 s', 'scope': r.choice(('row', 'account'))}),
                 'clear': ('clear_sync_token', {}),
                 'renew': ('renew_sync_lease', {}),
                 'checkpoint': ('checkpoint_sync', {'page_token': mark, 'progress_done': self.n}),
                 'release': ('release_sync', {})}[kind]
-            more = {'user_id': u, 'source': s, 'resource': x, 'lease': lease, **more}
+            more = {'user_id': u, 'account': a, 'source': s, 'resource': x, 'lease': lease, **more}
         else:
-            u, s, x = self.a_row()
+            u, a, s, x = self.a_row()
             if kind == 'write':
-                return kind, f'UPDATE syncstate.sync_state AS c SET page_token = %s WHERE {KEY} RETURNING c.*', (mark, u, s, x)
+                return kind, f'UPDATE syncstate.sync_state AS c SET page_token = %s WHERE {KEY} RETURNING c.*', (mark, u, a, s, x)
+            if kind == 'resources':
+                return kind, ('SELECT %s::uuid AS user_id, %s::text AS account, count(*) FROM syncstate.set_sync_resources'
+                              '(%s::uuid, %s::syncstate.sync_source, %s::text[], %s)'), (u, a, u, s, r.choice((['r'], ['r'], [])), a)
+            if kind == 'request account':
+                return kind, ('SELECT %s::uuid AS user_id, %s::text AS account, count(*) '
+                              'FROM syncstate.request_account(%s::uuid, %s)'), (u, a, u, a)
+            if kind.endswith(' account'):
+                return kind, f"SELECT c.* FROM syncstate.{kind.replace(' ', '_')}(%s::uuid, %s) AS c", (u, a)
             name, more = {
                 'start': ('mark_sync_started', {}),
                 'connect': ('connect_sync', {}),
@@ -119,14 +133,14 @@ class Client:
                 'disconnect': ('disconnect_sync', {}),
                 'update': ('update_sync_state', {'changes': json.dumps({'updated_min': '2020-01-01', 'page_token': mark})}),
                 'clear by hand': ('clear_sync_token', {})}[kind]
-            more = {'user_id': u, 'source': s, 'resource': x, **more}
+            more = {'user_id': u, 'account': a, 'source': s, 'resource': x, **more}
         types = {'user_id': '::uuid', 'source': '::syncstate.sync_source', 'retry_after': '::interval', 'lease': '::bigint',
                  'changes': '::jsonb', 'items_synced': '::bigint', 'progress_done': '::bigint'}
         arguments = ', '.join(f'{k} => %s{types.get(k, "::text")}' for k in more)
         if kind in ('request', 'disconnect'):
             # these return a boolean: the row is the one of the key
-            return kind, (f'SELECT %s::uuid AS user_id, %s::syncstate.sync_source AS source, %s::text AS resource, '
-                          f'syncstate.{name}({arguments}) AS result'), (u, s, x, *more.values())
+            return kind, (f'SELECT %s::uuid AS user_id, %s::text AS account, %s::syncstate.sync_source AS source, '
+                          f'%s::text AS resource, syncstate.{name}({arguments}) AS result'), (u, a, s, x, *more.values())
         return kind, f'SELECT c.* FROM syncstate.{name}({arguments}) AS c', tuple(more.values())
 
     def step(self, connection):
@@ -140,18 +154,22 @@ class Client:
                 cursor = connection.cursor()
                 touched = cursor.execute(statement, arguments).fetchall()
                 names = [c.name for c in cursor.description]
-                for values in touched:
-                    row = dict(zip(names, values))
-                    if kind == 'disconnect' and not row['result']:
-                        continue
-                    key = (str(row['user_id']), row['source'], row['resource'])
-                    stored = cursor.execute(f'SELECT s::text, lease FROM syncstate.sync_state AS s WHERE {KEY} FOR UPDATE', key).fetchone()
-                    if stored is None and kind == 'request':
-                        continue
-                    image, lease = stored or (None, 0)
-                    cursor.execute('INSERT INTO journal (client, n, call, user_id, source, resource, lease, image) '
-                                   'VALUES (%s, %s, %s, %s, %s, %s, %s, %s)', (self.number, self.n, kind, *key, lease, image))
-                    rows.append((*key, lease, hashlib.md5(image.encode()).hexdigest() if image else 'gone'))
+                touched = [dict(zip(names, values)) for values in touched]
+                deleted = [row for row in touched if kind == 'disconnect account' or kind == 'disconnect' and row['result']]
+                for row in deleted:
+                    key = (str(row['user_id']), row['account'], row['source'], row['resource'])
+                    cursor.execute('INSERT INTO journal (client, n, call, user_id, account, source, resource, lease) '
+                                   'VALUES (%s, %s, %s, %s, %s, %s, %s, 0)', (self.number, self.n, kind, *key))
+                    rows.append((*key, 0, 'gone'))
+                # what this transaction wrote, others of the account included
+                accounts = {(row['user_id'], row['account']) for row in touched}
+                written = cursor.execute(
+                    'INSERT INTO journal (client, n, call, user_id, account, source, resource, lease, image) '
+                    'SELECT %s, %s, %s, user_id, account, source, resource, lease, s::text FROM syncstate.sync_state AS s '
+                    'JOIN unnest(%s::uuid[], %s::text[]) AS a (user_id, account) USING (user_id, account) '
+                    'WHERE s.xmin = pg_current_xact_id()::xid RETURNING user_id, account, source, resource, lease, image',
+                    (self.number, self.n, kind, [u for u, _ in accounts], [a for _, a in accounts]))
+                rows += [(str(u), *key, hashlib.md5(image.encode()).hexdigest()) for u, *key, image in written]
                 if undo:
                     raise psycopg.Rollback()
         except psycopg.Error as e:

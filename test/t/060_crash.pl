@@ -103,7 +103,7 @@ foreach my $round (1 .. $rounds)
 
 # The test is no test without these.
 my $calls = $node->safe_psql('postgres', q{SELECT string_agg(DISTINCT call, ', ' ORDER BY call) FROM journal});
-is($calls, 'checkpoint, claim, clear, clear by hand, complete, connect, disconnect, fail, limit, made, pause, release, renew, report, request, resume, start, update, write',
+is($calls, 'checkpoint, claim, clear, clear by hand, complete, connect, connect account, disconnect, disconnect account, fail, limit, made, pause, pause account, release, renew, report, request, request account, resources, resume, resume account, start, update, write',
 	'each call was made') if $rounds >= @kinds;
 cmp_ok($load->count('refused'), '>', 0, 'some calls were refused');
 cmp_ok($load->count('undone'), '>', 0, 'some were rolled back');

@@ -57,8 +57,8 @@ $primary->safe_psql('postgres', q{
 	SELECT syncstate.connect_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_gmail', 'mine');
 	SELECT syncstate.pause_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_gmail', 'mine');
 	GRANT USAGE, CREATE ON SCHEMA public TO regress_syncstate_worker;
-	INSERT INTO journal (client, n, call, user_id, source, resource, lease, image)
-		SELECT 0, 0, 'made', user_id, source, resource, lease, s::text FROM syncstate.sync_state AS s WHERE resource = 'mine'});
+	INSERT INTO journal (client, n, call, user_id, account, source, resource, lease, image)
+		SELECT 0, 0, 'made', user_id, account, source, resource, lease, s::text FROM syncstate.sync_state AS s WHERE resource = 'mine'});
 my $standby = standby_of($primary, 'node1');
 $primary->wait_for_catchup($standby);
 
@@ -203,8 +203,8 @@ foreach my $round (1 .. $rounds)
 		undef $session;
 		$standby->safe_psql('postgres', q{
 			SET TimeZone = 'UTC';
-			INSERT INTO journal (client, n, call, user_id, source, resource, lease, image)
-			SELECT 0, 0, 'by hand', user_id, source, resource, lease, s::text FROM syncstate.sync_state AS s});
+			INSERT INTO journal (client, n, call, user_id, account, source, resource, lease, image)
+			SELECT 0, 0, 'by hand', user_id, account, source, resource, lease, s::text FROM syncstate.sync_state AS s});
 	}
 
 	# The clients go on there, with the leases that they have.
