@@ -90,15 +90,12 @@ is_bare(Relation rel)
 static Bitmapset *
 written_columns(void)
 {
-	Bitmapset  *columns = NULL;
+	Bitmapset  *columns = bms_add_range(NULL,
+										Anum_sync_state_status - FirstLowInvalidHeapAttributeNumber,
+										Natts_sync_state - FirstLowInvalidHeapAttributeNumber);
 
-	for (int i = Anum_sync_state_status; i <= Natts_sync_state; i++)
-	{
-		if (i != Anum_sync_state_created_at)
-			columns = bms_add_member(columns,
-									 i - FirstLowInvalidHeapAttributeNumber);
-	}
-	return columns;
+	return bms_del_member(columns,
+						  Anum_sync_state_created_at - FirstLowInvalidHeapAttributeNumber);
 }
 
 /*
