@@ -904,7 +904,7 @@ def judge_the_judge(history):
     print(f"the judge was given {placed} faults of {len(FAULTS)}, and missed {missed}")
 
     # some need what a short history may lack
-    if placed < len(FAULTS) - 10:
+    if placed < len(FAULTS) - 25:
         print("too few faults found a place")
         missed += 1
     return missed
