@@ -277,6 +277,24 @@ find_place(RowAccess *rows, const SyncKey *key)
 	return syncstate_same_key(&found, key);
 }
 
+/* The conditions by which the primary key finds a key, column by column. */
+void
+syncstate_key_conditions(const SyncKey *key, ScanKeyData *conditions)
+{
+	ScanKeyEntryInitialize(&conditions[0], 0, 1, BTEqualStrategyNumber,
+						   InvalidOid, InvalidOid, F_UUID_EQ,
+						   UUIDPGetDatum(&key->user_id));
+	ScanKeyEntryInitialize(&conditions[1], 0, 2, BTEqualStrategyNumber,
+						   InvalidOid, C_COLLATION_OID, F_TEXTEQ,
+						   PointerGetDatum(key->account));
+	ScanKeyEntryInitialize(&conditions[2], 0, 3, BTEqualStrategyNumber,
+						   InvalidOid, InvalidOid, F_ENUM_EQ,
+						   ObjectIdGetDatum(key->source));
+	ScanKeyEntryInitialize(&conditions[3], 0, 4, BTEqualStrategyNumber,
+						   InvalidOid, C_COLLATION_OID, F_TEXTEQ,
+						   PointerGetDatum(key->resource));
+}
+
 /* Puts the row of a key, as the look sees it, into the slot. */
 static bool
 find_key(RowAccess *rows, const SyncKey *key)
@@ -294,16 +312,7 @@ find_key(RowAccess *rows, const SyncKey *key)
 											   GetActiveSnapshot(),
 											   NUM_KEY_COLUMNS);
 	}
-	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
-						   InvalidOid, F_UUID_EQ, UUIDPGetDatum(&key->user_id));
-	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ,
-						   PointerGetDatum(key->account));
-	ScanKeyEntryInitialize(&keys[2], 0, 3, BTEqualStrategyNumber, InvalidOid,
-						   InvalidOid, F_ENUM_EQ, ObjectIdGetDatum(key->source));
-	ScanKeyEntryInitialize(&keys[3], 0, 4, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ,
-						   PointerGetDatum(key->resource));
+	syncstate_key_conditions(key, keys);
 	index_rescan(rows->scan, keys, NUM_KEY_COLUMNS, NULL, 0);
 	return index_getnext_slot(rows->scan, ForwardScanDirection, rows->slot);
 }

@@ -27,6 +27,7 @@ typedef struct RowAccess
 } RowAccess;
 
 extern bool syncstate_is_plain(Relation rel, AclMode mode);
+extern void syncstate_key_conditions(const SyncKey *key, ScanKeyData *conditions);
 extern void syncstate_rows_open(RowAccess *rows);
 extern void syncstate_rows_close(RowAccess *rows);
 extern void syncstate_rows_look(RowAccess *rows);

@@ -16,18 +16,16 @@
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/stratnum.h"
 #include "access/tableam.h"
-#include "catalog/pg_collation.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
-#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "access.h"
 #include "cap.h"
 #include "catalog.h"
 #include "compat.h"
@@ -47,6 +45,9 @@
 
 /* No domain is left alone for longer. */
 #define MAX_REST		USECS_PER_SEC
+
+/* So many columns of the primary key name a quota domain. */
+#define DOMAIN_COLUMNS	3
 
 /* A quota domain; without padding, since it is hashed. */
 typedef struct DomainKey
@@ -140,18 +141,13 @@ count_running(const Caps *caps, const SyncKey *key, TimestampTz now, int enough)
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	Relation	pkey = index_open(syncstate_ids()->pkey_index, AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(caps->rel, NULL);
-	IndexScanDesc scan = syncstate_index_beginscan(caps->rel, pkey, snapshot, 3);
-	ScanKeyData keys[3];
+	IndexScanDesc scan = syncstate_index_beginscan(caps->rel, pkey, snapshot,
+												   DOMAIN_COLUMNS);
+	ScanKeyData keys[NUM_KEY_COLUMNS];
 	int			running = 0;
 
-	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
-						   InvalidOid, F_UUID_EQ, UUIDPGetDatum(&key->user_id));
-	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ,
-						   PointerGetDatum(key->account));
-	ScanKeyEntryInitialize(&keys[2], 0, 3, BTEqualStrategyNumber, InvalidOid,
-						   InvalidOid, F_ENUM_EQ, ObjectIdGetDatum(key->source));
-	index_rescan(scan, keys, 3, NULL, 0);
+	syncstate_key_conditions(key, keys);
+	index_rescan(scan, keys, DOMAIN_COLUMNS, NULL, 0);
 	while (running < enough &&
 		   index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
