@@ -116,4 +116,4 @@ while [ -z "$stop" ]; do
 	else
 		rest
 	fi
-done
+done || : # asked to stop, it did, whatever was cut off
