@@ -852,7 +852,7 @@ def resource_missed(h):
         r for r in call["results"] if r["resource"] != write["new"]["resource"]])
 
 
-@fault("columns")
+@fault("result")
 def paused_resource_gone(h):
     call, write = first(h, "set_resources", lambda c, w: w["new"]["parked_reason"] == "gone")
     if write:
