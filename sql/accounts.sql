@@ -219,6 +219,7 @@ SELECT pause_account(u(1), NULL); -- ERROR
 SELECT resume_account(u(1), repeat('x', 256)); -- ERROR
 SELECT disconnect_account(u(1), '', 'nobody'); -- ERROR
 SELECT request_account(u(1), '', ''); -- ERROR
+SELECT connect_account(u(1), '', repeat('x', 59)); -- ERROR
 
 -- ---------------------------------------------------------------------
 -- The resources of an account
@@ -305,6 +306,12 @@ SELECT show(mark_rate_limited(u(1), 'google_calendar', '1 hour', account => 'hom
 SELECT clock('0');
 SELECT ahead, due FROM sync_overview WHERE source = 'google_calendar';
 SELECT request_sync(u(1), 'google_calendar', 'a', 'home');
+-- a request ends it, also where one waits already
+SELECT limited_until FROM get_sync_state(u(1), 'google_calendar', 'a', 'home');
+UPDATE sync_state SET limited_until = t('100 days') WHERE resource = 'a';
+SELECT clock('1 second');
+SELECT request_sync(u(1), 'google_calendar', 'a', 'home');
+SELECT limited_until FROM get_sync_state(u(1), 'google_calendar', 'a', 'home');
 SELECT show(s) FROM connect_account(u(1), 'home', 'google') AS s WHERE source = 'google_calendar';
 SELECT ahead, due FROM sync_overview WHERE source = 'google_calendar';
 

@@ -215,6 +215,14 @@ SELECT pg_temp.try('regress_syncstate "quoted"; DROP TABLE x', 'SELECT * FROM sy
 DROP OWNED BY "regress_syncstate ""quoted""; DROP TABLE x";
 DROP ROLE "regress_syncstate ""quoted""; DROP TABLE x";
 
+-- a site may let its users disconnect, who cannot read all of a row
+GRANT DELETE ON syncstate.sync_state TO regress_syncstate_user;
+GRANT EXECUTE ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text, text) TO regress_syncstate_user;
+SELECT pg_temp.try('regress_syncstate_user', $$SELECT syncstate.disconnect_sync('aaaaaaaa-0000-4000-8000-00000000000a', 'google_calendar')$$,
+	'{"sub": "aaaaaaaa-0000-4000-8000-00000000000a"}') AS disconnects;
+REVOKE DELETE ON syncstate.sync_state FROM regress_syncstate_user;
+REVOKE EXECUTE ON FUNCTION syncstate.disconnect_sync(uuid, syncstate.sync_source, text, text) FROM regress_syncstate_user;
+
 -- granting twice is granting once
 SELECT relacl AS before FROM pg_class WHERE oid = 'syncstate.sync_state'::regclass \gset
 SELECT syncstate.grant_worker('regress_syncstate_worker'), syncstate.grant_user('regress_syncstate_user');

@@ -430,15 +430,15 @@ syncstate_no_such_row(const SyncKey *key)
 			 errdetail("%s", syncstate_key_detail(key))));
 }
 
-/* Makes the row of a key, which has the limit of its quota domain. */
-void
-syncstate_make_row(const SyncKey *key)
+/* Makes the row of a key, under the limit of its quota domain. */
+static void
+make_row(const SyncKey *key)
 {
-	SyncKey		of = *key;
+	Oid			source = key->source;
 	SyncAccount domain = {
 		.user_id = key->user_id,
 		.account = key->account,
-		.sources = &of.source,
+		.sources = &source,
 		.nsources = 1,
 	};
 
@@ -457,7 +457,7 @@ syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key, bool make,
 			return;
 		if (!make)
 			break;
-		syncstate_make_row(key);
+		make_row(key);
 	}
 	syncstate_no_such_row(key);
 }

@@ -35,7 +35,6 @@ extern bool syncstate_rows_read(RowAccess *rows, const SyncKey *key,
 								SyncState *row);
 extern bool syncstate_rows_lock(RowAccess *rows, const SyncKey *key,
 								SyncState *row);
-extern void syncstate_make_row(const SyncKey *key);
 extern void syncstate_rows_lock_or_make(RowAccess *rows, const SyncKey *key,
 										bool make, SyncState *row);
 extern bool syncstate_rows_lock_version(RowAccess *rows, ItemPointerData tid,

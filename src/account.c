@@ -17,9 +17,9 @@
 #include "access.h"
 #include "args.h"
 #include "request.h"
-#include "spread.h"
 #include "store.h"
 #include "syncstate.h"
+#include "transition.h"
 
 PG_FUNCTION_INFO_V1(syncstate_connect_account);
 PG_FUNCTION_INFO_V1(syncstate_pause_account);
@@ -37,7 +37,7 @@ read_account(FunctionCallInfo fcinfo)
 		.account = syncstate_arg_account(fcinfo, 1),
 	};
 	text	   *provider = syncstate_arg_text(fcinfo, 2, "provider",
-											  MAX_RESOURCE_BYTES);
+											  MAX_LABEL_BYTES);
 
 	account.sources =
 		syncstate_sources_of_provider(provider == NULL ? NULL :
@@ -52,21 +52,28 @@ read_account(FunctionCallInfo fcinfo)
 	return account;
 }
 
+/* Begins a call: finds the rows of its account, and prepares its result. */
+static SyncKey *
+begin_call(FunctionCallInfo fcinfo, int *nkeys)
+{
+	SyncAccount account = read_account(fcinfo);
+
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	return syncstate_store_account(&account, nkeys);
+}
+
 /* Applies a transition to each row of an account; returns the rows. */
 static Datum
 apply_to_each(FunctionCallInfo fcinfo, Transition transition)
 {
+	int			nkeys;
+	SyncKey    *keys = begin_call(fcinfo, &nkeys);
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	SyncAccount account = read_account(fcinfo);
 	SyncPolicy	policy = {.source = InvalidOid};
 	Report		report = {0};
 	RowAccess	rows;
-	SyncKey    *keys;
-	int			nkeys;
 
-	InitMaterializedSRF(fcinfo, 0);
-	SPI_connect();
-	keys = syncstate_store_account(&account, &nkeys);
 	syncstate_rows_open(&rows);
 	syncstate_rows_look(&rows);
 	for (int i = 0; i < nkeys; i++)
@@ -74,7 +81,7 @@ apply_to_each(FunctionCallInfo fcinfo, Transition transition)
 		SyncState	row;
 		HeapTuple	written;
 
-		/* what is gone comes back by connecting alone: nobody else can know */
+		/* only connecting brings back what is gone */
 		if (!syncstate_rows_lock(&rows, &keys[i], &row) ||
 			(transition != TRANSITION_CONNECT &&
 			 syncstate_is_parked_for(&row, PARKED_GONE)))
@@ -119,17 +126,13 @@ syncstate_resume_account(PG_FUNCTION_ARGS)
 Datum
 syncstate_disconnect_account(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	SyncAccount account = read_account(fcinfo);
-	SyncKey    *keys;
 	int			nkeys;
+	SyncKey    *keys = begin_call(fcinfo, &nkeys);
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 
-	InitMaterializedSRF(fcinfo, 0);
-	SPI_connect();
-	keys = syncstate_store_account(&account, &nkeys);
 	for (int i = 0; i < nkeys; i++)
 	{
-		HeapTuple	deleted = syncstate_store_delete(&keys[i]);
+		HeapTuple	deleted = syncstate_store_take(&keys[i]);
 
 		if (deleted != NULL)
 			tuplestore_puttuple(rsinfo->setResult, deleted);
@@ -145,14 +148,10 @@ syncstate_disconnect_account(PG_FUNCTION_ARGS)
 Datum
 syncstate_request_account(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	SyncAccount account = read_account(fcinfo);
-	SyncKey    *keys;
 	int			nkeys;
+	SyncKey    *keys = begin_call(fcinfo, &nkeys);
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 
-	InitMaterializedSRF(fcinfo, 0);
-	SPI_connect();
-	keys = syncstate_store_account(&account, &nkeys);
 	for (int i = 0; i < nkeys; i++)
 	{
 		Datum		values[2] = {

@@ -452,14 +452,13 @@ apply_one_of(RowAccess *rows, const BatchReport **reports, int nreports,
 }
 
 /*
- * Applies reports of rows of one account, each row's by itself.  Returns how
- * many were applied.
+ * Applies reports of rows of one account, each row's by itself.  *policy is that
+ * of the source at hand.  Returns how many were applied.
  */
 static int
 apply_to_rows(RowAccess *rows, const BatchReport **reports, int nreports,
-			  TimestampTz *now, Applied *applied)
+			  SyncPolicy *policy, TimestampTz *now, Applied *applied)
 {
-	SyncPolicy	policy = {.source = InvalidOid};
 	int			napplied = 0;
 
 	for (int first = 0, end; first < nreports; first = end)
@@ -470,9 +469,9 @@ apply_to_rows(RowAccess *rows, const BatchReport **reports, int nreports,
 									&reports[first]->report.key))
 				break;
 		}
-		if (policy.source != reports[first]->report.key.source)
-			policy = syncstate_policy(reports[first]->report.key.source);
-		if (apply_one_of(rows, &reports[first], end - first, &policy, now,
+		if (policy->source != reports[first]->report.key.source)
+			*policy = syncstate_policy(reports[first]->report.key.source);
+		if (apply_one_of(rows, &reports[first], end - first, policy, now,
 						 &applied[napplied]))
 			napplied++;
 	}
@@ -575,6 +574,7 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 	const BatchReport **sorted;
 	int			nreports;
 	RowAccess	rows;
+	SyncPolicy	policy = {.source = InvalidOid};
 	Applied    *applied;
 	int			napplied = 0;
 	TimestampTz now;
@@ -609,7 +609,7 @@ syncstate_report_syncs(PG_FUNCTION_ARGS)
 		napplied += any_spreads(&sorted[first], end - first) ?
 			apply_to_account(&rows, &sorted[first], end - first, &now,
 							 &applied[napplied]) :
-			apply_to_rows(&rows, &sorted[first], end - first, &now,
+			apply_to_rows(&rows, &sorted[first], end - first, &policy, &now,
 						  &applied[napplied]);
 	}
 	syncstate_rows_close(&rows);

@@ -4,14 +4,14 @@
  * The rows of one user, account and source share the provider's limit of
  * concurrent requests: max_in_flight.  A claim that wants to start a row of a
  * domain locks the domain until its transaction ends, and then counts what runs,
- * by the newest snapshot: whoever claimed one before has committed, since it had
- * the lock.  Nobody waits: a domain that another claim has locked is as good
- * as full.
+ * by the newest snapshot: an earlier claim of the domain has committed by then,
+ * because it held the same lock.  Nobody waits: a domain that another claim has
+ * locked counts as full.
  *
- * The count reads all rows of the domain.  Where that finds no room, or takes long,
- * the session leaves the domain alone for REST times as long as the count took:
- * however many rows an account has, they cost the others at most a tenth of the
- * time.
+ * The count reads all rows of the domain.  When it finds no room, or takes long,
+ * the session's claims leave the domain alone for REST times as long as the count
+ * took: however many rows an account has, they cost the others at most a tenth of
+ * the time.  Those who only look never make a claim leave a domain alone.
  */
 #include "postgres.h"
 
@@ -44,7 +44,7 @@
 #define LONG_COUNT		(10 * USECS_PER_SEC / 1000)
 
 /* No domain is left alone for longer. */
-#define MAX_REST		USECS_PER_SEC
+#define MAX_REST		USECS_PER_MINUTE
 
 /* So many columns of the primary key name a quota domain. */
 #define DOMAIN_COLUMNS	3
@@ -202,7 +202,7 @@ count_room(const Caps *caps, const SyncPolicy *policy, const SyncKey *key,
 	room = policy->max_in_flight -
 		count_running(caps, key, syncstate_now(), policy->max_in_flight);
 	took = Max(GetCurrentTimestamp() - began, 0);
-	if (room == 0 || took > LONG_COUNT)
+	if (caps->takes && (room == 0 || took > LONG_COUNT))
 		rest(domain, began + took, took);
 	return room;
 }

@@ -126,7 +126,7 @@ setting(const char *name)
 	return (value == NULL || *value == '\0') ? NULL : value;
 }
 
-/* The claim "sub" as a text; '' if there is none. */
+/* Returns the claim "sub" as text, or '' if there is none. */
 static const char *
 subject_of_claims(const char *claims)
 {

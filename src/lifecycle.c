@@ -406,7 +406,7 @@ syncstate_disconnect_sync(PG_FUNCTION_ARGS)
 	bool		deleted;
 
 	SPI_connect();
-	deleted = syncstate_store_delete(&key) != NULL;
+	deleted = syncstate_store_delete(&key);
 	SPI_finish();
 	PG_RETURN_BOOL(deleted);
 }

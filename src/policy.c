@@ -613,6 +613,23 @@ syncstate_policies(int *n)
 	return copy;
 }
 
+/* The sources of a provider, or all of them for NULL, in the order of the enum. */
+Oid *
+syncstate_sources_of_provider(const char *provider, int *nsources)
+{
+	int			n;
+	const SyncPolicy *all = kept_policies(&n);
+	Oid		   *sources = palloc(Max(n, 1) * sizeof(Oid));
+
+	*nsources = 0;
+	for (int i = 0; i < n; i++)
+	{
+		if (provider == NULL || strcmp(NameStr(all[i].provider), provider) == 0)
+			sources[(*nsources)++] = all[i].source;
+	}
+	return sources;
+}
+
 /* The place of a source in the order of the enum. */
 int
 syncstate_source_rank(Oid source)

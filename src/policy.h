@@ -42,6 +42,7 @@ typedef struct SyncPolicy
 
 extern SyncPolicy syncstate_policy(Oid source);
 extern SyncPolicy *syncstate_policies(int *npolicies);
+extern Oid *syncstate_sources_of_provider(const char *provider, int *nsources);
 extern int	syncstate_source_rank(Oid source);
 extern void syncstate_pause_source(Oid source, TimestampTz until,
 								   TimestampTz now);

@@ -58,7 +58,8 @@ syncstate_request(const SyncKey *key)
 	now = syncstate_now();
 	if ((row.requested_at == NO_TIME || row.requested_at > now ||
 		 row.updated_at > now ||	/* by a clock that was wrong: maybe the lease too */
-		 row.due_at != syncstate_settled_due(&policy, &row, now)) &&
+		 row.due_at != syncstate_settled_due(&policy, &row, now) ||
+		 row.limited_until != syncstate_settled_limit(&row, now)) &&
 		syncstate_store_request(key, now) && comes_earlier(&row, &policy, now))
 		syncstate_wake_workers(&policy);
 	return REQUEST_COMES;

@@ -15,14 +15,20 @@
 #include "store.h"
 #include "syncstate.h"
 
-/* What the reports of an account say of each source, by its rank. */
-typedef struct Told
+/* The rows that reports of an account concern, and what these tell of a source. */
+typedef struct Spread
 {
-	SyncPolicy *policies;
+	RowAccess  *rows;
+	SyncPolicy *policies;		/* of all sources, in the order of the enum */
 	int			nsources;
-	TimestampTz *limited_until; /* NO_TIME: not limited */
-	bool	   *revoked;
-} Told;
+	TimestampTz *limited_until; /* of each source; NO_TIME: not limited */
+	bool	   *revoked;		/* of each source */
+	const SyncKey *made;		/* the row to be made if it is missing, or NULL */
+	SyncKey    *keys;
+	int			nkeys;
+	AccountReport **held;		/* of each key: the report that is applied, or NULL */
+	TimestampTz now;
+} Spread;
 
 /* Whether a report may concern more rows than its own. */
 bool
@@ -39,213 +45,238 @@ same_provider(const SyncPolicy *a, const SyncPolicy *b)
 	return strcmp(NameStr(a->provider), NameStr(b->provider)) == 0;
 }
 
-/* Compares the keys of two rows of one account. */
+/* The place of a source among the policies. */
 static int
-compare_keys(const SyncKey *a, const SyncKey *b)
+rank_of(const Spread *spread, Oid source)
 {
-	int			cmp = syncstate_source_rank(a->source) -
-		syncstate_source_rank(b->source);
+	for (int i = 0; i < spread->nsources; i++)
+	{
+		if (spread->policies[i].source == source)
+			return i;
+	}
+	elog(ERROR, "unexpected sync source %u", source);
+}
+
+/* Compares the keys of two rows of the account. */
+static int
+compare_keys(const Spread *spread, const SyncKey *a, const SyncKey *b)
+{
+	int			cmp = rank_of(spread, a->source) - rank_of(spread, b->source);
 
 	return cmp != 0 ? cmp : syncstate_compare_text(a->resource, b->resource);
 }
 
-/* The sources of a provider, or all of them for NULL, in the order of the enum. */
-Oid *
-syncstate_sources_of_provider(const char *provider, int *nsources)
+/* Whether a report concerns rows of a source, if only its own. */
+static bool
+concerns(const Spread *spread, const AccountReport *report, int rank)
 {
-	int			n;
-	SyncPolicy *all = syncstate_policies(&n);
-	Oid		   *sources = palloc(Max(n, 1) * sizeof(Oid));
+	int			own = rank_of(spread, report->report->key.source);
 
-	*nsources = 0;
-	for (int i = 0; i < n; i++)
-	{
-		if (provider == NULL || strcmp(NameStr(all[i].provider), provider) == 0)
-			sources[(*nsources)++] = all[i].source;
-	}
-	return sources;
+	return own == rank ||
+		(report->transition == TRANSITION_FAIL &&
+		 syncstate_spreads(report->transition, report->report) &&
+		 same_provider(&spread->policies[own], &spread->policies[rank]));
 }
 
-/* The sources that reports of an account concern, their rows' own included. */
+/* The sources that reports of an account concern. */
 static SyncAccount
-concerned(const AccountReport *reports, int nreports)
+concerned(const Spread *spread, const AccountReport *reports, int nreports)
 {
-	int			n;
-	SyncPolicy *all = syncstate_policies(&n);
 	SyncAccount account = {
 		.user_id = reports[0].report->key.user_id,
 		.account = reports[0].report->key.account,
-		.sources = palloc(Max(n, 1) * sizeof(Oid)),
+		.sources = palloc(Max(spread->nsources, 1) * sizeof(Oid)),
 	};
 
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < spread->nsources; i++)
 	{
 		bool		is_concerned = false;
 
 		for (int j = 0; j < nreports && !is_concerned; j++)
-		{
-			const Report *report = reports[j].report;
-			int			rank = syncstate_source_rank(report->key.source);
-
-			is_concerned = rank == i ||
-				(reports[j].transition == TRANSITION_FAIL && rank < n &&
-				 syncstate_spreads(reports[j].transition, report) &&
-				 same_provider(&all[rank], &all[i]));
-		}
+			is_concerned = concerns(spread, &reports[j], i);
 		if (is_concerned)
-			account.sources[account.nsources++] = all[i].source;
+			account.sources[account.nsources++] = spread->policies[i].source;
 	}
 	return account;
 }
 
+/* Adds the key of the row to be made in its place, unless it is there. */
+static void
+add_made(Spread *spread)
+{
+	int			place = 0;
+	int			cmp = 1;
+
+	while (place < spread->nkeys &&
+		   (cmp = compare_keys(spread, &spread->keys[place], spread->made)) < 0)
+		place++;
+	if (place < spread->nkeys && cmp == 0)
+		return;
+	spread->keys = repalloc(spread->keys, (spread->nkeys + 1) * sizeof(SyncKey));
+	memmove(&spread->keys[place + 1], &spread->keys[place],
+			(spread->nkeys - place) * sizeof(SyncKey));
+	spread->keys[place] = *spread->made;
+	spread->nkeys++;
+}
+
+/*
+ * Locks all rows that may be written, in the order of the key.  A row that is
+ * made is made in its turn, since others wait for what is made.
+ */
+static void
+lock_all(Spread *spread, const AccountReport *reports, int nreports)
+{
+	SyncAccount account = concerned(spread, reports, nreports);
+	SyncState	row;
+
+	spread->keys = syncstate_store_account(&account, &spread->nkeys);
+	if (spread->made != NULL)
+		add_made(spread);
+	spread->held = palloc0(Max(spread->nkeys, 1) * sizeof(AccountReport *));
+
+	syncstate_rows_look(spread->rows);
+	for (int i = 0; i < spread->nkeys; i++)
+	{
+		if (spread->made != NULL &&
+			compare_keys(spread, &spread->keys[i], spread->made) == 0)
+			syncstate_rows_lock_or_make(spread->rows, spread->made, true, &row);
+		else
+			(void) syncstate_rows_lock(spread->rows, &spread->keys[i], &row);
+	}
+	spread->now = syncstate_now();	/* after the waits for the locks */
+}
+
+/* Applies a report to its own row. */
+static void
+apply(const Spread *spread, const AccountReport *report, SyncState *row)
+{
+	syncstate_apply(report->transition, row, report->report,
+					&spread->policies[rank_of(spread, row->key.source)],
+					spread->now);
+}
+
 /* What a report that holds tells the other rows; its row is as it will be. */
 static void
-tell(Told *told, const AccountReport *report, const SyncState *row,
-	 TimestampTz now)
+tell(Spread *spread, const AccountReport *report, const SyncState *row)
 {
-	int			rank = syncstate_source_rank(row->key.source);
-	const SyncPolicy *policy = &told->policies[rank];
+	int			rank = rank_of(spread, row->key.source);
+	const SyncPolicy *policy = &spread->policies[rank];
 
 	if (!syncstate_spreads(report->transition, report->report))
 		return;
 	if (report->transition == TRANSITION_RATE_LIMIT)
 	{
-		told->limited_until[rank] =
-			Max(told->limited_until[rank],
-				now + syncstate_limit_wait(report->report, policy));
+		spread->limited_until[rank] =
+			Max(spread->limited_until[rank],
+				spread->now + syncstate_limit_wait(report->report, policy));
 		return;
 	}
 	if (!syncstate_grant_is_dead(row, report->report, policy))
 		return;
-	for (int i = 0; i < told->nsources; i++)
+	for (int i = 0; i < spread->nsources; i++)
 	{
-		if (same_provider(&told->policies[i], policy))
-			told->revoked[i] = true;
+		if (same_provider(&spread->policies[i], policy))
+			spread->revoked[i] = true;
 	}
 }
 
-/* Applies a report to its own row. */
+/*
+ * Finds the report that holds of each row, and what all of them tell.  Reports
+ * and keys are both in the order of the key.
+ */
 static void
-apply(const Told *told, const AccountReport *report, SyncState *row,
-	  TimestampTz now)
+hear(Spread *spread, AccountReport *reports, int nreports, ReportCheck applies)
 {
-	syncstate_apply(report->transition, row, report->report,
-					&told->policies[syncstate_source_rank(row->key.source)], now);
+	int			next = 0;
+	SyncState	row;
+
+	for (int i = 0; i < spread->nkeys; i++)
+	{
+		const SyncKey *key = &spread->keys[i];
+
+		while (next < nreports &&
+			   compare_keys(spread, &reports[next].report->key, key) < 0)
+			next++;
+		if (next == nreports ||
+			compare_keys(spread, &reports[next].report->key, key) > 0 ||
+			!syncstate_rows_lock(spread->rows, key, &row))
+			continue;
+		for (int j = next; j < nreports && spread->held[i] == NULL; j++)
+		{
+			if (compare_keys(spread, &reports[j].report->key, key) > 0)
+				break;
+			if (applies(reports[j].transition, &row, reports[j].report, spread->now))
+				spread->held[i] = &reports[j];
+		}
+		if (spread->held[i] == NULL)
+			continue;
+		apply(spread, spread->held[i], &row);
+		tell(spread, spread->held[i], &row);
+	}
 }
 
 /* Lets a row follow what was told of its source; false if that changes nothing. */
 static bool
-follow(const Told *told, SyncState *row, TimestampTz now)
+follow(const Spread *spread, SyncState *row)
 {
-	int			rank = syncstate_source_rank(row->key.source);
-	Report		report = {.limited_until = told->limited_until[rank]};
+	int			rank = rank_of(spread, row->key.source);
+	const SyncPolicy *policy = &spread->policies[rank];
+	Report		report = {.limited_until = spread->limited_until[rank]};
 	bool		limits = report.limited_until > row->limited_until;
-	bool		revokes = told->revoked[rank] && row->parked_reason == NULL;
+	bool		revokes = spread->revoked[rank] && row->parked_reason == NULL;
 
 	if (limits)
-		syncstate_apply(TRANSITION_LIMIT, row, &report, &told->policies[rank], now);
+		syncstate_apply(TRANSITION_LIMIT, row, &report, policy, spread->now);
 	if (revokes)
-		syncstate_apply(TRANSITION_REVOKE, row, &report, &told->policies[rank], now);
+		syncstate_apply(TRANSITION_REVOKE, row, &report, policy, spread->now);
 	return limits || revokes;
 }
 
-/* Adds a key in its place, unless it is there. */
-static SyncKey *
-add_key(SyncKey *keys, int *nkeys, const SyncKey *key)
+/* Writes each row that its report or another one changes, once. */
+static void
+write_all(Spread *spread)
 {
-	int			place = 0;
+	SyncState	row;
 
-	while (place < *nkeys && compare_keys(&keys[place], key) < 0)
-		place++;
-	if (place < *nkeys && compare_keys(&keys[place], key) == 0)
-		return keys;
-	keys = repalloc(keys, (*nkeys + 1) * sizeof(SyncKey));
-	memmove(&keys[place + 1], &keys[place], (*nkeys - place) * sizeof(SyncKey));
-	keys[place] = *key;
-	(*nkeys)++;
-	return keys;
+	for (int i = 0; i < spread->nkeys; i++)
+	{
+		AccountReport *report = spread->held[i];
+		HeapTuple	written;
+
+		if (!syncstate_rows_lock(spread->rows, &spread->keys[i], &row))
+			continue;
+		if (report != NULL)
+			apply(spread, report, &row);
+		if (!follow(spread, &row) && report == NULL)
+			continue;
+		written = syncstate_rows_write(spread->rows, &row);
+		if (report != NULL)
+			report->result = written;
+	}
 }
 
 /*
  * Applies reports of rows of one account, in the order of the key, and tells the
  * other rows.  Of several reports of one row, the first that holds is applied.
- * A missing row is made where its report, then the only one, has no lease, and in
- * its turn, since others wait for what is made; else it is passed over.  Returns
- * the time of it all.
+ * A missing row is made if its report, then the only one, has no lease; else it
+ * is passed over.  Returns the time of it all.
  */
 TimestampTz
 syncstate_spread(RowAccess *rows, AccountReport *reports, int nreports,
 				 ReportCheck applies)
 {
-	SyncAccount account = concerned(reports, nreports);
-	const SyncKey *made = reports[0].report->has_lease ? NULL :
-		&reports[0].report->key;
-	SyncKey    *keys;
-	int			nkeys;
-	AccountReport **held;		/* of each key: the report that is applied */
-	Told		told;
-	TimestampTz now;
-	SyncState	row;
-	int			next = 0;
+	Spread		spread = {.rows = rows};
 
-	told.policies = syncstate_policies(&told.nsources);
-	told.limited_until = palloc(told.nsources * sizeof(TimestampTz));
-	told.revoked = palloc0(told.nsources * sizeof(bool));
-	for (int i = 0; i < told.nsources; i++)
-		told.limited_until[i] = NO_TIME;
+	spread.policies = syncstate_policies(&spread.nsources);
+	spread.limited_until = palloc(Max(spread.nsources, 1) * sizeof(TimestampTz));
+	for (int i = 0; i < spread.nsources; i++)
+		spread.limited_until[i] = NO_TIME;
+	spread.revoked = palloc0(Max(spread.nsources, 1) * sizeof(bool));
+	if (!reports[0].report->has_lease)
+		spread.made = &reports[0].report->key;
 
-	keys = syncstate_store_account(&account, &nkeys);
-	if (made != NULL)
-		keys = add_key(keys, &nkeys, made);
-	held = palloc0(Max(nkeys, 1) * sizeof(AccountReport *));
-	syncstate_rows_look(rows);
-	for (int i = 0; i < nkeys; i++)
-	{
-		if (made != NULL && compare_keys(&keys[i], made) == 0)
-			syncstate_rows_lock_or_make(rows, made, true, &row);
-		else
-			(void) syncstate_rows_lock(rows, &keys[i], &row);
-	}
-	now = syncstate_now();		/* after the waits for the locks, not before them */
-
-	/* both are in the order of the key */
-	for (int i = 0; i < nkeys; i++)
-	{
-		while (next < nreports &&
-			   compare_keys(&reports[next].report->key, &keys[i]) < 0)
-			next++;
-		if (next == nreports ||
-			compare_keys(&reports[next].report->key, &keys[i]) > 0 ||
-			!syncstate_rows_lock(rows, &keys[i], &row))
-			continue;
-		for (int j = next; j < nreports && held[i] == NULL; j++)
-		{
-			if (compare_keys(&reports[j].report->key, &keys[i]) > 0)
-				break;
-			if (applies(reports[j].transition, &row, reports[j].report, now))
-				held[i] = &reports[j];
-		}
-		if (held[i] == NULL)
-			continue;
-		apply(&told, held[i], &row, now);
-		tell(&told, held[i], &row, now);
-	}
-
-	for (int i = 0; i < nkeys; i++)
-	{
-		HeapTuple	written;
-		bool		changes;
-
-		if (!syncstate_rows_lock(rows, &keys[i], &row))
-			continue;
-		if (held[i] != NULL)
-			apply(&told, held[i], &row, now);
-		changes = follow(&told, &row, now);
-		if (held[i] == NULL && !changes)
-			continue;
-		written = syncstate_rows_write(rows, &row);
-		if (held[i] != NULL)
-			held[i]->result = written;
-	}
-	return now;
+	lock_all(&spread, reports, nreports);
+	hear(&spread, reports, nreports, applies);
+	write_all(&spread);
+	return spread.now;
 }

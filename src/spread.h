@@ -20,6 +20,5 @@ typedef bool (*ReportCheck) (Transition transition, const SyncState *row,
 extern bool syncstate_spreads(Transition transition, const Report *report);
 extern TimestampTz syncstate_spread(RowAccess *rows, AccountReport *reports,
 									int nreports, ReportCheck applies);
-extern Oid *syncstate_sources_of_provider(const char *provider, int *nsources);
 
 #endif

@@ -97,6 +97,7 @@ typedef enum PlanId
 	PLAN_LIMIT,
 	PLAN_WRITE,
 	PLAN_DELETE,
+	PLAN_TAKE,
 	PLAN_REQUEST_LOCK,
 	PLAN_REQUEST,
 	PLAN_CHANGE,
@@ -177,6 +178,11 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		2, {TIDOID, ARG_STATE}, BY_KEY
 	},
 	[PLAN_DELETE] = {
+		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES
+		" RETURNING true",
+		KEY_ARGS, BY_KEY
+	},
+	[PLAN_TAKE] = {
 		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES
 		" RETURNING s",
 		KEY_ARGS, BY_KEY
@@ -663,17 +669,30 @@ syncstate_store_is_writing(ItemPointer tid)
 }
 
 /*
+ * Deletes the row of a key; false if the caller sees no such row.  Whoever may
+ * delete rows need not be able to read all of them.
+ */
+bool
+syncstate_store_delete(const SyncKey *key)
+{
+	Datum		values[NUM_KEY_COLUMNS];
+
+	key_args(key, values);
+	return run(PLAN_DELETE, values, NULL) > 0;
+}
+
+/*
  * Deletes the row of a key; returns it as it was, in the caller's outer context,
- * or NULL if there is none to be seen.
+ * or NULL if the caller sees no such row.
  */
 HeapTuple
-syncstate_store_delete(const SyncKey *key)
+syncstate_store_take(const SyncKey *key)
 {
 	Datum		values[NUM_KEY_COLUMNS];
 	HeapTuple	deleted = NULL;
 
 	key_args(key, values);
-	if (run(PLAN_DELETE, values, NULL) > 0)
+	if (run(PLAN_TAKE, values, NULL) > 0)
 		deleted = returned_row(SPI_tuptable->vals[0]);
 	SPI_freetuptable(SPI_tuptable);
 	return deleted;

@@ -34,7 +34,8 @@ extern bool syncstate_store_sees(ItemPointer tid);
 extern bool syncstate_store_make(const SyncKey *key, TimestampTz limited_until);
 extern HeapTuple syncstate_store_write(const SyncState *row);
 extern bool syncstate_store_is_writing(ItemPointer tid);
-extern HeapTuple syncstate_store_delete(const SyncKey *key);
+extern bool syncstate_store_delete(const SyncKey *key);
+extern HeapTuple syncstate_store_take(const SyncKey *key);
 extern bool syncstate_store_lock_request(SyncState *row);
 extern bool syncstate_store_request(const SyncKey *key, TimestampTz now);
 extern void syncstate_store_change(const SyncState *row, Datum changes,

@@ -117,6 +117,17 @@ is($node->safe_psql('postgres', q{SELECT count(*) FROM syncstate.claim_due_syncs
 is($node->safe_psql('postgres', q{SELECT count(*) FROM syncstate.get_users_needing_sync('google_calendar')}), '0', 'for nobody');
 cmp_ok($node->safe_psql('postgres', q{SELECT extract(epoch FROM syncstate.next_sync_due('google_calendar') - clock_timestamp())}), '>', 0.1, 'and not before long');
 
+# Those who look do not hold back a claim of their session: when one ends, the
+# next one starts.
+my $next = $node->safe_psql('postgres', q{
+	SELECT FROM syncstate.next_sync_due('google_calendar');
+	SELECT FROM syncstate.get_users_needing_sync('google_calendar');
+	SELECT FROM (SELECT * FROM syncstate.sync_state WHERE user_id = md5('heavy')::uuid AND status = 'syncing' LIMIT 1) AS s,
+		syncstate.mark_sync_completed(s.user_id, s.source, lease => s.lease, resource => s.resource);
+	SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', 100) WHERE user_id = md5('heavy')::uuid});
+$next =~ s/\n+//g;
+is($next, '1', 'and who has looked gets the place that becomes free');
+
 # a claim of however many rows fits into the table of locks
 $node->safe_psql('postgres', q{DELETE FROM syncstate.sync_state;
 	INSERT INTO syncstate.sync_state (user_id, source, due_at) SELECT md5(u::text)::uuid, 'google_calendar', now() - interval '1 second' FROM generate_series(1, 10000) AS u});
