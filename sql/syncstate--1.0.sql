@@ -329,6 +329,39 @@ COMMENT ON SEQUENCE syncstate.rate_google_gmail IS 'Allowance of starts of googl
 CREATE SEQUENCE syncstate.rate_google_contacts MINVALUE -9223372036854775808;
 COMMENT ON SEQUENCE syncstate.rate_google_contacts IS 'Allowance of starts of google_contacts';
 
+/*
+ * What the sessions tell each other of a lane: places in it, see crowd.c, which
+ * reads the columns by their order and changes them in place.  Nobody has a
+ * privilege.  register_sync_source() makes the rows of further labels.  Not
+ * dumped: they are hints.
+ */
+CREATE TABLE syncstate.sync_lane (
+	mark_at timestamptz NOT NULL DEFAULT '-infinity',
+	mark_user_id uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+	sweep_at timestamptz NOT NULL DEFAULT '-infinity',
+	sweep_user_id uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+	sweep_rests_until timestamptz NOT NULL DEFAULT '-infinity',
+	source name NOT NULL,
+	kind smallint NOT NULL,
+	lane smallint NOT NULL,
+	CONSTRAINT sync_lane_pkey PRIMARY KEY (source, kind, lane)
+);
+REVOKE ALL ON TABLE syncstate.sync_lane FROM PUBLIC;
+COMMENT ON TABLE syncstate.sync_lane IS 'Hints that claims leave to each other: how far they have come in the lanes of a source';
+COMMENT ON COLUMN syncstate.sync_lane.mark_at IS 'Up to here rows were given out that fell due or were requested then';
+COMMENT ON COLUMN syncstate.sync_lane.mark_user_id IS 'And among those of that time, up to this user''s';
+COMMENT ON COLUMN syncstate.sync_lane.sweep_at IS 'Up to here the sweep was given out; infinity: it is at its end';
+COMMENT ON COLUMN syncstate.sync_lane.sweep_user_id IS 'And among those of that time, up to this user''s';
+COMMENT ON COLUMN syncstate.sync_lane.sweep_rests_until IS 'When the sweep goes on, or begins anew';
+COMMENT ON COLUMN syncstate.sync_lane.source IS 'Label of the source';
+COMMENT ON COLUMN syncstate.sync_lane.kind IS 'Kind of the claims: 0 any, 1 incremental, 2 full';
+COMMENT ON COLUMN syncstate.sync_lane.lane IS '0: requested rows, 1: due rows';
+
+INSERT INTO syncstate.sync_lane (source, kind, lane)
+SELECT source, kind, lane
+FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::syncstate.sync_source)) AS source,
+	pg_catalog.generate_series(0, 2) AS kind, pg_catalog.generate_series(0, 1) AS lane;
+
 /* ------------------------------------------------- who is asking, and when */
 
 CREATE FUNCTION syncstate.current_user_id() RETURNS uuid
@@ -798,10 +831,14 @@ BEGIN
 		EXECUTE pg_catalog.format('COMMENT ON SEQUENCE syncstate.%I IS %L', cell, 'Allowance of starts of ' OPERATOR(pg_catalog.||) NEW.label);
 		EXECUTE pg_catalog.format('ALTER EXTENSION syncstate ADD SEQUENCE syncstate.%I', cell);
 	END IF;
+	INSERT INTO syncstate.sync_lane (source, kind, lane)
+		SELECT NEW.label, l.kind, l.lane FROM syncstate.sync_lane AS l
+		WHERE l.source OPERATOR(pg_catalog.=) 'google_calendar'
+		ON CONFLICT DO NOTHING;
 	RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION syncstate.add_source_label() IS 'Adds a label to sync_source, and its sequence, when its row arrives in custom_source';
+COMMENT ON FUNCTION syncstate.add_source_label() IS 'Adds a label to sync_source, its sequence and its lanes, when its row arrives in custom_source';
 REVOKE ALL ON FUNCTION syncstate.add_source_label() FROM PUBLIC;
 
 /*

@@ -8,6 +8,10 @@
  * the backlog from before the session) is found by the sweep, which goes over
  * the lane from its very beginning to the mark, a bounded step per claim.
  *
+ * Where a session passes what others took, it does not walk by itself any more:
+ * it draws the next stretch, beginning where the others have come to, for as
+ * many rows as it wants; see crowd.c.
+ *
  * A row is looked at under the statement's snapshot and started at once, unless
  * somebody has locked or changed it meanwhile: then it is skipped, or locked
  * and looked at again.
@@ -26,6 +30,7 @@
 #include "args.h"
 #include "cap.h"
 #include "compat.h"
+#include "crowd.h"
 #include "due.h"
 #include "rate.h"
 #include "store.h"
@@ -57,6 +62,24 @@
  * the last STRIDES claims covered.
  */
 #define STRIDES			8
+
+/*
+ * How many entries a walk passes by itself that it cannot take, besides as many
+ * as it wants, before it draws.
+ */
+#define CROWD			16
+
+/*
+ * How many entries a session draws at most, unless it wants more rows.  What it
+ * has drawn waits for it, or for the next sweep.
+ */
+#define MAX_STRETCH		256
+
+/* If so many more are of one user at one time, they cannot be drawn. */
+#define MAX_TIES		2000
+
+/* So often a session tries to draw where others do at the same moment. */
+#define MAX_DRAWS		3
 
 /*
  * While claims are full without it, a sweep rests after each step that found
@@ -108,8 +131,28 @@ typedef enum WalkEnd
 {
 	WALK_ALL,					/* at its end */
 	WALK_BOUND,					/* after as many visits as allowed */
+	WALK_CROWD,					/* after as many as others may have taken */
 	WALK_FULL,					/* with as many rows as wanted */
 } WalkEnd;
+
+/* What a walk may still visit. */
+typedef struct Bounds
+{
+	int64		visits;
+	int64		dead;			/* of these */
+	int64		passed;			/* of these, not taken */
+	TimestampTz crowd_until;	/* later entries are not counted as passed */
+} Bounds;
+
+/* What came of it when a session wanted a stretch. */
+typedef enum Draw
+{
+	DRAW_DONE,					/* it has one */
+	DRAW_LAST,					/* and that is the last one */
+	DRAW_NONE,					/* there is none left */
+	DRAW_RESTS,					/* the sweep rests */
+	DRAW_IMPOSSIBLE,			/* it has to walk by itself */
+} Draw;
 
 /* With which source the next claim of all sources begins. */
 static uint32 first_source = 0;
@@ -225,59 +268,264 @@ try_take(Claim *claim)
 
 /*
  * Takes rows of a part of a lane: after "after", as far as "stop" or else the
- * present, with at most so many visits and so many of dead entries.  *reached is
- * left where the walk came to.
+ * present, within bounds, of which it takes what it visited.  *reached is left
+ * where the walk came to.
  */
 static WalkEnd
 claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
-		   int64 max_visits, int64 max_dead, Place *reached)
+		   Bounds *bounds, Place *reached)
 {
 	Walk	   *walk = &claim->walk;
 	TimestampTz upto = lane == LANE_DUE ? claim->now : DT_NOEND;
+	int64		passed = 0;
+	WalkEnd		end;
 
 	if (stop != NULL)
 		upto = stop->at;
 	syncstate_walk_from(walk, lane, claim->policy.source, after, upto);
 	for (;;)
 	{
-		if (claim->ntaken >= limit_of(claim))
-			return WALK_FULL;
-		if (walk->visits >= max_visits || walk->dead >= max_dead)
-			return WALK_BOUND;
-		if (!syncstate_walk_next(walk) || (stop != NULL && syncstate_walk_is_past(walk, stop)))
-			return WALK_ALL;
-		if (!syncstate_cap_is_full(&claim->caps, &claim->policy, walk->user_id,
-								   walk->account) &&
-			syncstate_walk_fetch(walk) &&
-			!(claim->no_requested && walk->row.requested_at != NO_TIME) &&
-			is_wanted(claim) &&
-			syncstate_cap_has_room(&claim->caps, &claim->policy, &walk->row.key))
+		int			ntaken = claim->ntaken;
+
+		if (ntaken >= limit_of(claim))
+			end = WALK_FULL;
+		else if (walk->visits >= bounds->visits || walk->dead >= bounds->dead)
+			end = WALK_BOUND;
+		else if (passed >= bounds->passed)
+			end = WALK_CROWD;
+		else if (!syncstate_walk_next(walk) ||
+				 (stop != NULL && syncstate_walk_is_past(walk, stop)))
+			end = WALK_ALL;
+		else
 		{
+			bool		wanted =
+				!syncstate_cap_is_full(&claim->caps, &claim->policy,
+									   walk->user_id, walk->account) &&
+				syncstate_walk_fetch(walk) &&
+				!(claim->no_requested && walk->row.requested_at != NO_TIME) &&
+				is_wanted(claim) &&
+				syncstate_cap_has_room(&claim->caps, &claim->policy,
+									   &walk->row.key);
+
 			/* before the place: the next claim shall find the row here */
-			if (!has_permit(claim))
-				return WALK_FULL;
+			if (wanted && !has_permit(claim))
+			{
+				walk->visits--;
+				end = WALK_FULL;
+				break;
+			}
 			syncstate_walk_place(walk, reached);
-			try_take(claim);
+			if (wanted)
+				try_take(claim);
+			if (claim->ntaken == ntaken && walk->at <= bounds->crowd_until)
+				passed++;
+			continue;
+		}
+		break;
+	}
+	bounds->visits -= walk->visits;
+	bounds->dead -= walk->dead;
+	bounds->passed -= Min(passed, bounds->passed);
+	return end;
+}
+
+/*
+ * Looks how far so many entries reach, after "after" and as far as "stop"; all
+ * entries of the last one's time and user are among them.  Returns how many
+ * there are.
+ */
+static int
+look_ahead(Claim *claim, Lane lane, const Place *after, const Place *stop,
+		   int wanted, SharedPlace *last, bool *is_end)
+{
+	Walk	   *walk = &claim->walk;
+	int			found = 0;
+
+	*is_end = false;
+	syncstate_walk_from(walk, lane, claim->policy.source, after, stop->at);
+	while (found <= wanted + MAX_TIES)
+	{
+		if (!syncstate_walk_next(walk) || syncstate_walk_is_past(walk, stop))
+		{
+			*is_end = true;
+			break;
+		}
+		if (found >= wanted && !syncstate_walk_is_at(walk, last))
+			break;
+		syncstate_walk_share(walk, last);
+		found++;
+	}
+	return found;
+}
+
+/*
+ * Draws the next stretch of a lane, of what lies between the place that the
+ * sessions share and "stop", and moves that place behind it.  "rests" says
+ * whether the sweep may rest.
+ */
+static Draw
+draw_stretch(Claim *claim, Lane lane, Front front, const Place *stop, bool rests)
+{
+	LaneHints  *lh = &claim->hints->lanes[lane];
+	FrontHints *fh = &lh->fronts[front];
+	int			wanted = Max(fh->entries, limit_of(claim) - claim->ntaken);
+	SharedLane	seen;
+
+	for (int try = 1;; try++)
+	{
+		SharedPlace *shared = &seen.fronts[front];
+		Place		start = fh->place;
+		Place		end = *stop;
+		SharedPlace last;
+		bool		is_end;
+		bool		begins = false;
+		int			found;
+
+		if (!syncstate_crowd_read(&lh->crowd, &claim->policy.label,
+								  claim->kind, lane, &seen))
+			return DRAW_IMPOSSIBLE;
+		if (front == FRONT_SWEEP)
+		{
+			/* a time that is further ahead is of a clock that was set back */
+			bool		is_late = seen.sweep_rests_until > claim->now &&
+				seen.sweep_rests_until <= claim->now + SWEEP_PAUSE;
+
+			begins = shared->at > claim->now;
+			if (is_late && (begins || rests))
+			{
+				lh->rests_until = seen.sweep_rests_until;
+				if (!begins)
+					return DRAW_RESTS;
+				lh->sweep_started = seen.sweep_rests_until - SWEEP_PAUSE;
+				return DRAW_NONE;
+			}
+			if (begins)
+				syncstate_place_after(&start, NO_TIME);
+			else
+				syncstate_place_shared(&start, shared);
+			if (seen.fronts[FRONT_MARK].at <= claim->now &&
+				syncstate_place_is_before(&end, &seen.fronts[FRONT_MARK]))
+				syncstate_place_shared(&end, &seen.fronts[FRONT_MARK]);
 		}
 		else
-			syncstate_walk_place(walk, reached);
+		{
+			fh->crowded = shared->at <= claim->now &&
+				syncstate_place_is_before(&fh->place, shared);
+			if (fh->crowded)
+				syncstate_place_shared(&start, shared);
+		}
+
+		found = look_ahead(claim, lane, &start, &end, wanted, &last, &is_end);
+		if (found > wanted + MAX_TIES)
+			return DRAW_IMPOSSIBLE;
+		fh->place = start;
+		fh->end = last;
+		fh->left = found;
+		if (front == FRONT_SWEEP && is_end)
+		{
+			fh->crowded = !begins || found > CROWD;
+			syncstate_crowd_rest(&lh->crowd, &claim->policy.label, claim->kind,
+								 lane, claim->now + SWEEP_PAUSE);
+			MemSet(&last, 0, sizeof(last));
+			last.at = DT_NOEND;
+		}
+		else if (found == 0)
+			return DRAW_NONE;
+		if (syncstate_crowd_move(&lh->crowd, &seen, front, &last) ||
+			try == MAX_DRAWS)
+			return found == 0 ? DRAW_NONE : is_end ? DRAW_LAST : DRAW_DONE;
 	}
 }
 
-/* Takes rows by one more step of the sweep over a lane. */
+/*
+ * Takes rows of stretches that this session has drawn, one after the other.  It
+ * serves each to its end before it draws another one.  *draw is left what came
+ * of it the last time.
+ */
 static WalkEnd
-claim_sweep(Claim *claim, Lane lane)
+claim_stretches(Claim *claim, Lane lane, Front front, const Place *stop,
+				bool rests, Bounds *bounds, Draw *draw)
+{
+	FrontHints *fh = &claim->hints->lanes[lane].fronts[front];
+
+	bounds->passed = PG_INT64_MAX;
+	*draw = DRAW_DONE;
+	for (;;)
+	{
+		Place		after;
+		Place		last;
+		int64		visits = bounds->visits;
+		WalkEnd		end;
+
+		if (fh->left == 0)
+		{
+			if (*draw == DRAW_DONE)
+				*draw = draw_stretch(claim, lane, front, stop, rests);
+			else
+				*draw = DRAW_NONE;
+			if (fh->left == 0)
+				return WALK_ALL;
+			fh->entries = fh->left;
+		}
+		after = fh->place;
+		syncstate_place_shared(&last, &fh->end);
+		end = claim_part(claim, lane, &after, &last, bounds, &fh->place);
+		fh->left -= Min(fh->left, visits - bounds->visits);
+		if (end == WALK_ALL)
+			fh->left = 0;
+		if (fh->left == 0)
+			fh->place = last;
+
+		/* the next one as long as this one would have had to be */
+		if (end == WALK_ALL)
+			fh->entries = Min(2 * fh->entries, MAX_STRETCH);
+		else if (end == WALK_FULL)
+			fh->entries /= 2;
+		if (end != WALK_ALL)
+			return end;
+	}
+}
+
+/*
+ * Takes rows by one more step of the sweep over a lane.  "rests" says whether it
+ * may leave that to others who have just made one.
+ */
+static WalkEnd
+claim_sweep(Claim *claim, Lane lane, bool rests)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
+	FrontHints *fh = &lh->fronts[FRONT_SWEEP];
 	TimestampTz started = syncstate_now();
-	Place		after = lh->sweep;
-	WalkEnd		end;
+	int			wanted = limit_of(claim) - claim->ntaken;
+	Bounds		bounds = {
+		.visits = SWEEP_VISITS,
+		.dead = claim->hints->claimed ? DEAD_VISITS(wanted) : FIRST_DEAD_VISITS,
+		.passed = CROWD + wanted,
+		.crowd_until = DT_NOEND,
+	};
+	Draw		draw = DRAW_DONE;
+	Place		after = fh->place;
+	WalkEnd		end = WALK_CROWD;
 
-	end = claim_part(claim, lane, &after, &lh->mark, SWEEP_VISITS,
-					 claim->hints->claimed ?
-					 DEAD_VISITS(limit_of(claim) - claim->ntaken) : FIRST_DEAD_VISITS,
-					 &lh->sweep);
+	if (!fh->crowded && fh->left == 0)
+		end = claim_part(claim, lane, &after, &lh->fronts[FRONT_MARK].place,
+						 &bounds, &fh->place);
+	if (end == WALK_CROWD)
+	{
+		fh->crowded = true;
+		end = claim_stretches(claim, lane, FRONT_SWEEP,
+							  &lh->fronts[FRONT_MARK].place, rests, &bounds,
+							  &draw);
+	}
+	if (draw == DRAW_IMPOSSIBLE)
+	{
+		after = fh->place;
+		end = claim_part(claim, lane, &after, &lh->fronts[FRONT_MARK].place,
+						 &bounds, &fh->place);
+	}
 
+	if (draw == DRAW_RESTS)
+		return WALK_BOUND;
 	if (end == WALK_ALL)
 		lh->sweeping = false;
 	else if (end == WALK_BOUND)
@@ -286,44 +534,78 @@ claim_sweep(Claim *claim, Lane lane)
 
 		lh->rests_until = ended + Min(SWEEP_REST * (ended - started),
 									  SWEEP_PAUSE);
+		if (fh->crowded)
+			syncstate_crowd_rest(&lh->crowd, &claim->policy.label, claim->kind,
+								 lane, lh->rests_until);
 	}
 	return end;
 }
 
 /*
- * Takes the rows of a lane that come after the mark.  A scan reads all of a
- * page that is within its bounds, which for a few rows is most of the cost: so
- * the first look goes only STRIDES times as far as the last claims had to.
+ * Takes the rows of a lane that come after the mark, walking by itself.  A scan
+ * reads all of a page that is within its bounds, which for a few rows is most of
+ * the cost: so the first look goes only STRIDES times as far as the last claims
+ * had to.
  */
 static WalkEnd
-claim_from_mark(Claim *claim, Lane lane)
+claim_alone(Claim *claim, Lane lane, Bounds *bounds)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
-	TimestampTz from = lh->mark.at;
-	Place		after = lh->mark;
+	Place	   *mark = &lh->fronts[FRONT_MARK].place;
+	TimestampTz from = mark->at;
+	Place		after = *mark;
 	Place		near;
-	int64		visits = FORWARD_VISITS;
-	int64		dead = DEAD_VISITS(limit_of(claim) - claim->ntaken);
 	WalkEnd		end = WALK_ALL;
 
 	syncstate_place_after(&near, from + lh->stride);
 	if (lh->stride > 0 && near.at < claim->now)
 	{
-		end = claim_part(claim, lane, &after, &near, visits, dead, &lh->mark);
-		visits -= claim->walk.visits;
-		dead -= claim->walk.dead;
+		end = claim_part(claim, lane, &after, &near, bounds, mark);
 		after = near;
 	}
 	if (end == WALK_ALL)
-		end = claim_part(claim, lane, &after, NULL, visits, dead, &lh->mark);
+		end = claim_part(claim, lane, &after, NULL, bounds, mark);
 	if (end == WALK_ALL)
 	{
-		syncstate_place_after(&lh->mark, lane == LANE_PRIORITY ?
-					 claim->now - PRIORITY_LAG : claim->now);
+		syncstate_place_after(mark, lane == LANE_PRIORITY ?
+							  claim->now - PRIORITY_LAG : claim->now);
 		lh->stride = 0;
 	}
 	else
-		lh->stride += lh->mark.at - from - lh->stride / STRIDES;
+		lh->stride += mark->at - from - lh->stride / STRIDES;
+	return end;
+}
+
+/* Takes the rows of a lane that come after the mark. */
+static WalkEnd
+claim_from_mark(Claim *claim, Lane lane)
+{
+	FrontHints *fh = &claim->hints->lanes[lane].fronts[FRONT_MARK];
+	int			wanted = limit_of(claim) - claim->ntaken;
+	Bounds		bounds = {
+		.visits = FORWARD_VISITS,
+		.dead = DEAD_VISITS(wanted),
+		.passed = CROWD + wanted,
+		.crowd_until = lane == LANE_PRIORITY ?
+			claim->now - PRIORITY_LAG : claim->now,
+	};
+	WalkEnd		end = WALK_CROWD;
+
+	if (!fh->crowded && fh->left == 0)
+		end = claim_alone(claim, lane, &bounds);
+	if (end == WALK_CROWD)
+	{
+		Place		stop;
+		Draw		draw;
+
+		syncstate_place_after(&stop, bounds.crowd_until);
+		end = claim_stretches(claim, lane, FRONT_MARK, &stop, false, &bounds,
+							  &draw);
+		if (end == WALK_ALL && lane == LANE_DUE && draw == DRAW_NONE)
+			fh->place = stop;
+		else if (end == WALK_ALL)
+			end = claim_alone(claim, lane, &bounds);
+	}
 	return end;
 }
 
@@ -339,17 +621,24 @@ claim_lane(Claim *claim, Lane lane)
 	/* time that is moved by hand makes hints worthless, and waiting too */
 	if (syncstate_clock_is_set())
 	{
+		Bounds		bounds = {
+			.visits = PG_INT64_MAX,
+			.dead = PG_INT64_MAX,
+			.passed = PG_INT64_MAX,
+		};
 		Place		beginning;
 		Place		reached;
 
 		syncstate_place_after(&beginning, NO_TIME);
-		return claim_part(claim, lane, &beginning, NULL, PG_INT64_MAX,
-						  PG_INT64_MAX, &reached);
+		return claim_part(claim, lane, &beginning, NULL, &bounds, &reached);
 	}
 
 	/* the real clock may have been set back */
-	if (lh->mark.at > now)
-		syncstate_place_after(&lh->mark, now);
+	if (lh->fronts[FRONT_MARK].place.at > now)
+	{
+		syncstate_place_after(&lh->fronts[FRONT_MARK].place, now);
+		lh->fronts[FRONT_MARK].left = 0;
+	}
 	if (lh->sweep_started > now)
 		lh->sweep_started = NO_TIME;
 	if (lh->rests_until > now + SWEEP_PAUSE)
@@ -361,16 +650,17 @@ claim_lane(Claim *claim, Lane lane)
 		lh->sweeping = true;
 		lh->sweep_started = now;
 		lh->rests_until = NO_TIME;
-		syncstate_place_after(&lh->sweep, NO_TIME);
+		if (lh->fronts[FRONT_SWEEP].left == 0)
+			syncstate_place_after(&lh->fronts[FRONT_SWEEP].place, NO_TIME);
 	}
 	resting = lh->sweeping && lh->rests_until > now;
 	if (lh->sweeping && !resting &&
-		claim_sweep(claim, lane) == WALK_FULL)
+		claim_sweep(claim, lane, true) == WALK_FULL)
 		return WALK_FULL;
 
 	end = claim_from_mark(claim, lane);
 	if (resting && end != WALK_FULL)
-		end = claim_sweep(claim, lane);
+		end = claim_sweep(claim, lane, false);
 	return end;
 }
 

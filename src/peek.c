@@ -195,7 +195,7 @@ next_in_lane(Peek *peek, Lane lane, TimestampTz next)
 
 	next = Min(next, peek->now + SWEEP_PAUSE);
 	hints = syncstate_source_hints(peek->policy.source, KIND_ANY, peek->now);
-	place = hints->lanes[lane].mark;
+	place = hints->lanes[lane].fronts[FRONT_MARK].place;
 	next = next_after(peek, lane, &place, next, &sure);
 
 	/* each claim continues towards now, so the next is not in vain */

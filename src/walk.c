@@ -81,23 +81,20 @@ syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 		  TimestampTz upto)
 {
 	ScanKeyData keys[3];
-	ScanKeyData members[4];		/* of a row comparison; read by rescan only */
+	ScanKeyData members[4];		/* of a row comparison */
+	int			nmembers = after->after == AFTER_USER ? 2 : 4;
 
 	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
 						   InvalidOid, F_ENUM_EQ, ObjectIdGetDatum(source));
-	if (after->at == NO_TIME || after->whole)
+	if (after->at == NO_TIME || after->after == AFTER_TIME)
 		ScanKeyEntryInitialize(&keys[1], 0, 2, BTGreaterStrategyNumber,
 							   InvalidOid, InvalidOid, F_TIMESTAMPTZ_GT,
 							   TimestampTzGetDatum(after->at));
 	else
 	{
 		/* (time, user_id, account, resource) > (...), as the planner would write it */
-		text	   *account = cstring_to_text_with_len(after->account,
-													   after->account_len);
-		text	   *resource = cstring_to_text_with_len(after->resource,
-														after->resource_len);
-		pg_uuid_t  *user_id = palloc(sizeof(pg_uuid_t));
 		ScanKey		heap_members = palloc(sizeof(members));
+		pg_uuid_t  *user_id = palloc(sizeof(pg_uuid_t));
 
 		*user_id = after->user_id;
 		ScanKeyEntryInitialize(&members[0], SK_ROW_MEMBER, 2,
@@ -106,17 +103,26 @@ syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 		ScanKeyEntryInitialize(&members[1], SK_ROW_MEMBER, 3,
 							   BTGreaterStrategyNumber, InvalidOid, InvalidOid,
 							   F_UUID_CMP, UUIDPGetDatum(user_id));
-		ScanKeyEntryInitialize(&members[2], SK_ROW_MEMBER, 4,
-							   BTGreaterStrategyNumber, InvalidOid,
-							   C_COLLATION_OID, F_BTTEXTCMP,
-							   PointerGetDatum(account));
-		ScanKeyEntryInitialize(&members[3], SK_ROW_MEMBER | SK_ROW_END, 5,
-							   BTGreaterStrategyNumber, InvalidOid,
-							   C_COLLATION_OID, F_BTTEXTCMP,
-							   PointerGetDatum(resource));
+		if (after->after == AFTER_ROW)
+		{
+			text	   *account = cstring_to_text_with_len(after->account,
+														   after->account_len);
+			text	   *resource = cstring_to_text_with_len(after->resource,
+															after->resource_len);
+
+			ScanKeyEntryInitialize(&members[2], SK_ROW_MEMBER, 4,
+								   BTGreaterStrategyNumber, InvalidOid,
+								   C_COLLATION_OID, F_BTTEXTCMP,
+								   PointerGetDatum(account));
+			ScanKeyEntryInitialize(&members[3], SK_ROW_MEMBER, 5,
+								   BTGreaterStrategyNumber, InvalidOid,
+								   C_COLLATION_OID, F_BTTEXTCMP,
+								   PointerGetDatum(resource));
+		}
+		members[nmembers - 1].sk_flags |= SK_ROW_END;
 
 		/* the scan keeps pointers to the members: until the call's end */
-		memcpy(heap_members, members, sizeof(members));
+		memcpy(heap_members, members, nmembers * sizeof(ScanKeyData));
 		MemSet(&keys[1], 0, sizeof(ScanKeyData));
 		keys[1].sk_flags = SK_ROW_HEADER;
 		keys[1].sk_attno = 2;
@@ -204,9 +210,11 @@ syncstate_walk_is_past(const Walk *walk, const Place *place)
 
 	if (walk->at != place->at)
 		return walk->at > place->at;
-	if (place->whole)
+	if (place->after == AFTER_TIME)
 		return false;
 	cmp = memcmp(walk->user_id, &place->user_id, UUID_LEN);
+	if (place->after == AFTER_USER)
+		return cmp > 0;
 	if (cmp == 0)
 		cmp = compare_bytes(walk->account, place->account, place->account_len);
 	if (cmp == 0)
@@ -219,8 +227,8 @@ syncstate_walk_is_past(const Walk *walk, const Place *place)
 void
 syncstate_walk_place(const Walk *walk, Place *place)
 {
+	place->after = AFTER_ROW;
 	place->at = walk->at;
-	place->whole = false;
 	place->user_id = *walk->user_id;
 	place->account_len = VARSIZE_ANY_EXHDR(walk->account);
 	memcpy(place->account, VARDATA_ANY(walk->account), place->account_len);
@@ -232,8 +240,47 @@ syncstate_walk_place(const Walk *walk, Place *place)
 void
 syncstate_place_after(Place *place, TimestampTz at)
 {
+	place->after = AFTER_TIME;
 	place->at = at;
-	place->whole = true;
+}
+
+/* The place after all entries of the entry's time and user. */
+void
+syncstate_walk_share(const Walk *walk, SharedPlace *place)
+{
+	place->at = walk->at;
+	place->user_id = *walk->user_id;
+}
+
+/* Whether the entry is of that time and user. */
+bool
+syncstate_walk_is_at(const Walk *walk, const SharedPlace *place)
+{
+	return walk->at == place->at &&
+		memcmp(walk->user_id, &place->user_id, UUID_LEN) == 0;
+}
+
+/* A shared place, as a place. */
+void
+syncstate_place_shared(Place *place, const SharedPlace *shared)
+{
+	place->after = AFTER_USER;
+	place->at = shared->at;
+	place->user_id = shared->user_id;
+}
+
+/* Whether a shared place comes after a place. */
+bool
+syncstate_place_is_before(const Place *place, const SharedPlace *shared)
+{
+	int			cmp;
+
+	if (place->at != shared->at)
+		return place->at < shared->at;
+	if (place->after == AFTER_TIME)
+		return false;
+	cmp = memcmp(&place->user_id, &shared->user_id, UUID_LEN);
+	return cmp < 0 || (cmp == 0 && place->after == AFTER_ROW);
 }
 
 /*
@@ -263,12 +310,14 @@ syncstate_source_hints(Oid source, SyncKind kind, TimestampTz now)
 	{
 		for (Lane lane = 0; lane < NUM_LANES; lane++)
 		{
-			syncstate_place_after(&found->lanes[lane].mark, now - FIRST_MARK);
-			syncstate_place_after(&found->lanes[lane].sweep, NO_TIME);
-			found->lanes[lane].sweeping = false;
-			found->lanes[lane].sweep_started = NO_TIME;
-			found->lanes[lane].rests_until = NO_TIME;
-			found->lanes[lane].stride = 0;
+			LaneHints  *lh = &found->lanes[lane];
+
+			MemSet(lh, 0, sizeof(LaneHints));
+			syncstate_place_after(&lh->fronts[FRONT_MARK].place,
+								  now - FIRST_MARK);
+			syncstate_place_after(&lh->fronts[FRONT_SWEEP].place, NO_TIME);
+			lh->sweep_started = NO_TIME;
+			lh->rests_until = NO_TIME;
 		}
 		/* so that sessions of one claim each keep the share together */
 		found->share_carry = (uint64) now % ORDINARY_SHARE;

@@ -3,6 +3,7 @@
 #define SYNCSTATE_WALK_H
 
 #include "access/genam.h"
+#include "crowd.h"
 #include "due.h"
 #include "state.h"
 #include "utils/snapshot.h"
@@ -23,23 +24,41 @@ typedef enum Lane
 	NUM_LANES,
 } Lane;
 
-/* A place in a lane: after one entry, or after all entries of a time. */
+/* After which entries a place is. */
+typedef enum PlaceAfter
+{
+	AFTER_TIME,					/* all of its time */
+	AFTER_USER,					/* and of these, all up to its user's */
+	AFTER_ROW,					/* and of these, all up to its row's */
+} PlaceAfter;
+
+/* A place in a lane. */
 typedef struct Place
 {
+	PlaceAfter	after;
 	TimestampTz at;				/* NO_TIME: the very beginning */
-	bool		whole;			/* after all entries of this time */
-	pg_uuid_t	user_id;		/* else after this row's */
+	pg_uuid_t	user_id;
 	int			account_len;
 	int			resource_len;
 	char		account[MAX_ACCOUNT_BYTES];
 	char		resource[MAX_RESOURCE_BYTES];
 } Place;
 
+/* Where a session is in one of its walks through a lane. */
+typedef struct FrontHints
+{
+	Place		place;
+	bool		crowded;		/* others are where it is: it draws stretches */
+	int			left;			/* entries as far as "end" that it has drawn */
+	SharedPlace end;
+	int			entries;		/* how many it draws next, at least */
+} FrontHints;
+
 /* What a session remembers of a lane. */
 typedef struct LaneHints
 {
-	Place		mark;
-	Place		sweep;
+	FrontHints	fronts[NUM_FRONTS];
+	CrowdRef	crowd;
 	bool		sweeping;
 	TimestampTz sweep_started;
 	TimestampTz rests_until;	/* at most SWEEP_PAUSE ahead */
@@ -92,7 +111,12 @@ extern bool syncstate_walk_next(Walk *walk);
 extern bool syncstate_walk_fetch(Walk *walk);
 extern bool syncstate_walk_is_past(const Walk *walk, const Place *place);
 extern void syncstate_walk_place(const Walk *walk, Place *place);
+extern bool syncstate_walk_is_at(const Walk *walk, const SharedPlace *place);
+extern void syncstate_walk_share(const Walk *walk, SharedPlace *place);
 extern void syncstate_place_after(Place *place, TimestampTz at);
+extern void syncstate_place_shared(Place *place, const SharedPlace *shared);
+extern bool syncstate_place_is_before(const Place *place,
+									  const SharedPlace *shared);
 extern SourceHints *syncstate_source_hints(Oid source, SyncKind kind,
 										   TimestampTz now);
 
