@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Many sessions call everything at once; a judge decides over the history.
 
-    history.py CONNINFO [--seconds N] [--seed S] [--round-seconds N] [--keep FILE] [--shard CONNINFO ...]
+    history.py CONNINFO [--seconds N] [--seed S] [--workers N] [--round-seconds N] [--keep FILE] [--shard CONNINFO ...]
 
 The load is in load.py, the rules are in checker.py.  Runs in rounds, each with
 a seed of its own and tables that are empty at first.  After the last round, the
@@ -35,10 +35,11 @@ ENOUGH_THROUGH_ROUTER = 2500
 ENOUGH_WRITES = 1500
 
 
-def run_round(conninfo, seed, seconds, shards):
+def run_round(conninfo, seed, seconds, workers, shards):
     """One round; returns its history, or the words of a session that failed."""
     chance = random.Random(seed)
-    users = chance.choice([3, 6, 10, 14])
+    # where many claim, so many rows that they meet in the lanes
+    users = chance.choice([3, 6, 10, 14]) * max(workers // WORKERS, 1)
     admin = load.Connection(conninfo)
     admin.script(load.SETUP + router.MARK_CALLS if shards else load.EXTENSION + load.SETUP)
     stores = [load.Connection(shard) for shard in shards] or [admin]
@@ -68,13 +69,13 @@ def run_round(conninfo, seed, seconds, shards):
     deadlocks = int(admin.run("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0])
 
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(WORKERS + USERS + bool(shards))
+    barrier = context.Barrier(workers + USERS + bool(shards))
     with tempfile.TemporaryDirectory() as directory:
         sessions = []
-        for n in range(WORKERS + USERS):
+        for n in range(workers + USERS):
             path = f"{directory}/{n}"
             process = context.Process(target=load.session_main, args=(
-                n, "worker" if n < WORKERS else "user", conninfo, seed, users, int(seconds * 1e6), barrier, path))
+                n, "worker" if n < workers else "user", conninfo, seed, users, int(seconds * 1e6), barrier, path))
             process.start()
             sessions.append((process, path))
         if shards:              # their connections go with them
@@ -157,6 +158,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--round-seconds", type=float, default=10)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--workers", type=int, default=WORKERS)
     parser.add_argument("--keep", help="leave the last history here")
     parser.add_argument("--shard", action="append", default=[], help="a superuser's connection to it")
     args = parser.parse_args()
@@ -164,7 +166,7 @@ def main():
     load.SHARDS = len(args.shard)
     seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "big")
     rounds = max(1, round(args.seconds / args.round_seconds))
-    print(f"seed {seed}, {rounds} rounds of {args.seconds / rounds:g} s, {WORKERS} workers and {USERS} users")
+    print(f"seed {seed}, {rounds} rounds of {args.seconds / rounds:g} s, {args.workers} workers and {USERS} users")
 
     kinds = collections.Counter()
     refused = collections.Counter()
@@ -174,10 +176,10 @@ def main():
     starts = takeovers = undone = writes = 0
     for n in range(rounds):
         seconds = args.seconds / rounds
-        history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds, args.shard)
+        history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds, args.workers, args.shard)
         while not failures and len(history.calls) < enough and seconds < 60:
             seconds *= 2        # a busy machine: so few calls would prove little
-            history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds, args.shard)
+            history, failures, deadlocks = run_round(args.conninfo, seed + n, seconds, args.workers, args.shard)
         if args.keep:
             with open(args.keep, "wb") as f:
                 pickle.dump(history, f)

@@ -19,7 +19,7 @@ my @seed = defined $ENV{SYNCSTATE_HISTORY_SEED} ? ('--seed', $ENV{SYNCSTATE_HIST
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
 $node->append_conf('postgresql.conf', <<'EOCONF');
-max_connections = 40
+max_connections = 60
 deadlock_timeout = 50ms
 log_min_messages = fatal
 EOCONF
@@ -27,15 +27,22 @@ $node->start;
 
 # Debian's own Python, which has its psycopg
 my $python = -x '/usr/bin/python3' ? '/usr/bin/python3' : 'python3';
-my ($out, $err);
-my $ok = run_log([ $python, '-B', dirname(__FILE__) . '/../history/history.py',
-		$node->connstr('postgres') . ' user=' . getpwuid($<), '--seconds', $seconds, @seed ],
-	'>', \$out, '2>', \$err);
-note $out if $ok;
-diag $out, $err unless $ok;
-ok($ok, 'the judge found nothing to object to, and objected to every fault');
-like($out, qr/^seed \d+/, 'the seed was printed');
-like($out, qr/^all rounds are as promised$/m, 'every round was judged');
+
+# a few sessions, and so many that they share out what there is in the lanes
+foreach my $workers (8, 30)
+{
+	my ($out, $err);
+	my $ok = run_log([ $python, '-B', dirname(__FILE__) . '/../history/history.py',
+			$node->connstr('postgres') . ' user=' . getpwuid($<), '--seconds', $workers == 30 ? $seconds / 2 : $seconds, '--workers', $workers, @seed ],
+		'>', \$out, '2>', \$err);
+	note $out if $ok;
+	diag $out, $err unless $ok;
+	ok($ok, "$workers workers: the judge found nothing to object to, and objected to every fault");
+	like($out, qr/^seed \d+/, '... the seed was printed');
+	like($out, qr/^all rounds are as promised$/m, '... every round was judged');
+	cmp_ok($node->safe_psql('postgres', q{SELECT count(*) FROM syncstate.sync_lane WHERE mark_at > '-infinity'}),
+		'>', 0, '... and they drew') if $workers == 30;
+}
 
 $node->stop;
 done_testing();
