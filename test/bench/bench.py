@@ -22,7 +22,7 @@ SETTINGS = {
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
     "timezone": "UTC",
-    "max_connections": "200",
+    "max_connections": "1000",
 }
 
 
@@ -123,6 +123,7 @@ class Workers:
     def __init__(self, rival, database, rows, **settings):
         self.rival, self.database, self.rows = rival, database, rows
         self.batch, self.clients, self.sync, self.cycles, self.interval = 1, 1, "off", rows, 900
+        self.pause = 0          # seconds from one claim of a client to its next
         self.__dict__.update(settings)
         self.completed = self.held = self.double = self.lost = 0
         self.process = None
@@ -150,7 +151,7 @@ class Workers:
 
     def begin(self, what, n, ready=lambda: None):
         """Tells the workers what to do; they prepare, call ready, and do it."""
-        self.say(f"{what} {n}")
+        self.say(f"{what} {n} {self.pause}")
         self.answer()
         ready()
         self.say("")
@@ -169,6 +170,7 @@ class Workers:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            self.process = None
 
 
 class Bench:
@@ -176,6 +178,7 @@ class Bench:
 
     def __init__(self, due_in="0", **settings):
         self.due_in = due_in
+        self.late = due_in.startswith("-")      # workers come when rows have been due for long
         self.settings = {**SETTINGS, **settings}
         self.server = Server(self.settings)
         self.driver = build_driver(self.server)
@@ -207,6 +210,7 @@ class Bench:
                 CREATE EXTENSION syncstate;
                 SELECT FROM syncstate.grant_worker('router');
                 CREATE EXTENSION pg_walinspect;
+                {rival.prelude};
                 CREATE SCHEMA bench;
                 CREATE VIEW bench.rows AS
                 SELECT (lpad(to_hex(n * 2654435761 & 4294967295), 8, '0') || '-0000-4000-8000-'
@@ -237,7 +241,7 @@ class Bench:
 
     def load(self):
         """Fills all tables.  Our workers have been waiting for work by then, and have their marks."""
-        for workers in self.workers:
+        for workers in self.workers if not self.late else ():
             if isinstance(workers.rival, (Ours, Queue)):
                 workers.connect(self.driver)
             if isinstance(workers.rival, Queue):
@@ -251,16 +255,34 @@ class Bench:
             for database in rival.shards(name):
                 self.server.db(database)("VACUUM (FREEZE, ANALYZE)")
             print(f"{time.time() - start:.0f} s to load {rows} rows for {rival.title}", file=sys.stderr)
-        for workers in self.workers:
+        for workers in self.workers if not self.late else ():
             if workers.process is None:
                 workers.connect(self.driver)
         self.server.db()("CHECKPOINT")
 
-    def measure(self, workers, cycles=None, what="go", vacuum=True):
-        """One round: what it cost, for each of its cycles."""
+    def fall_due(self, workers, n, step):
+        """Rows that are due later fall due soon, so many microseconds apart; those of a list, before.  Returns when."""
+        db, table = self.server.db(workers.database), workers.rival.table
+        lead = -3600 if workers.rival.list else 2
+        while True:
+            start = db(f"SELECT now() + interval '{lead} s'")[0][0]
+            db(f"""
+                UPDATE {table} AS s SET due_at = timestamptz '{start}' + r.n * {step} * interval '1 us'
+                FROM (SELECT user_id, row_number() OVER (ORDER BY due_at) AS n FROM {table}
+                      ORDER BY due_at LIMIT {n}) AS r
+                WHERE s.user_id = r.user_id""")
+            db("VACUUM")
+            left = float(db(f"SELECT extract(epoch FROM timestamptz '{start}' - clock_timestamp())")[0][0])
+            if left > 0 or lead < 0:
+                time.sleep(max(left - 0.3, 0))
+                return start
+            lead *= 2
+
+    def measure(self, workers, cycles=None, what="go", vacuum=True, meanwhile=None):
+        """One round: what it cost, for each of its cycles.  With "meanwhile", as long as that takes."""
         db = self.server.db(workers.database)
         shards = [self.server.db(name) for name in workers.rival.shards(workers.database)]
-        cycles = cycles or workers.cycles
+        cycles = 0 if meanwhile else cycles or workers.cycles
         before, after = {}, {}
 
         def look(into):
@@ -274,19 +296,28 @@ class Bench:
                 SELECT coalesce(sum(n_tup_upd), 0), coalesce(sum(n_tup_hot_upd), 0),
                     coalesce(sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read), 0)
                 FROM pg_stat_user_tables JOIN pg_statio_user_tables USING (relid)""")[0]
+            # the indexes that claims walk by are those that are not unique
+            into["visits"] = db("""
+                SELECT coalesce(sum(idx_tup_read), 0),
+                    coalesce(sum(idx_tup_read) FILTER (WHERE indexrelname = 'sync_state_requested'), 0)
+                FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid) WHERE NOT indisunique""")[0]
 
         def ready():
             before["lsn"] = db("SELECT pg_current_wal_insert_lsn()")[0][0]
             look(before)
 
         workers.begin(what, cycles, ready)
+        if meanwhile:
+            meanwhile()
+            workers.say("")
         result = workers.finish(what)
         look(after)
         # a commit, so that all of it is on disk, where pg_walinspect reads it
         db("SELECT pg_logical_emit_message(true, '', '')")
         wal = db(f"SELECT sum(count), sum(record_size), sum(fpi_size) FROM "
                  f"pg_get_wal_stats('{before['lsn']}', pg_current_wal_flush_lsn())")[0]
-        updated, hot, buffers = (int(a) - int(b) for a, b in zip(after["tables"], before["tables"]))
+        updated, hot, buffers, visits, requested = (
+            int(a) - int(b) for a, b in zip(after["tables"] + after["visits"], before["tables"] + before["visits"]))
         vacuumed = cpu_of(shard.pid for shard in shards)
         if vacuum:
             for shard in shards:
@@ -294,7 +325,7 @@ class Bench:
         n = result["cycles"] if what in ("go", "hold") else cycles * workers.clients
         return {
             "rival": workers.rival.name, "rows": workers.rows, "batch": workers.batch,
-            "clients": workers.clients, "sync": workers.sync, **result,
+            "clients": workers.clients, "sync": workers.sync, "pause": workers.pause, **result,
             "rate": n / result["seconds"],
             "cpu": (after["backends"] - before["backends"]) / n * 1e6,
             "shards": (after["shards"] - before["shards"]) / n * 1e6,
@@ -305,14 +336,28 @@ class Bench:
             "wal_fpi": float(wal[2] or 0) / n,
             "hot": hot / updated if updated else None,
             "buffers": buffers / n,
+            "visits": visits / n,
+            "requested": requested / n,
         }
 
-    def compare(self, cells, rounds, **options):
+    def dismiss(self, workers):
+        """Ends all sessions of a database's workers: whose CPU time was added up must not go in a later round."""
+        workers.stop()
+        while self.server.db(workers.database)("SELECT FROM pg_stat_activity WHERE application_name = 'worker' "
+                                               "AND datname = current_database()"):
+            time.sleep(0.01)
+
+    def compare(self, cells, rounds, prepare=lambda workers: None, **options):
         """Rounds of all workers by turns, A B C A B C, after one that is not counted."""
         results = []
         for number in range(rounds + 1):
             for workers in cells:
+                if self.late:
+                    workers.connect(self.driver)
+                prepare(workers)
                 result = self.measure(workers, **options)
+                if self.late:
+                    self.dismiss(workers)
                 if number > 0:
                     results.append({**result, "round": number})
         return results

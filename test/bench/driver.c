@@ -14,7 +14,9 @@
  * one.  The connections stay open between rounds, as those of real workers do.
  * Commands come on stdin, and each is answered with a line of JSON:
  *
- *	go N		claim and complete N rows, over all clients
+ *	go N [P]	claim and complete N rows, over all clients; each of them claims
+ *				P seconds after its last claim, give or take a half.  N = 0: until
+ *				there is another line
  *	hold N		claim N rows and complete none: their worker has died
  *	idle N		claim N times per client, expecting nothing
  *	read N		claim N times per client, where that takes nothing
@@ -29,6 +31,7 @@
 #include <libpq-fe.h>
 
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -44,8 +47,8 @@
 #define INT8OID			20
 #define INT8ARRAYOID	1016
 
-/* Claims that find nothing in a row, a millisecond apart, until we give up. */
-#define MAX_EMPTY		20000
+/* How long there may be nothing to claim, in seconds, until we give up. */
+#define MAX_EMPTY		20
 
 typedef struct Buffer
 {
@@ -97,6 +100,7 @@ static bool as_json = false;
 
 static Client *clients;
 static char command;			/* the first letter */
+static double period;			/* from one claim of a client to its next */
 static atomic_long wanted;		/* rows, or per client claims, still to do */
 static atomic_long claimed;
 static atomic_char *taken;		/* by number of row: somebody has it */
@@ -169,6 +173,22 @@ next_random(Client *c)
 	return c->random;
 }
 
+/* From 0 to 1. */
+static double
+fraction(Client *c)
+{
+	return (next_random(c) >> 11) / 9007199254740992.0;
+}
+
+static void
+sleep_until(double then)
+{
+	double		left = then - now();
+
+	if (left > 0)
+		usleep(left * 1e6);
+}
+
 /* Executes a prepared statement.  Null if it met another client's locks. */
 static PGresult *
 execute(Client *c, const char *name, int nparams, const char *const *params)
@@ -216,10 +236,12 @@ make_params(Client *c, PGresult *rows, int n, const char **params)
 
 		if (as_json)
 			add(&c->ids,
-				"%s{\"user_id\":\"%s\",\"source\":\"google_calendar\","
+				"%s{\"user_id\":\"%s\",\"source\":\"%s\","
 				"\"lease\":%s,\"outcome\":\"completed\","
 				"\"sync_token\":\"CP%016" PRIx64 "%016" PRIx64 "GAU=\"}",
-				i == 0 ? "[" : ",", id, lease, a, b);
+				i == 0 ? "[" : ",", id,
+				PQnfields(rows) > 3 ? PQgetvalue(rows, i, 3) : "google_calendar",
+				lease, a, b);
 		else
 		{
 			if (scalar)
@@ -355,7 +377,7 @@ static void *
 work(void *arg)
 {
 	Client	   *c = arg;
-	int			empty = 0;
+	double		found = now();
 
 	if (command == 'i' || command == 'r')
 	{
@@ -371,24 +393,27 @@ work(void *arg)
 		}
 		return NULL;
 	}
+	sleep_until(found + period * fraction(c));	/* not all at once */
 	while (atomic_fetch_sub(&wanted, batch) > 0)
 	{
+		double		start = now();
 		PGresult   *rows = claim(c);
 		int			n = rows == NULL ? 0 : PQntuples(rows);
 
 		atomic_fetch_add(&claimed, n);
 		atomic_fetch_add(&wanted, batch - n);
-		if (n == 0)
+		if (n > 0)
 		{
-			if (++empty > MAX_EMPTY)
-				die("nothing is due");
-			usleep(1000);
-			continue;
+			found = start;
+			if (command == 'g')
+				complete(c, rows);
+			PQclear(rows);
 		}
-		empty = 0;
-		if (command == 'g')
-			complete(c, rows);
-		PQclear(rows);
+		else if (start - found > MAX_EMPTY)
+			die("nothing is due");
+		else if (period == 0)
+			usleep(1000);
+		sleep_until(start + period * (0.5 + fraction(c)));
 	}
 	return NULL;
 }
@@ -425,12 +450,18 @@ print_times(const char *name, size_t offset)
 }
 
 static void
+flush_statistics(Client *c)
+{
+	PQclear(PQexec(c->conn, "SELECT pg_stat_force_next_flush()"));
+}
+
+static void
 round_of(long n)
 {
 	double		start;
 	long		counts[5] = {0};
 
-	atomic_store(&wanted, n);
+	atomic_store(&wanted, n > 0 ? n : LONG_MAX / 2);
 	atomic_store(&claimed, 0);
 	if (list_sql != NULL)
 	{
@@ -440,13 +471,14 @@ round_of(long n)
 		{
 			if (tries > 0)
 				usleep(10000);
-			if (tries * 10 > MAX_EMPTY)
+			if (tries > MAX_EMPTY * 100)
 				die("nothing is due");
 			PQclear(list);
 			list = PQexec(clients[0].conn, list_sql);
 			if (PQresultStatus(list) != PGRES_TUPLES_OK)
 				die("list: %s", PQerrorMessage(clients[0].conn));
 		}
+		flush_statistics(&clients[0]);	/* not in the round */
 		atomic_store(&list_next, 0);
 	}
 	puts("{\"ready\":1}");
@@ -457,6 +489,11 @@ round_of(long n)
 	for (int i = 0; i < nclients; i++)
 		if (pthread_create(&clients[i].thread, NULL, work, &clients[i]) != 0)
 			die("could not create a thread");
+	if (n == 0)
+	{
+		(void) getchar();
+		atomic_store(&wanted, LONG_MIN / 2);
+	}
 	for (int i = 0; i < nclients; i++)
 		pthread_join(clients[i].thread, NULL);
 	printf("{\"seconds\":%.6f,\"cycles\":%ld", now() - start,
@@ -478,7 +515,7 @@ round_of(long n)
 	print_times("complete", offsetof(Client, complete));
 	puts("}");
 	for (int i = 0; i < nclients; i++)
-		PQclear(PQexec(clients[i].conn, "SELECT pg_stat_force_next_flush()"));
+		flush_statistics(&clients[i]);
 	fflush(stdout);
 }
 
@@ -542,7 +579,8 @@ main(int argc, char **argv)
 								 * and the report where its rows are */
 				with_mark = true;
 				break;
-			case 'j':			/* reports are JSON */
+			case 'j':			/* reports are JSON; the claim returns the source,
+								 * too, if there are several */
 				as_json = true;
 				break;
 			default:
@@ -581,7 +619,8 @@ main(int argc, char **argv)
 	{
 		long		n;
 
-		if (sscanf(line, "%*s %ld", &n) != 1)
+		period = 0;
+		if (sscanf(line, "%*s %ld %lf", &n, &period) < 1)
 			break;
 		command = line[0];
 		round_of(n);

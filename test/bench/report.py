@@ -49,6 +49,18 @@ def latency(group, what):
     return f"{1000 * median(group, f'{what}_p50'):.2f} / {1000 * median(group, f'{what}_p99'):.2f}"
 
 
+def visits(group):
+    """Index entries read per row; of ours, by lane.  Queues walk in their own ways."""
+    family, every, requested = RIVALS[group[0]["rival"]].family, median(group, "visits"), median(group, "requested")
+    if family in ("ours", "sources"):
+        return f"{every - requested:.1f} + {requested:.1f}"
+    return f"{every:.1f}" if family in "bcf" else "-"
+
+
+def ratio(group, other, what="cpu"):
+    return f"{median(group, what) / median(other, what):.2f}" if other else "-"
+
+
 def ours(results, **where):
     """Our results for this case; of the ways to report, the one that costs less."""
     found = groups([r for r in results if r["rival"] in ("ours", "ours-report")
@@ -69,11 +81,11 @@ def cycles(results):
             f"{median(mine, 'cpu') / median(group, 'cpu'):.2f}",
             f"{median(group, 'background'):.1f}", f"{median(group, 'vacuum'):.1f}", spread(group, "rate", 0),
             f"{median(group, 'wal_bytes'):.0f}", f"{median(group, 'wal_records'):.1f}",
-            f"{median(group, 'wal_fpi'):.0f}", percent(median(group, "hot")),
+            f"{median(group, 'wal_fpi'):.0f}", percent(median(group, "hot")), visits(group),
             latency(group, "claim"), latency(group, "complete"),
             sum(r["double"] for r in group) or ""])
     return table(["who", "batch", "clients", "CPU us/cycle", "ours / it", "background", "vacuum", "cycles/s",
-                  "WAL bytes", "records", "FPI bytes", "HOT", "claim ms p50 / p99", "report ms p50 / p99",
+                  "WAL bytes", "records", "FPI bytes", "HOT", "visits", "claim ms p50 / p99", "report ms p50 / p99",
                   "claimed twice"], rows)
 
 
@@ -169,8 +181,59 @@ def router(results):
                   "background", "WAL bytes", "claim ms p50 / p99", "report ms p50 / p99"], rows)
 
 
+def crowd(results):
+    """Costs to those of rivals with as many sessions, and to one's own with the fewest."""
+    rounds = results["rounds"]
+    by = groups(rounds, "batch", "clients", "rival")
+    fewest = min((r["clients"] for r in rounds), default=1)
+    return table(
+        ["who", "batch", "clients", "CPU us/cycle", "to f", "to c", f"to {fewest} client{'s'[:fewest - 1]}", "cycles/s",
+         "visits", "rows per claim", "claim ms p50 / p99"], [
+            [RIVALS[rival].title, batch, clients, spread(group, "cpu"),
+             *(ratio(group, by.get(key)) for key in (
+                 (batch, clients, "f"), (batch, clients, "c"), (batch, fewest, rival))),
+             spread(group, "rate", 0), visits(group),
+             f"{sum(r['cycles'] for r in group) / sum(r['claims'] for r in group):.1f}", latency(group, "claim")]
+            for (batch, clients, rival), group in by.items()])
+
+
+def paced(results):
+    return "\n\n".join(f"{title}:\n\n" + crowd({"rounds": [r for r in results["rounds"] if r["backlog"] == backlog]})
+                       for backlog, title in ((True, "With a backlog"), (False, "Without one")))
+
+
+def sources(results):
+    def to_one(rounds, head, cells):
+        one = {key[0]: group for key, group in groups(
+            [r for r in rounds if r["rival"] == "ours-report"], "clients").items()}
+        return table(["who", "clients", *head, "to one source"], [
+            [RIVALS[rival].title, clients, *cells(group), ratio(group, one.get(clients))]
+            for (clients, rival), group in groups(rounds, "clients", "rival").items()])
+
+    return "\n\n".join([
+        to_one(results["rounds"], ["CPU us/cycle", "visits", "claim ms p50 / p99"],
+               lambda group: [spread(group, "cpu"), visits(group), latency(group, "claim")]),
+        to_one(results["idle"], ["CPU us/poll", "poll ms p50 / p99"],
+               lambda group: [spread(group, "cpu"), latency(group, "claim")])])
+
+
+def latencies(results):
+    return "\n\n".join([
+        table(["who", "clients", "claim ms p50", "p99", "max"], [
+            [RIVALS[rival].title, clients, *(spread(group, f"claim_{what}", 2, 1000) for what in ("p50", "p99", "max"))]
+            for (clients, rival), group in groups(results["rounds"], "clients", "rival").items()]),
+        table(["who", "clients", "rows that fall due", "apart by us", "the last is claimed after s"], [
+            [RIVALS[rival].title, clients, f"{rows:,}", step, spread(group, "seconds", 2)]
+            for (step, clients, rows, rival), group in
+            groups(results["together"], "step", "clients", "rows", "rival").items()]),
+        table(["what", "found after ms, median", "max"], [
+            [what, f"{1000 * median(group, 'seconds'):.0f}", f"{1000 * max(r['seconds'] for r in group):.0f}"]
+            for (what,), group in groups(results["found"], "what").items()])])
+
+
 PARTS = {"cycles": cycles, "sync": cycles, "clients": cycles, "sizes": sizes, "checkpoint": checkpoint,
-         "buffers": buffers, "growth": growth, "idle": idle, "user": user, "held": held, "router": router}
+         "buffers": buffers, "growth": growth, "idle": idle, "user": user, "held": held, "router": router,
+         "crowd": crowd, "late": crowd, "paced": paced, "sources": sources, "latency": latencies}
 
 
 # ------------------------------------------------------------------- targets
@@ -215,6 +278,24 @@ def targets(all_results):
     if its:
         row("CPU of my_syncs to a lookup by primary key", 1.2,
             median(its[("ours-view",)], "cpu") / median(its[("ours-key",)], "cpu"))
+    results = all_results.get("crowd", {}).get("rounds", [])
+    for clients, to_floor in ((1, 1.15), (8, 1.3), (32, 1.5)):
+        mine = ours(results, batch=10, clients=clients)
+        for rival, target in (("f", to_floor), ("c", 1)):
+            its = [r for r in results if (r["rival"], r["batch"], r["clients"]) == (rival, 10, clients)]
+            if mine and its:
+                row(f"CPU per cycle to {RIVALS[rival].title}, batch 10, {clients} client{'s'[:clients - 1]}", target,
+                    median(mine, "cpu") / median(its, "cpu"))
+    for backlog, title in ((True, "with a backlog"), (False, "without one")):
+        its = groups([r for r in all_results.get("paced", {}).get("rounds", [])
+                      if (r["rival"], r["backlog"]) == ("ours-report", backlog)], "clients")
+        if its:
+            least, most = min(its), max(its)
+            row(f"CPU per cycle at the same load {title}, {most[0]} clients to {least[0]}", 1.5,
+                median(its[most], "cpu") / median(its[least], "cpu"))
+    its = [r for r in all_results.get("sources", {}).get("idle", []) if r["rival"] == "sources"]
+    if its:
+        row(f"idle poll of {RIVALS['sources'].number} sources, us of CPU", 1000, median(its, "cpu"), 0)
     return table(["what", "target", "reached", "met"], rows)
 
 
@@ -294,6 +375,9 @@ def plots(all_results, where):
     if "clients" in all_results:
         draw("clients.svg", "Cycles per second, batches of 100", "clients", "cycles/s",
              lines(all_results["clients"]["rounds"], "clients", "rate"))
+    its = lines(all_results.get("crowd", {}).get("rounds", []), "clients", "cpu", batch=10)
+    if its:
+        draw("crowd.svg", "Server CPU per cycle, batches of 10", "clients", "microseconds", its, log_x=True)
     if "sizes" in all_results:
         draw("sizes.svg", "Cycles per second against the size of the table, batches of 100", "rows", "cycles/s",
              lines(all_results["sizes"]["rounds"], "rows", "rate", batch=100), log_x=True)
@@ -310,7 +394,8 @@ TITLES = {
     "cycles": "Cost of a cycle", "sync": "With synchronous_commit = on", "clients": "Clients at the same time",
     "sizes": "Size of the table", "held": "Under a held snapshot", "checkpoint": "Right after a checkpoint",
     "buffers": "Buffers of a claim", "growth": "Size on disk", "idle": "Idle polls", "user": "A user's own rows",
-    "router": "Through the router",
+    "router": "Through the router", "crowd": "Many sessions at a backlog", "late": "Sessions that come late",
+    "paced": "The same load by few and by many", "sources": "Many sources", "latency": "How soon rows are claimed",
 }
 
 

@@ -17,6 +17,7 @@ class Rival:
 
     options = ()                # of the driver
     setup = "SET TIME ZONE UTC"  # in each of its sessions
+    prelude = ""                # in its database, before its workers come
     list = take = None
     numbered = True             # a claim returns user ids
     safe = True                 # for more than one client
@@ -190,6 +191,26 @@ class OursReport(Ours):
         return "SELECT lease FROM syncstate.report_syncs($1)"
 
 
+class Sources(OursReport):
+    """Rows of many sources, claimed over all of them."""
+
+    number = 600
+    prelude = f"SELECT FROM generate_series(1, {number}) AS n, syncstate.register_sync_source('source_' || n)"
+
+    def __init__(self, name, title):
+        super().__init__(name, title)
+        self.family, self.table = name, "syncstate.sync_state"
+
+    def fill(self, server, database, workers):
+        server.db(database)(f"""
+            INSERT INTO syncstate.sync_state (user_id, source, sync_token, due_at)
+            SELECT user_id, ('source_' || row_number() OVER () % {self.number} + 1)::syncstate.sync_source, cursor, due_at
+            FROM bench.rows""")
+
+    def claim(self, batch):
+        return f"SELECT user_id, lease, sync_token, source FROM syncstate.claim_due_syncs(max_rows => {batch})"
+
+
 class Router(Ours):
     """The same through a router, whose shards are databases of the same server."""
 
@@ -261,6 +282,7 @@ RIVALS = {rival.name: rival for rival in [
     Floor("f", "f, the floor"),
     Ours("ours", "syncstate"),
     OursReport("ours-report", "syncstate, report_syncs()"),
+    Sources("sources", f"syncstate, {Sources.number} sources"),
     *(router(f"router{count}{name}", f"router, {count} shard{'s'[:count - 1]}{title}", count)
       for count in (1, 2, 4)
       for router, name, title in ((Router, "", ""), (RouterReport, "-report", ", report_syncs()"))),
@@ -274,5 +296,5 @@ RIVALS = {rival.name: rival for rival in [
         FROM syncstate.sync_state WHERE user_id = '{USER}'""", Rival.setup),
 ]}
 
-WORKERS = [name for name, rival in RIVALS.items() if not isinstance(rival, (Lookup, Router))]
+WORKERS = [name for name, rival in RIVALS.items() if not isinstance(rival, (Lookup, Router, Sources))]
 ROUTERS = [name for name, rival in RIVALS.items() if isinstance(rival, Router)]

@@ -56,6 +56,35 @@ foreach my $rival (qw(a b c f ours))
 
 parts('b,c,f,ours', 'held');
 
+# Many sessions.
+parts('b,c,f,ours-report,sources', qw(crowd late paced sources latency));
+foreach my $part (qw(crowd late))
+{
+	foreach my $rival (qw(b c f ours-report))
+	{
+		my @rounds = map { rounds($part, rival => $rival, clients => $_) } 1, 8;
+		is_deeply([ map { $_->{claims} >= 20 * $_->{clients} && $_->{cpu} > 1 } @rounds ],
+			[ 1, 1 ], "$part: each session of $rival claimed 20 times");
+	}
+	my ($one) = rounds($part, rival => 'ours-report', clients => 1);
+	my ($floor) = rounds($part, rival => 'f', clients => 1);
+	cmp_ok($one->{visits}, '>=', 1, 'a row that is taken was visited');
+	cmp_ok($one->{visits}, '<', 3, 'and a session alone visits few others');
+	is($floor->{visits}, 0, 'the floor walks by no index');
+}
+foreach my $backlog (1, 0)
+{
+	my @rounds = grep { $_->{rival} eq 'ours-report' && $_->{backlog} == $backlog } rounds('paced');
+	is_deeply([ map { $_->{clients} } @rounds ], [ 2, 8 ], 'few and many sessions ' . ($backlog ? 'at a backlog' : 'without one'));
+	is_deeply([ grep { $_->{seconds} < $_->{pause} / 2 * ($_->{claims} / $_->{clients} - 1) } @rounds ], [], 'pause between claims');
+}
+is(scalar rounds('sources', rival => 'sources'), 2, 'many sources made their rounds');
+my $latency = decode_json(slurp_file("$results/latency.json"));
+my %found;
+$found{ $_->{what} }++ foreach @{ $latency->{found} };
+is_deeply(\%found, { 'a request' => 2, 'an expired lease' => 2, 'a late commit' => 2 }, 'rows were found behind the marks');
+is_deeply([ grep { $_->{seconds} <= 0 } @{ $latency->{together} } ], [], 'rows are not claimed before they are due');
+
 # Through the router, where it can be.
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
 my ($sharedir) = `$pg_config --sharedir` =~ /(.*)/;
@@ -92,8 +121,12 @@ ok(bench('--report'), 'the report is written') or diag $err;
 my $report = slurp_file("$results/RESULTS.md");
 like($report, qr/^\| CPU per cycle to b, SKIP LOCKED in PL\/pgSQL, batch 100 +\| 0\.5 +\| \d+\.\d+/m,
 	'it has ratios and their targets');
-like($report, qr/^!\[[^]]+\]\(held\.svg\)$/m, 'and plots');
-like(slurp_file("$results/held.svg"), qr/<polyline .*points="[\d., ]+"\/>.*<\/svg>/s, 'that are drawn');
+like($report, qr/^\| CPU per cycle to f, the floor, batch 10, 8 clients +\| 1\.3 +\| \d+\.\d+/m, 'those of many sessions, too');
+foreach my $plot (qw(held crowd))
+{
+	like($report, qr/^!\[[^]]+\]\($plot\.svg\)$/m, "the plot $plot is there");
+	like(slurp_file("$results/$plot.svg"), qr/<polyline .*points="[\d., ]+"\/>.*<\/svg>/s, 'and drawn');
+}
 
 # --report alone measures nothing
 like(scalar(`make -n $_`), qr{test/bench/run (?:(?!--report)[^&])*&&.*--report}s, "make $_ measures before it reports")
