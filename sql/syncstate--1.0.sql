@@ -832,8 +832,8 @@ BEGIN
 		EXECUTE pg_catalog.format('ALTER EXTENSION syncstate ADD SEQUENCE syncstate.%I', cell);
 	END IF;
 	INSERT INTO syncstate.sync_lane (source, kind, lane)
-		SELECT NEW.label, l.kind, l.lane FROM syncstate.sync_lane AS l
-		WHERE l.source OPERATOR(pg_catalog.=) 'google_calendar'
+		SELECT NEW.label, kind, lane
+		FROM pg_catalog.generate_series(0, 2) AS kind, pg_catalog.generate_series(0, 1) AS lane
 		ON CONFLICT DO NOTHING;
 	RETURN NULL;
 END

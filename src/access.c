@@ -155,6 +155,7 @@ syncstate_rows_open(RowAccess *rows)
 	MemSet(rows, 0, sizeof(*rows));
 	rows->rel = syncstate_open_state(RowExclusiveLock);
 	rows->plain = syncstate_is_plain(rows->rel, ACL_SELECT | ACL_UPDATE);
+	rows->sees_all = rows->plain || sees_all(rows->rel);
 	if (rows->plain)
 	{
 		PreventCommandIfReadOnly("UPDATE");

@@ -8,11 +8,15 @@
 #include "compat.h"
 #include "state.h"
 
-/* A way to the rows of sync_state; the fields are access.c's own, but "plain". */
+/*
+ * A way to the rows of sync_state; the fields are access.c's own, but "plain" and
+ * "sees_all".
+ */
 typedef struct RowAccess
 {
 	Relation	rel;
 	bool		plain;			/* without statements */
+	bool		sees_all;		/* row security hides nothing */
 
 	/* one look at the table */
 	BlockNumber nblocks;

@@ -192,7 +192,6 @@ load_ids(void)
 	found.policy_rel = relation_oid("sync_policy", namespace);
 	found.budget_rel = relation_oid("sync_budget", namespace);
 	found.lane_rel = relation_oid("sync_lane", namespace);
-	found.lane_pkey_index = relation_oid("sync_lane_pkey", namespace);
 	found.due_index = relation_oid("sync_state_due", namespace);
 	found.requested_index = relation_oid("sync_state_requested", namespace);
 	found.pkey_index = relation_oid("sync_state_pkey", namespace);

@@ -29,7 +29,6 @@ typedef struct CatalogIds
 	Oid			policy_rowtype;
 	Oid			budget_rel;
 	Oid			lane_rel;
-	Oid			lane_pkey_index;
 	Oid			source_type;
 	Oid			status_type;
 	Oid			status_labels[NUM_STATUSES];

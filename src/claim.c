@@ -10,7 +10,8 @@
  *
  * Where a session passes what others took, it does not walk by itself any more:
  * it draws the next stretch, beginning where the others have come to, for as
- * many rows as it wants; see crowd.c.
+ * many rows as it wants; see crowd.c.  The sweep then goes to the mark that they
+ * share, where that is further than its own.
  *
  * A row is looked at under the statement's snapshot and started at once, unless
  * somebody has locked or changed it meanwhile: then it is skipped, or locked
@@ -18,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -86,6 +88,9 @@
  * too little, for so many times as long as the step took.
  */
 #define SWEEP_REST		9
+
+/* The pause of a sweep that met rows that were held back by max_in_flight. */
+#define HELD_BACK_PAUSE	(SWEEP_PAUSE / 8)
 
 /*
  * The mark of the priority lane stays this far in the past: a request that commits
@@ -298,14 +303,22 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 			end = WALK_ALL;
 		else
 		{
-			bool		wanted =
-				!syncstate_cap_is_full(&claim->caps, &claim->policy,
-									   walk->user_id, walk->account) &&
-				syncstate_walk_fetch(walk) &&
+			bool		is_full = syncstate_cap_is_full(&claim->caps,
+														&claim->policy,
+														walk->user_id,
+														walk->account);
+			bool		wanted = !is_full && syncstate_walk_fetch(walk) &&
 				!(claim->no_requested && walk->row.requested_at != NO_TIME) &&
-				is_wanted(claim) &&
-				syncstate_cap_has_room(&claim->caps, &claim->policy,
-									   &walk->row.key);
+				is_wanted(claim);
+
+			if (wanted && !syncstate_cap_has_room(&claim->caps, &claim->policy,
+												  &walk->row.key))
+			{
+				is_full = true;
+				wanted = false;
+			}
+			if (is_full)
+				claim->hints->lanes[lane].held_back = true;
 
 			/* before the place: the next claim shall find the row here */
 			if (wanted && !has_permit(claim))
@@ -359,9 +372,55 @@ look_ahead(Claim *claim, Lane lane, const Place *after, const Place *stop,
 }
 
 /*
+ * Whether the claim may leave rows to others, as who draws a stretch does: rows
+ * that it cannot see are in there too.
+ */
+static bool
+sees_what_others_see(const Claim *claim)
+{
+	return claim->rows.sees_all && !IsolationUsesXactSnapshot();
+}
+
+/*
+ * Where the sweep of all sessions goes on, or begins anew; and as far as which
+ * place.  Otherwise says why not.
+ */
+static Draw
+find_sweep(Claim *claim, LaneHints *lh, const SharedLane *seen, bool rests,
+		   TimestampTz now, Place *start, Place *end)
+{
+	const SharedPlace *shared = &seen->fronts[FRONT_SWEEP];
+	const SharedPlace *mark = &seen->fronts[FRONT_MARK];
+	bool		is_over = shared->at > now;
+
+	/* a time that is further ahead is of a clock that was set back */
+	if (seen->sweep_rests_until > now &&
+		seen->sweep_rests_until <= now + SWEEP_PAUSE)
+	{
+		if (is_over)
+		{
+			lh->sweep_started = seen->sweep_rests_until - SWEEP_PAUSE;
+			return DRAW_NONE;
+		}
+		if (rests)
+		{
+			lh->rests_until = seen->sweep_rests_until;
+			return DRAW_RESTS;
+		}
+	}
+	if (is_over)
+		syncstate_place_after(start, NO_TIME);
+	else
+		syncstate_place_shared(start, shared);
+	if (mark->at <= now && syncstate_place_is_before(end, mark))
+		syncstate_place_shared(end, mark);
+	return DRAW_DONE;
+}
+
+/*
  * Draws the next stretch of a lane, of what lies between the place that the
- * sessions share and "stop", and moves that place behind it.  "rests" says
- * whether the sweep may rest.
+ * sessions share and "stop", and moves the shared place to the stretch's end.
+ * "rests" says whether the sweep may rest.
  */
 static Draw
 draw_stretch(Claim *claim, Lane lane, Front front, const Place *stop, bool rests)
@@ -369,50 +428,37 @@ draw_stretch(Claim *claim, Lane lane, Front front, const Place *stop, bool rests
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	FrontHints *fh = &lh->fronts[front];
 	int			wanted = Max(fh->entries, limit_of(claim) - claim->ntaken);
-	SharedLane	seen;
 
 	for (int try = 1;; try++)
 	{
-		SharedPlace *shared = &seen.fronts[front];
 		Place		start = fh->place;
 		Place		end = *stop;
-		SharedPlace last;
+		SharedPlace last = {0};
+		TimestampTz rests_until = NO_TIME;
+		SharedLane	seen;
+		TimestampTz now;
 		bool		is_end;
-		bool		begins = false;
 		int			found;
 
-		if (!syncstate_crowd_read(&lh->crowd, &claim->policy.label,
+		if (!sees_what_others_see(claim) ||
+			!syncstate_crowd_read(&lh->crowd, &claim->policy.label,
 								  claim->kind, lane, &seen))
 			return DRAW_IMPOSSIBLE;
+		now = syncstate_now();	/* after whoever wrote it */
 		if (front == FRONT_SWEEP)
 		{
-			/* a time that is further ahead is of a clock that was set back */
-			bool		is_late = seen.sweep_rests_until > claim->now &&
-				seen.sweep_rests_until <= claim->now + SWEEP_PAUSE;
+			Draw		draw = find_sweep(claim, lh, &seen, rests, now, &start,
+										  &end);
 
-			begins = shared->at > claim->now;
-			if (is_late && (begins || rests))
-			{
-				lh->rests_until = seen.sweep_rests_until;
-				if (!begins)
-					return DRAW_RESTS;
-				lh->sweep_started = seen.sweep_rests_until - SWEEP_PAUSE;
-				return DRAW_NONE;
-			}
-			if (begins)
-				syncstate_place_after(&start, NO_TIME);
-			else
-				syncstate_place_shared(&start, shared);
-			if (seen.fronts[FRONT_MARK].at <= claim->now &&
-				syncstate_place_is_before(&end, &seen.fronts[FRONT_MARK]))
-				syncstate_place_shared(&end, &seen.fronts[FRONT_MARK]);
+			if (draw != DRAW_DONE)
+				return draw;
 		}
 		else
 		{
-			fh->crowded = shared->at <= claim->now &&
-				syncstate_place_is_before(&fh->place, shared);
+			fh->crowded = seen.fronts[front].at <= now &&
+				syncstate_place_is_before(&fh->place, &seen.fronts[front]);
 			if (fh->crowded)
-				syncstate_place_shared(&start, shared);
+				syncstate_place_shared(&start, &seen.fronts[front]);
 		}
 
 		found = look_ahead(claim, lane, &start, &end, wanted, &last, &is_end);
@@ -423,24 +469,53 @@ draw_stretch(Claim *claim, Lane lane, Front front, const Place *stop, bool rests
 		fh->left = found;
 		if (front == FRONT_SWEEP && is_end)
 		{
-			fh->crowded = !begins || found > CROWD;
-			syncstate_crowd_rest(&lh->crowd, &claim->policy.label, claim->kind,
-								 lane, claim->now + SWEEP_PAUSE);
+			/* one that is as short as that is not worth sharing */
+			fh->crowded = start.at != NO_TIME || found > CROWD;
 			MemSet(&last, 0, sizeof(last));
 			last.at = DT_NOEND;
+			rests_until = now + SWEEP_PAUSE;
 		}
 		else if (found == 0)
 			return DRAW_NONE;
-		if (syncstate_crowd_move(&lh->crowd, &seen, front, &last) ||
+		if (syncstate_crowd_move(&lh->crowd, &seen, front, &last, rests_until) ||
 			try == MAX_DRAWS)
 			return found == 0 ? DRAW_NONE : is_end ? DRAW_LAST : DRAW_DONE;
 	}
 }
 
 /*
+ * Gives back what is left of a stretch behind the user at hand, unless others
+ * have drawn since: the oldest rows must not wait for this session.  A sweep that
+ * was over with this stretch goes on.
+ */
+static void
+give_back(Claim *claim, Lane lane, Front front)
+{
+	LaneHints  *lh = &claim->hints->lanes[lane];
+	FrontHints *fh = &lh->fronts[front];
+	SharedPlace to = {fh->place.at, fh->place.user_id};
+	SharedLane	seen;
+	bool		is_over;
+
+	if (fh->place.after != AFTER_ROW ||
+		!syncstate_crowd_read(&lh->crowd, &claim->policy.label, claim->kind,
+							  lane, &seen))
+		return;
+	is_over = front == FRONT_SWEEP && seen.fronts[front].at == DT_NOEND;
+	if ((is_over ||
+		 memcmp(&seen.fronts[front], &fh->end, sizeof(SharedPlace)) == 0) &&
+		syncstate_crowd_move(&lh->crowd, &seen, front, &to,
+							 is_over ? claim->now : NO_TIME))
+	{
+		fh->end = to;
+		fh->left = 1;
+	}
+}
+
+/*
  * Takes rows of stretches that this session has drawn, one after the other.  It
- * serves each to its end before it draws another one.  *draw is left what came
- * of it the last time.
+ * serves each to its end before it draws another one.  *draw says what came of
+ * the last try to draw; after the last stretch there is none, untried.
  */
 static WalkEnd
 claim_stretches(Claim *claim, Lane lane, Front front, const Place *stop,
@@ -465,78 +540,117 @@ claim_stretches(Claim *claim, Lane lane, Front front, const Place *stop,
 				*draw = DRAW_NONE;
 			if (fh->left == 0)
 				return WALK_ALL;
-			fh->entries = fh->left;
+			fh->entries = 0;
 		}
 		after = fh->place;
 		syncstate_place_shared(&last, &fh->end);
 		end = claim_part(claim, lane, &after, &last, bounds, &fh->place);
-		fh->left -= Min(fh->left, visits - bounds->visits);
+		visits -= bounds->visits;
+		fh->left -= Min(fh->left, visits);
 		if (end == WALK_ALL)
 			fh->left = 0;
 		if (fh->left == 0)
 			fh->place = last;
 
-		/* the next one as long as this one would have had to be */
+		/* let the next be as long as this one should have been */
+		fh->entries = Min(fh->entries + visits, MAX_STRETCH);
 		if (end == WALK_ALL)
 			fh->entries = Min(2 * fh->entries, MAX_STRETCH);
-		else if (end == WALK_FULL)
-			fh->entries /= 2;
+		else if (end == WALK_FULL && fh->left > 0)
+			give_back(claim, lane, front);
 		if (end != WALK_ALL)
 			return end;
 	}
 }
 
+/* Whether a session tries to draw where it meets a crowd. */
+static bool
+may_draw(const Claim *claim, const FrontHints *fh)
+{
+	return fh->alone_until <= claim->now ||
+		fh->alone_until > claim->now + SWEEP_PAUSE;
+}
+
+/*
+ * Shortens the pause of a sweep that is over, where this session has met rows
+ * that were held back by max_in_flight: they can be taken as soon as others end,
+ * and only a sweep finds them.
+ */
+static void
+shorten_pause(Claim *claim, Lane lane)
+{
+	LaneHints  *lh = &claim->hints->lanes[lane];
+	TimestampTz until = syncstate_now() + HELD_BACK_PAUSE;
+	SharedLane	seen;
+
+	lh->held_back = false;
+	if (syncstate_crowd_read(&lh->crowd, &claim->policy.label, claim->kind,
+							 lane, &seen) &&
+		seen.fronts[FRONT_SWEEP].at == DT_NOEND &&
+		seen.sweep_rests_until > until)
+		(void) syncstate_crowd_move(&lh->crowd, &seen, FRONT_SWEEP,
+									&seen.fronts[FRONT_SWEEP], until);
+}
+
 /*
  * Takes rows by one more step of the sweep over a lane.  "rests" says whether it
- * may leave that to others who have just made one.
+ * may leave that to others who have just made one: WALK_CROWD then.
  */
 static WalkEnd
 claim_sweep(Claim *claim, Lane lane, bool rests)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
 	FrontHints *fh = &lh->fronts[FRONT_SWEEP];
+	const Place *mark = &lh->fronts[FRONT_MARK].place;
 	TimestampTz started = syncstate_now();
 	int			wanted = limit_of(claim) - claim->ntaken;
 	Bounds		bounds = {
 		.visits = SWEEP_VISITS,
 		.dead = claim->hints->claimed ? DEAD_VISITS(wanted) : FIRST_DEAD_VISITS,
-		.passed = CROWD + wanted,
+		.passed = may_draw(claim, fh) ? CROWD + wanted : PG_INT64_MAX,
 		.crowd_until = DT_NOEND,
 	};
-	Draw		draw = DRAW_DONE;
+	Draw		draw = DRAW_IMPOSSIBLE;
 	Place		after = fh->place;
-	WalkEnd		end = WALK_CROWD;
+	WalkEnd		end;
 
-	if (!fh->crowded && fh->left == 0)
-		end = claim_part(claim, lane, &after, &lh->fronts[FRONT_MARK].place,
-						 &bounds, &fh->place);
+	if (fh->left == 0 && !(fh->crowded && may_draw(claim, fh)))
+		end = claim_part(claim, lane, &after, mark, &bounds, &fh->place);
+	else
+		end = WALK_CROWD;
 	if (end == WALK_CROWD)
 	{
-		fh->crowded = true;
-		end = claim_stretches(claim, lane, FRONT_SWEEP,
-							  &lh->fronts[FRONT_MARK].place, rests, &bounds,
+		if (fh->left == 0)
+			fh->crowded = true;
+		end = claim_stretches(claim, lane, FRONT_SWEEP, mark, rests, &bounds,
 							  &draw);
-	}
-	if (draw == DRAW_IMPOSSIBLE)
-	{
-		after = fh->place;
-		end = claim_part(claim, lane, &after, &lh->fronts[FRONT_MARK].place,
-						 &bounds, &fh->place);
+		if (draw == DRAW_RESTS)
+			return WALK_CROWD;
+		if (draw == DRAW_IMPOSSIBLE)
+		{
+			fh->alone_until = claim->now + SWEEP_PAUSE;
+			after = fh->place;
+			end = claim_part(claim, lane, &after, mark, &bounds, &fh->place);
+		}
 	}
 
-	if (draw == DRAW_RESTS)
-		return WALK_BOUND;
 	if (end == WALK_ALL)
+	{
 		lh->sweeping = false;
+		if (lh->held_back && draw == DRAW_NONE)
+			shorten_pause(claim, lane);
+	}
 	else if (end == WALK_BOUND)
 	{
 		TimestampTz ended = syncstate_now();
+		SharedLane	seen;
 
 		lh->rests_until = ended + Min(SWEEP_REST * (ended - started),
 									  SWEEP_PAUSE);
-		if (fh->crowded)
-			syncstate_crowd_rest(&lh->crowd, &claim->policy.label, claim->kind,
-								 lane, lh->rests_until);
+		if (draw != DRAW_IMPOSSIBLE &&
+			syncstate_crowd_read(&lh->crowd, &claim->policy.label, claim->kind,
+								 lane, &seen))
+			syncstate_crowd_rest(&lh->crowd, &seen, lh->rests_until);
 	}
 	return end;
 }
@@ -585,13 +699,13 @@ claim_from_mark(Claim *claim, Lane lane)
 	Bounds		bounds = {
 		.visits = FORWARD_VISITS,
 		.dead = DEAD_VISITS(wanted),
-		.passed = CROWD + wanted,
+		.passed = may_draw(claim, fh) ? CROWD + wanted : PG_INT64_MAX,
 		.crowd_until = lane == LANE_PRIORITY ?
 			claim->now - PRIORITY_LAG : claim->now,
 	};
 	WalkEnd		end = WALK_CROWD;
 
-	if (!fh->crowded && fh->left == 0)
+	if (fh->left == 0 && !(fh->crowded && may_draw(claim, fh)))
 		end = claim_alone(claim, lane, &bounds);
 	if (end == WALK_CROWD)
 	{
@@ -601,6 +715,8 @@ claim_from_mark(Claim *claim, Lane lane)
 		syncstate_place_after(&stop, bounds.crowd_until);
 		end = claim_stretches(claim, lane, FRONT_MARK, &stop, false, &bounds,
 							  &draw);
+		if (draw == DRAW_IMPOSSIBLE)
+			fh->alone_until = claim->now + SWEEP_PAUSE;
 		if (end == WALK_ALL && lane == LANE_DUE && draw == DRAW_NONE)
 			fh->place = stop;
 		else if (end == WALK_ALL)
@@ -654,9 +770,13 @@ claim_lane(Claim *claim, Lane lane)
 			syncstate_place_after(&lh->fronts[FRONT_SWEEP].place, NO_TIME);
 	}
 	resting = lh->sweeping && lh->rests_until > now;
-	if (lh->sweeping && !resting &&
-		claim_sweep(claim, lane, true) == WALK_FULL)
-		return WALK_FULL;
+	if (lh->sweeping && !resting)
+	{
+		end = claim_sweep(claim, lane, true);
+		if (end == WALK_FULL)
+			return WALK_FULL;
+		resting = end == WALK_CROWD;
+	}
 
 	end = claim_from_mark(claim, lane);
 	if (resting && end != WALK_FULL)

@@ -8,8 +8,8 @@
  *
  * The places are in a row of sync_lane for each source, kind of claims and
  * lane.  It is changed in place, like hint bits and with their rules: under the
- * page's lock, without WAL, and without a version that a held snapshot would
- * keep.  All columns have a fixed length, so that who reads the row by SQL
+ * page's lock, without WAL but for the page's image where checksums want it, and
+ * without a version that a held snapshot would keep.  All columns have a fixed length, so that who reads the row by SQL
  * meanwhile sees an older, a newer or a mixed place, but never something that is
  * no value.  After a crash it is as old as the page.
  *
@@ -30,26 +30,38 @@
 #include "utils/rel.h"
 
 #include "catalog.h"
+#include "check.h"
 #include "crowd.h"
 
 #define Anum_sync_lane_source	6
 #define Anum_sync_lane_kind		7
 #define Anum_sync_lane_lane		8
 
+/* What the fields take, without padding at the end. */
+#define SHARED_LANE_SIZE		(offsetof(SharedLane, lane) + sizeof(int16))
+
 StaticAssertDecl(offsetof(SharedLane, fronts[FRONT_SWEEP]) == 24 &&
 				 offsetof(SharedLane, sweep_rests_until) == 48 &&
 				 offsetof(SharedLane, lane) == 56 + NAMEDATALEN + 2,
 				 "the columns of sync_lane must lie like the fields");
 
-/* Opens sync_lane, unless somebody is dropping or rewriting it. */
+/*
+ * Opens sync_lane, unless somebody is dropping or rewriting it.  The lock is held
+ * until it is closed only: a row that is somewhere else the next time is looked
+ * up again.
+ */
 static Relation
 open_lanes(void)
 {
 	Oid			relid = syncstate_ids()->lane_rel;
+	Relation	rel;
 
 	if (!ConditionalLockRelationOid(relid, RowExclusiveLock))
 		return NULL;
-	return try_table_open(relid, NoLock);
+	rel = try_table_open(relid, NoLock);
+	if (rel == NULL)
+		UnlockRelationOid(relid, RowExclusiveLock);
+	return rel;
 }
 
 static bool
@@ -67,8 +79,9 @@ static SharedLane *
 lock_row(Relation rel, const CrowdRef *ref, const NameData *source, int kind,
 		 int number, int mode, Buffer *buffer)
 {
-	BlockNumber block = ItemPointerGetBlockNumberNoCheck(&ref->tid);
-	OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(&ref->tid);
+	ItemPointerData tid = ref->tid;
+	BlockNumber block = ItemPointerGetBlockNumberNoCheck(&tid);
+	OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(&tid);
 	Page		page;
 
 	if (!ref->is_known || block >= RelationGetNumberOfBlocks(rel))
@@ -85,8 +98,9 @@ lock_row(Relation rel, const CrowdRef *ref, const NameData *source, int kind,
 			HeapTupleHeader header = (HeapTupleHeader) PageGetItem(page, item);
 			SharedLane *lane = (SharedLane *) ((char *) header + header->t_hoff);
 
-			if (ItemIdGetLength(item) >= header->t_hoff +
-				offsetof(SharedLane, lane) + sizeof(int16) &&
+			/* not one that somebody has updated */
+			if (ItemIdGetLength(item) >= header->t_hoff + SHARED_LANE_SIZE &&
+				ItemPointerEquals(&header->t_ctid, &tid) &&
 				is_of(lane, source, kind, number))
 				return lane;
 		}
@@ -95,7 +109,10 @@ lock_row(Relation rel, const CrowdRef *ref, const NameData *source, int kind,
 	return NULL;
 }
 
-/* Looks the row up by its key. */
+/*
+ * Looks the row up by its key, which a session does once.  Not by the index,
+ * which may be replaced at any time: the table is small.
+ */
 static void
 find_row(Relation rel, CrowdRef *ref, const NameData *source, int kind,
 		 int number)
@@ -110,8 +127,7 @@ find_row(Relation rel, CrowdRef *ref, const NameData *source, int kind,
 				F_INT2EQ, Int16GetDatum(kind));
 	ScanKeyInit(&keys[2], Anum_sync_lane_lane, BTEqualStrategyNumber,
 				F_INT2EQ, Int16GetDatum(number));
-	scan = systable_beginscan(rel, syncstate_ids()->lane_pkey_index, true, NULL,
-							  lengthof(keys), keys);
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, lengthof(keys), keys);
 	tuple = systable_getnext(scan);
 	ref->is_known = HeapTupleIsValid(tuple);
 	if (ref->is_known)
@@ -139,50 +155,68 @@ syncstate_crowd_read(CrowdRef *ref, const NameData *source, int kind, int lane,
 	}
 	if (row != NULL)
 	{
-		*found = *row;
+		memcpy(found, row, SHARED_LANE_SIZE);
 		UnlockReleaseBuffer(buffer);
 	}
-	table_close(rel, NoLock);
+	table_close(rel, RowExclusiveLock);
 	return row != NULL;
 }
 
+/* Locks the row that was read, to change it; NULL as above. */
+static SharedLane *
+lock_seen(Relation rel, const CrowdRef *ref, const SharedLane *seen,
+		  Buffer *buffer)
+{
+	return lock_row(rel, ref, &seen->source, seen->kind, seen->lane,
+					BUFFER_LOCK_EXCLUSIVE, buffer);
+}
+
+static void
+unlock_changed(Buffer buffer)
+{
+	MarkBufferDirtyHint(buffer, true);
+	UnlockReleaseBuffer(buffer);
+}
+
 /*
- * Moves a place, if it is where it was seen; false if somebody else has moved it
- * since.
+ * Moves a place if it is where it was seen, and lets the sweep rest, if that is
+ * a time; false if somebody else has moved the place since.
  */
 bool
 syncstate_crowd_move(CrowdRef *ref, const SharedLane *seen, Front front,
-					 const SharedPlace *to)
+					 const SharedPlace *to, TimestampTz rests_until)
 {
 	Relation	rel = open_lanes();
 	SharedLane *row;
 	Buffer		buffer;
-	bool		is_there;
+	bool		is_there = true;
 
 	if (rel == NULL)
 		return true;
-	row = lock_row(rel, ref, &seen->source, seen->kind, seen->lane,
-				   BUFFER_LOCK_EXCLUSIVE, &buffer);
-	is_there = row == NULL ||
-		memcmp(&row->fronts[front], &seen->fronts[front],
-			   sizeof(SharedPlace)) == 0;
+	row = lock_seen(rel, ref, seen, &buffer);
 	if (row != NULL)
 	{
+		is_there = memcmp(&row->fronts[front], &seen->fronts[front],
+						  sizeof(SharedPlace)) == 0;
 		if (is_there)
 		{
 			row->fronts[front] = *to;
-			MarkBufferDirtyHint(buffer, true);
+			if (rests_until != NO_TIME)
+				row->sweep_rests_until = rests_until;
 		}
-		UnlockReleaseBuffer(buffer);
+		unlock_changed(buffer);
 	}
-	table_close(rel, NoLock);
+	table_close(rel, RowExclusiveLock);
 	return is_there;
 }
 
-/* Tells until when nobody needs to sweep. */
+/*
+ * Lets the sweep rest until a time, or as long as it rests already; but a longer
+ * rest than there is comes of a clock that was set back.
+ */
 void
-syncstate_crowd_rest(CrowdRef *ref, const NameData *source, int kind, int lane,
-					 TimestampTz until)
+syncstate_crowd_rest(CrowdRef *ref, const SharedLane *seen,
+					 TimestampTz rests_until)
 {
 	Relation	rel = open_lanes();
 	SharedLane *row;
@@ -190,12 +224,13 @@ syncstate_crowd_rest(CrowdRef *ref, const NameData *source, int kind, int lane,
 
 	if (rel == NULL)
 		return;
-	row = lock_row(rel, ref, source, kind, lane, BUFFER_LOCK_EXCLUSIVE, &buffer);
+	row = lock_seen(rel, ref, seen, &buffer);
 	if (row != NULL)
 	{
-		row->sweep_rests_until = until;
-		MarkBufferDirtyHint(buffer, true);
-		UnlockReleaseBuffer(buffer);
+		if (row->sweep_rests_until < rests_until ||
+			row->sweep_rests_until > rests_until + SWEEP_PAUSE)
+			row->sweep_rests_until = rests_until;
+		unlock_changed(buffer);
 	}
-	table_close(rel, NoLock);
+	table_close(rel, RowExclusiveLock);
 }

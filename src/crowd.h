@@ -6,6 +6,9 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+/* The next sweep starts no sooner than this after the last one started. */
+#define SWEEP_PAUSE		USECS_PER_SEC
+
 /* Which of the walks through a lane. */
 typedef enum Front
 {
@@ -17,7 +20,7 @@ typedef enum Front
 /* A place that is shared: after all entries of a user at a time. */
 typedef struct SharedPlace
 {
-	TimestampTz at;				/* DT_NOBEGIN: the very beginning */
+	TimestampTz at;				/* NO_TIME: the very beginning */
 	pg_uuid_t	user_id;
 } SharedPlace;
 
@@ -44,8 +47,9 @@ typedef struct CrowdRef
 extern bool syncstate_crowd_read(CrowdRef *ref, const NameData *source,
 								 int kind, int lane, SharedLane *found);
 extern bool syncstate_crowd_move(CrowdRef *ref, const SharedLane *seen,
-								 Front front, const SharedPlace *to);
-extern void syncstate_crowd_rest(CrowdRef *ref, const NameData *source,
-								 int kind, int lane, TimestampTz until);
+								 Front front, const SharedPlace *to,
+								 TimestampTz rests_until);
+extern void syncstate_crowd_rest(CrowdRef *ref, const SharedLane *seen,
+								 TimestampTz rests_until);
 
 #endif

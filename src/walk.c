@@ -316,6 +316,8 @@ syncstate_source_hints(Oid source, SyncKind kind, TimestampTz now)
 			syncstate_place_after(&lh->fronts[FRONT_MARK].place,
 								  now - FIRST_MARK);
 			syncstate_place_after(&lh->fronts[FRONT_SWEEP].place, NO_TIME);
+			for (Front front = 0; front < NUM_FRONTS; front++)
+				lh->fronts[front].alone_until = NO_TIME;
 			lh->sweep_started = NO_TIME;
 			lh->rests_until = NO_TIME;
 		}

@@ -11,9 +11,6 @@
 /* Index entries that one step of a sweep visits at most, dead ones counted. */
 #define SWEEP_VISITS	2000
 
-/* The next sweep starts no sooner than this after the last one started. */
-#define SWEEP_PAUSE		USECS_PER_SEC
-
 /* One in so many starts is an ordinary row's, while both lanes have work. */
 #define ORDINARY_SHARE	4
 
@@ -49,9 +46,12 @@ typedef struct FrontHints
 {
 	Place		place;
 	bool		crowded;		/* others are where it is: it draws stretches */
-	int			left;			/* entries as far as "end" that it has drawn */
+	int			left;			/* entries as far as "end" that it has drawn: so many
+								 * when it drew them, less what it visited */
 	SharedPlace end;
 	int			entries;		/* how many it draws next, at least */
+	TimestampTz alone_until;	/* it need not try to draw; at most SWEEP_PAUSE
+								 * ahead */
 } FrontHints;
 
 /* What a session remembers of a lane. */
@@ -60,6 +60,7 @@ typedef struct LaneHints
 	FrontHints	fronts[NUM_FRONTS];
 	CrowdRef	crowd;
 	bool		sweeping;
+	bool		held_back;		/* a row could not be taken for max_in_flight */
 	TimestampTz sweep_started;
 	TimestampTz rests_until;	/* at most SWEEP_PAUSE ahead */
 	int64		stride;			/* how far from the mark a claim looks first; 0: all

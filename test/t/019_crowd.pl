@@ -138,7 +138,7 @@ $node->safe_psql('postgres', 'INSERT INTO syncstate.sync_lane (source, kind, lan
 
 # rewritten and emptied while they work; nobody waits while somebody has it locked
 my $spoil = script('spoil', <<'EOSQL');
-\set what random(1, 6)
+\set what random(1, 7)
 \if :what = 1
 VACUUM FULL syncstate.sync_lane;
 \elif :what = 2
@@ -148,6 +148,8 @@ INSERT INTO syncstate.sync_lane (source, kind, lane) VALUES ('google_calendar', 
 \elif :what = 4
 VACUUM syncstate.sync_lane;
 \elif :what = 5
+REINDEX TABLE CONCURRENTLY syncstate.sync_lane;
+\elif :what = 6
 UPDATE syncstate.sync_lane SET mark_at = now() - random() * interval '2 s', sweep_at = now() - random() * interval '2 s';
 \else
 BEGIN;
@@ -169,40 +171,103 @@ $node->safe_psql('postgres', 'TRUNCATE syncstate.sync_state, syncstate.sync_lane
 
 ### what a session has drawn and leaves
 
-$node->safe_psql('postgres', qq{
-	INSERT INTO syncstate.sync_state (user_id, source, due_at)
-	SELECT $uuid, 'google_calendar', $now - interval '1 h' + n * interval '1 us' FROM generate_series(1, 2000) AS n});
-my ($first, $leaver) = map { $node->background_psql('postgres') } 1 .. 2;
-my $claim = q{SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', %d)};
-is($first->query_safe(sprintf $claim, 300), 300, 'a session takes many rows');
-is($leaver->query_safe(sprintf $claim, 10), 10, '... another one some of the next');
-my $left = $node->safe_psql('postgres', qq{SELECT count(*) FROM syncstate.sync_state, syncstate.sync_lane AS l
-	WHERE lease_expires_at IS NULL AND due_at <= l.sweep_at AND (l.source, l.kind, l.lane) = ('google_calendar', 0, 1)});
-cmp_ok($left, '>', 0, "... of which it has drawn more, which others pass: $left");
-$leaver->quit;
-my $found = 0;
-my $deadline = time + 20;
-$found += $first->query_safe(sprintf $claim, 100) while $found < 1690 && time < $deadline;
-is($found, 1690, '... but when it is gone they are found by the sweep');
-$first->quit;
+sub begin_anew
+{
+	my ($in_flight, $due) = @_;
+	$node->safe_psql('postgres', qq{
+		TRUNCATE syncstate.sync_state;
+		UPDATE syncstate.sync_lane SET mark_at = '-infinity', sweep_at = '-infinity', sweep_rests_until = '-infinity';
+		INSERT INTO syncstate.sync_state (user_id, source, due_at)
+		SELECT $uuid, 'google_calendar', $now - interval '1 h' + n * interval '1 us' FROM generate_series(1, $in_flight + $due) AS n;
+		SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', $in_flight)});
+	return;
+}
+sub claims
+{
+	my ($session, $rows) = @_;
+	return $session->query_safe("SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', $rows)");
+}
+
+# What it draws is at least as long as what it had to pass, which is more than it
+# wants; but the oldest rows do not wait for it.
+begin_anew(1000, 200);
+my $number = q{SELECT count(*) || ' from ' || min(rank) || ' to ' || max(rank) FROM
+	(SELECT user_id, rank() OVER (ORDER BY due_at) AS rank FROM syncstate.sync_state) AS r
+	JOIN syncstate.claim_due_syncs('google_calendar', 10) AS c USING (user_id)};
+foreach my $first (1001, 1011)
+{
+	my $leaver = $node->background_psql('postgres');
+	is($leaver->query_safe($number), "10 from $first to " . ($first + 9), 'a session takes the oldest rows');
+	$leaver->quit;
+}
+
+# The index by which the places might be found is replaced.
+my $session = $node->background_psql('postgres');
+claims($session, 1);
+$node->safe_psql('postgres', 'REINDEX TABLE CONCURRENTLY syncstate.sync_lane');
+$node->safe_psql('postgres', "SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', 100)");
+is(claims($session, 1), 1, 'a session draws after REINDEX CONCURRENTLY');
+$session->quit;
+
+### who sees other rows than others
+
+$node->safe_psql('postgres', q{
+	CREATE ROLE ones LOGIN; CREATE ROLE others LOGIN;
+	SELECT syncstate.grant_worker('ones'), syncstate.grant_worker('others');
+	CREATE POLICY ones ON syncstate.sync_state AS RESTRICTIVE TO ones USING (user_id <> '00000000-0000-4000-8000-000000000001');
+	CREATE POLICY others ON syncstate.sync_state AS RESTRICTIVE TO others USING (user_id = '00000000-0000-4000-8000-000000000001')});
+foreach my $how ([ 'ones', '' ], [ 'none', 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT;' ])
+{
+	begin_anew(300, 0);
+	my $blind = $node->background_psql('postgres');
+	$blind->query_safe("SET ROLE $how->[0]; $how->[1]");
+	my $seeing = $node->background_psql('postgres');
+	$seeing->query_safe('SET ROLE others');
+	claims($_, 10) foreach $blind, $seeing;
+	$node->safe_psql('postgres', "INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES ('00000000-0000-4000-8000-000000000001', 'google_calendar', now() - interval '2 h')");
+	select(undef, undef, undef, 1.1);	# the next sweep
+	claims($blind, 10) foreach 1 .. 5;
+	is(claims($seeing, 10), 1, "a row is found that others have swept past and could not see ($how->[0])");
+	$_->quit foreach $blind, $seeing;
+}
+$node->safe_psql('postgres', 'DROP POLICY ones ON syncstate.sync_state; DROP POLICY others ON syncstate.sync_state');
+
+### what is held back by max_in_flight
+
+begin_anew(100, 0);
+$node->safe_psql('postgres', q{
+	SELECT FROM syncstate.set_sync_policy('google_calendar', '{"max_in_flight": 1}');
+	INSERT INTO syncstate.sync_state (user_id, source, resource, due_at)
+	SELECT '00000000-0000-4000-8000-000000000001', 'google_calendar', n::text, now() - interval '1 h' FROM generate_series(1, 50) AS n});
+my ($one, $other) = map { $node->background_psql('postgres') } 1 .. 2;
+is(claims($one, 10), 1, 'one row of many may run');
+is(claims($other, 10), 0, '... and others are held back');
+$node->safe_psql('postgres', q{SELECT count(syncstate.mark_sync_completed(user_id, source, lease => lease, resource => resource))
+	FROM syncstate.sync_state WHERE resource <> '' AND status = 'syncing'});
+select(undef, undef, undef, 0.5);
+is(claims($other, 10), 1, '... until it ends: not for a second');
+$_->quit foreach $one, $other;
+$node->safe_psql('postgres', q{SELECT FROM syncstate.set_sync_policy('google_calendar', '{"max_in_flight": null}')});
 
 ### the sweep
 
-# Many runs are in flight, and many sessions look for what may be among them.
-$node->safe_psql('postgres', qq{
-	TRUNCATE syncstate.sync_state;
-	INSERT INTO syncstate.sync_state (user_id, source, due_at)
-	SELECT $uuid, 'google_calendar', $now - interval '1 h' + n * interval '1 us' FROM generate_series(1, 4000) AS n;
-	SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', 4000)});
-my $before = visited();
-my $started = time;
-$node->command_ok([ 'pgbench', '-n', '-c', $sessions, '-j', '2', '-t', '1', '-f', script('look', "CALL work('any', '3 s');\n"), 'postgres' ], "$sessions sessions look for 3 s");
-my $swept = (visited() - $before) / 4000;
-note(sprintf('in 3 s, what is in flight was visited %.1f times', $swept));
-# each sweep visits it twice, to draw it and to look; by themselves they would
-# sweep it 4 times each
-cmp_ok($swept, '<', 3 * (time - $started + 2), '... and together sweep as often as one of them would');
-cmp_ok($swept, '>', 2, '... but they do');
+# Many runs are in flight, and many sessions look for what may be among them; or
+# one, whose steps now and then end within the last stretch.
+foreach my $case ([ 4000, $sessions ], [ 6000, 1 ])
+{
+	my ($in_flight, $looking) = @$case;
+	begin_anew($in_flight, 0);
+	my $before = visited();
+	my $started = time;
+	$node->command_ok([ 'pgbench', '-n', '-c', $looking, '-j', '2', '-t', '1', '-f',
+			script("look$looking", "CALL work('any', '3 s');\n"), 'postgres' ], "sessions look for 3 s: $looking");
+	my $swept = (visited() - $before) / $in_flight;
+	note(sprintf('in 3 s, what is in flight was visited %.1f times', $swept));
+	# each sweep visits it twice, to draw it and to look; by themselves they would
+	# sweep it 4 times each
+	cmp_ok($swept, '<', 3 * (time - $started + 2), '... and together sweep as often as one of them would');
+	cmp_ok($swept, '>', 2, '... but they do');
+}
 
 $node->stop;
 done_testing();
