@@ -699,7 +699,10 @@ claim_from_mark(Claim *claim, Lane lane)
 	Bounds		bounds = {
 		.visits = FORWARD_VISITS,
 		.dead = DEAD_VISITS(wanted),
-		.passed = may_draw(claim, fh) ? CROWD + wanted : PG_INT64_MAX,
+
+		/* nobody has swept yet what a new session would leave behind */
+		.passed = claim->hints->claimed && may_draw(claim, fh) ?
+			CROWD + wanted : PG_INT64_MAX,
 		.crowd_until = lane == LANE_PRIORITY ?
 			claim->now - PRIORITY_LAG : claim->now,
 	};
