@@ -129,6 +129,8 @@ typedef struct Claim
 	bool		no_requested;	/* and here, nobody else has */
 	int			ntaken;
 	Taken	   *taken;			/* room for max_rows */
+	Oid		   *requested;		/* the only sources with requests; NULL: unknown */
+	int			nrequested;
 } Claim;
 
 /* How a walk over a part of a lane ended. */
@@ -787,15 +789,52 @@ claim_lane(Claim *claim, Lane lane)
 	return end;
 }
 
-/* Takes up to "quota" rows of the source at hand. */
+/*
+ * Looks which sources have requests at all, where that is cheaper than to look at
+ * the priority lane of each one: mostly there are few.
+ */
 static void
+find_requested(Claim *claim, int nsources)
+{
+	Oid			source = InvalidOid;
+
+	claim->requested = palloc(nsources * sizeof(Oid));
+	while (OidIsValid(source = syncstate_walk_next_source(&claim->walk,
+														  LANE_PRIORITY, source)))
+	{
+		if (claim->nrequested > nsources / 4)
+		{
+			claim->requested = NULL;
+			return;
+		}
+		claim->requested[claim->nrequested++] = source;
+	}
+}
+
+/* Whether the source at hand may have requests. */
+static bool
+may_have_requests(const Claim *claim)
+{
+	if (claim->requested == NULL)
+		return true;
+	for (int i = 0; i < claim->nrequested; i++)
+	{
+		if (claim->requested[i] == claim->policy.source)
+			return true;
+	}
+	return false;
+}
+
+/* Takes up to "quota" rows of the source at hand; false if it has no more. */
+static bool
 claim_source(Claim *claim, int quota)
 {
 	WalkEnd		end = WALK_FULL;
+	WalkEnd		due = WALK_FULL;
 	int			carry;
 
 	if (claim->policy.paused_until > claim->now)
-		return;
+		return false;
 	claim->hints = syncstate_source_hints(claim->policy.source, claim->kind,
 										  claim->now);
 	claim->first = claim->ntaken;
@@ -804,12 +843,14 @@ claim_source(Claim *claim, int quota)
 	claim->starts = claim->ordinary = 0;
 
 	claim->keeps_share = true;
-	if (claim->ntaken < limit_of(claim))
+	if (!may_have_requests(claim))
+		end = WALK_ALL;
+	else if (claim->ntaken < limit_of(claim))
 		end = claim_lane(claim, LANE_PRIORITY);
 	claim->keeps_share = false;
 	claim->no_requested = end == WALK_FULL;
 	if (claim->ntaken < limit_of(claim))
-		claim_lane(claim, LANE_DUE);
+		due = claim_lane(claim, LANE_DUE);
 	claim->no_requested = false;
 	if (end == WALK_FULL && claim->ntaken < limit_of(claim))
 		claim_lane(claim, LANE_PRIORITY);
@@ -821,6 +862,7 @@ claim_source(Claim *claim, int quota)
 	if (claim->drawn && claim->quota > claim->starts)
 		syncstate_rate_give_back(&claim->policy, claim->quota - claim->starts,
 								 claim->drawn_at);
+	return end != WALK_ALL || due != WALK_ALL;
 }
 
 /*
@@ -831,7 +873,10 @@ static void
 claim_sources(Claim *claim, const Oid *sources, int nsources, int max_rows)
 {
 	int			rounds = nsources == 1 ? 1 : 2;
+	bool	   *has_more = palloc0(nsources * sizeof(bool));
 
+	if (nsources > 1)
+		find_requested(claim, nsources);
 	for (int round = 0; round < rounds; round++)
 	{
 		for (int i = 0; i < nsources && claim->ntaken < max_rows; i++)
@@ -840,8 +885,10 @@ claim_sources(Claim *claim, const Oid *sources, int nsources, int max_rows)
 			int			quota = round == 1 ? left :
 				(left + nsources - i - 1) / (nsources - i);
 
+			if (round == 1 && !has_more[i])
+				continue;
 			claim->policy = syncstate_policy(sources[i]);
-			claim_source(claim, quota);
+			has_more[i] = claim_source(claim, quota);
 		}
 	}
 }

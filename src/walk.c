@@ -140,6 +140,41 @@ syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
 	index_rescan(walk->current, keys, 3, NULL, 0);
 }
 
+/*
+ * The next source after another one that has entries in a lane, dead ones too;
+ * InvalidOid: the first, and none.
+ */
+Oid
+syncstate_walk_next_source(Walk *walk, Lane lane, Oid after)
+{
+	IndexScanDesc scan = walk->scan[lane];
+	ScanKeyData keys[3];
+	Datum		source;
+	bool		isnull;
+
+	if (OidIsValid(after))
+		ScanKeyEntryInitialize(&keys[0], 0, 1, BTGreaterStrategyNumber,
+							   InvalidOid, InvalidOid, F_ENUM_GT,
+							   ObjectIdGetDatum(after));
+	else
+		ScanKeyEntryInitialize(&keys[0], SK_ISNULL | SK_SEARCHNOTNULL, 1,
+							   InvalidStrategy, InvalidOid, InvalidOid,
+							   InvalidOid, (Datum) 0);
+
+	/* the scan always has three keys */
+	ScanKeyEntryInitialize(&keys[1], 0, 2, BTGreaterEqualStrategyNumber,
+						   InvalidOid, InvalidOid, F_TIMESTAMPTZ_GE,
+						   TimestampTzGetDatum(DT_NOBEGIN));
+	ScanKeyEntryInitialize(&keys[2], 0, 2, BTLessEqualStrategyNumber,
+						   InvalidOid, InvalidOid, F_TIMESTAMPTZ_LE,
+						   TimestampTzGetDatum(DT_NOEND));
+	index_rescan(scan, keys, lengthof(keys), NULL, 0);
+	if (index_getnext_tid(scan, ForwardScanDirection) == NULL)
+		return InvalidOid;
+	source = index_getattr(scan->xs_itup, 1, scan->xs_itupdesc, &isnull);
+	return DatumGetObjectId(source);
+}
+
 /* Moves to the next entry, whose row may be dead; false at the end. */
 bool
 syncstate_walk_next(Walk *walk)

@@ -108,6 +108,7 @@ extern void syncstate_walk_open(Walk *walk, LOCKMODE lockmode,
 extern void syncstate_walk_close(Walk *walk, LOCKMODE lockmode);
 extern void syncstate_walk_from(Walk *walk, Lane lane, Oid source,
 								const Place *after, TimestampTz upto);
+extern Oid	syncstate_walk_next_source(Walk *walk, Lane lane, Oid after);
 extern bool syncstate_walk_next(Walk *walk);
 extern bool syncstate_walk_fetch(Walk *walk);
 extern bool syncstate_walk_is_past(const Walk *walk, const Place *place);
