@@ -830,11 +830,11 @@ BEGIN
 		EXECUTE pg_catalog.format('CREATE SEQUENCE syncstate.%I MINVALUE -9223372036854775808', cell);
 		EXECUTE pg_catalog.format('COMMENT ON SEQUENCE syncstate.%I IS %L', cell, 'Allowance of starts of ' OPERATOR(pg_catalog.||) NEW.label);
 		EXECUTE pg_catalog.format('ALTER EXTENSION syncstate ADD SEQUENCE syncstate.%I', cell);
+		INSERT INTO syncstate.sync_lane (source, kind, lane)
+			SELECT NEW.label, kind, lane
+			FROM pg_catalog.generate_series(0, 2) AS kind, pg_catalog.generate_series(0, 1) AS lane
+			ON CONFLICT DO NOTHING;
 	END IF;
-	INSERT INTO syncstate.sync_lane (source, kind, lane)
-		SELECT NEW.label, kind, lane
-		FROM pg_catalog.generate_series(0, 2) AS kind, pg_catalog.generate_series(0, 1) AS lane
-		ON CONFLICT DO NOTHING;
 	RETURN NULL;
 END
 $$;
