@@ -47,6 +47,26 @@ export type SyncBudget = {
   rows: number;
 };
 
+/** Hints that claims leave to each other: how far they have come in the lanes of a source. */
+export type SyncLane = {
+  /** Up to here rows were given out that fell due or were requested then. */
+  mark_at: string;
+  /** And among those of that time, up to this user's. */
+  mark_user_id: string;
+  /** Up to here the sweep was given out; infinity: it is at its end. */
+  sweep_at: string;
+  /** And among those of that time, up to this user's. */
+  sweep_user_id: string;
+  /** When the sweep goes on, or begins anew. */
+  sweep_rests_until: string;
+  /** Label of the source. */
+  source: string;
+  /** Kind of the claims: 0 any, 1 incremental, 2 full. */
+  kind: number;
+  /** 0: requested rows, 1: due rows. */
+  lane: number;
+};
+
 /** Overridden settings of sources; null = built-in default; get_sync_policy() returns the effective ones. */
 export type SyncPolicy = {
   /** Which API. */
@@ -556,6 +576,30 @@ export type Database = {
           rebalanced_at?: string;
           starts?: number;
           rows?: number | string;
+        };
+        Relationships: [];
+      };
+      sync_lane: {
+        Row: SyncLane;
+        Insert: {
+          mark_at?: string;
+          mark_user_id?: string;
+          sweep_at?: string;
+          sweep_user_id?: string;
+          sweep_rests_until?: string;
+          source: string;
+          kind: number;
+          lane: number;
+        };
+        Update: {
+          mark_at?: string;
+          mark_user_id?: string;
+          sweep_at?: string;
+          sweep_user_id?: string;
+          sweep_rests_until?: string;
+          source?: string;
+          kind?: number;
+          lane?: number;
         };
         Relationships: [];
       };

@@ -61,9 +61,9 @@ const own = (type) => /^syncstate\.(\w+)$/.exec(type)?.[1];
 // The type of a value in JSON.  A bigint comes as a number, and goes there as
 // text too, which is exact beyond 2^53.
 const SCALARS = {
-  bigint: ['number', 'number | string'], integer: ['number'], 'double precision': ['number'],
+  bigint: ['number', 'number | string'], integer: ['number'], smallint: ['number'], 'double precision': ['number'],
   boolean: ['boolean'], void: ['undefined'], jsonb: ['Json'],
-  text: ['string'], uuid: ['string'], interval: ['string'], 'timestamp with time zone': ['string'],
+  text: ['string'], name: ['string'], uuid: ['string'], interval: ['string'], 'timestamp with time zone': ['string'],
 };
 function type(name, sent = false) {
   if (name.endsWith('[]')) return `${type(name.slice(0, -2), sent)}[]`;
