@@ -280,9 +280,10 @@ COMMENT ON FUNCTION syncstate_shard.get_result(text) IS 'dblink_get_result()';
 CREATE TYPE syncstate_shard.place AS (
 	shard integer,
 	name text,
-	connection text
+	connection text,
+	options text[]
 );
-COMMENT ON TYPE syncstate_shard.place IS 'A shard, how to come to it, and the name of the connection, another one for another string';
+COMMENT ON TYPE syncstate_shard.place IS 'A shard, how to come to it and as whom, and the name of the connection, another one where these are others';
 
 CREATE TYPE syncstate_shard.answer AS (
 	shard integer,
@@ -294,29 +295,23 @@ CREATE TYPE syncstate_shard.answer AS (
 );
 COMMENT ON TYPE syncstate_shard.answer IS 'What a shard answered: rows, or an error with its SQLSTATE';
 
-CREATE FUNCTION syncstate_shard.places() RETURNS SETOF syncstate_shard.place
+CREATE FUNCTION syncstate_shard.places() RETURNS syncstate_shard.place[]
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 DECLARE
-	who pg_catalog.text;
+	options pg_catalog.text[];
 BEGIN
-	SELECT pg_catalog.string_agg(pg_catalog.format(' %s=''%s''', o.option_name,
-			pg_catalog.replace(pg_catalog.replace(o.option_value, E'\\', E'\\\\'), '''', E'\\''')), '')
-		INTO who
-		FROM (SELECT m.umoptions FROM pg_catalog.pg_user_mapping AS m
-				JOIN pg_catalog.pg_foreign_server AS f ON f.oid OPERATOR(pg_catalog.=) m.umserver
-			  WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate'
-				  AND m.umuser OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, CURRENT_USER::pg_catalog.regrole::pg_catalog.oid])
-			  ORDER BY m.umuser DESC LIMIT 1) AS m,
-			LATERAL pg_catalog.pg_options_to_table(m.umoptions) AS o;
-	RETURN QUERY SELECT s.shard,
+	SELECT m.umoptions INTO options FROM pg_catalog.pg_user_mapping AS m
+			JOIN pg_catalog.pg_foreign_server AS f ON f.oid OPERATOR(pg_catalog.=) m.umserver
+		WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate'
+			AND m.umuser OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, CURRENT_USER::pg_catalog.regrole::pg_catalog.oid])
+		ORDER BY m.umuser DESC LIMIT 1;
+	RETURN ARRAY(SELECT ROW(s.shard,
 			pg_catalog.format('syncstate %s %s', s.shard,
-				pg_catalog.hashtextextended(pg_catalog.concat(s.connection, who), 0)),
-			-- a shard's own connect_timeout comes later, and so counts
-			pg_catalog.format('connect_timeout=%s %s%s',
-				pg_catalog.ceil(pg_catalog.date_part('epoch', syncstate_shard.timeout())), s.connection, who)
-		FROM syncstate.shard AS s ORDER BY s.shard;
+				pg_catalog.hashtextextended(pg_catalog.concat(s.connection, options), 0)),
+			s.connection, options)::syncstate_shard.place
+		FROM syncstate.shard AS s ORDER BY s.shard);
 END
 $$;
 COMMENT ON FUNCTION syncstate_shard.places() IS 'Where the shards are, and as whom we come';
@@ -356,6 +351,8 @@ CREATE FUNCTION syncstate_shard.open(place syncstate_shard.place) RETURNS void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
+DECLARE
+	who pg_catalog.text;
 BEGIN
 	IF EXISTS (SELECT FROM pg_catalog.pg_proc AS p
 			   WHERE p.probin OPERATOR(pg_catalog.=) '$libdir/dblink'
@@ -366,8 +363,13 @@ BEGIN
 			HINT = 'Drop extension dblink, or revoke EXECUTE on its functions from PUBLIC.';
 	END IF;
 	-- those of before a change of the shards
-	PERFORM syncstate_shard.disconnect_all(ARRAY(SELECT p.name FROM syncstate_shard.places() AS p));
-	PERFORM syncstate_shard.connect(place.name, place.connection);
+	PERFORM syncstate_shard.disconnect_all(ARRAY(SELECT p.name FROM pg_catalog.unnest(syncstate_shard.places()) AS p));
+	SELECT pg_catalog.string_agg(pg_catalog.format(' %s=''%s''', o.option_name,
+			pg_catalog.replace(pg_catalog.replace(o.option_value, E'\\', E'\\\\'), '''', E'\\''')), '')
+		INTO who FROM pg_catalog.pg_options_to_table(place.options) AS o;
+	-- a shard's own connect_timeout comes later, and so counts
+	PERFORM syncstate_shard.connect(place.name, pg_catalog.format('connect_timeout=%s %s%s',
+		pg_catalog.ceil(pg_catalog.date_part('epoch', syncstate_shard.timeout())), place.connection, who));
 	-- rows are written by the shard as we read them; what we gave up ends some
 	-- time, also where the shard cannot learn that we are gone
 	PERFORM syncstate_shard.exec(place.name, pg_catalog.format(
@@ -392,14 +394,16 @@ COMMENT ON FUNCTION syncstate_shard.is_outage(text) IS 'Whether an SQLSTATE tell
  *				a transaction, which commit() ends
  *	begun		shards where such a transaction goes on: it went with its
  *				connection, so a new one is no place for the statement
+ *	places		of all shards, from a call that asks several times
  *
  * Whoever does not answer in time, or loses the connection, is disconnected, so
  * that an open transaction comes to nothing; and if that took more than a
  * second it is not asked again for ten times as long, so that at most one call
  * in ten waits for a shard that hangs.
  */
-CREATE FUNCTION syncstate_shard.ask(statements text[], begun integer[] DEFAULT '{}')
-	RETURNS SETOF syncstate_shard.answer
+CREATE FUNCTION syncstate_shard.ask(statements text[], begun integer[] DEFAULT '{}',
+		places syncstate_shard.place[] DEFAULT NULL)
+	RETURNS syncstate_shard.answer[]
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	SET client_min_messages = warning
@@ -407,20 +411,20 @@ CREATE FUNCTION syncstate_shard.ask(statements text[], begun integer[] DEFAULT '
 	AS $$
 DECLARE
 	started pg_catalog.timestamptz = pg_catalog.clock_timestamp();
-	timeout pg_catalog.interval = syncstate_shard.timeout();
 	connections pg_catalog.text[] = COALESCE(syncstate_shard.get_connections(), '{}');
 	asked syncstate_shard.place[] = '{}';
 	place syncstate_shard.place;
+	answers syncstate_shard.answer[] = '{}';
 	answer syncstate_shard.answer;
+	busy pg_catalog.int4;
 	avoid pg_catalog.text;		-- setting: until when a shard is not asked
 	statement pg_catalog.text;
 	context pg_catalog.text;
 	waited pg_catalog.interval;
 BEGIN
-	FOR place IN SELECT p.* FROM syncstate_shard.places() AS p
-		WHERE statements[p.shard OPERATOR(pg_catalog.+) 1] IS NOT NULL
-	LOOP
+	FOREACH place IN ARRAY COALESCE(places, syncstate_shard.places()) LOOP
 		statement = statements[place.shard OPERATOR(pg_catalog.+) 1];
+		CONTINUE WHEN statement IS NULL;
 		avoid = 'syncstate_router.avoid_until_' OPERATOR(pg_catalog.||) place.shard;
 		waited = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started;
 		BEGIN
@@ -432,8 +436,8 @@ BEGIN
 				-- this notices whether the other end has closed the
 				-- connection: first its last words, and then that there
 				-- are no more
-				PERFORM syncstate_shard.is_busy(place.name);
-				PERFORM syncstate_shard.is_busy(place.name);
+				busy = syncstate_shard.is_busy(place.name);
+				busy = syncstate_shard.is_busy(place.name);
 				IF syncstate_shard.send_query(place.name, statement) OPERATOR(pg_catalog.=) 0 THEN
 					PERFORM syncstate_shard.disconnect(place.name);
 					IF place.shard OPERATOR(pg_catalog.=) ANY (begun) THEN
@@ -451,7 +455,7 @@ BEGIN
 			RAISE;
 		WHEN OTHERS THEN
 			GET STACKED DIAGNOSTICS context = PG_EXCEPTION_DETAIL;
-			RETURN NEXT ROW(place.shard, NULL, '08001', pg_catalog.concat_ws(': ', SQLERRM, NULLIF(context, '')), NULL, NULL)::syncstate_shard.answer;
+			answers = answers OPERATOR(pg_catalog.||) ROW(place.shard, NULL, '08001', pg_catalog.concat_ws(': ', SQLERRM, NULLIF(context, '')), NULL, NULL)::syncstate_shard.answer;
 			waited = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started OPERATOR(pg_catalog.-) waited;
 			IF waited OPERATOR(pg_catalog.>) '1 second'::pg_catalog.interval THEN
 				PERFORM pg_catalog.set_config(avoid, (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (waited OPERATOR(pg_catalog.*) 10))::pg_catalog.text, false);
@@ -467,8 +471,9 @@ BEGIN
 			FOR result IN 1 .. CASE WHEN pg_catalog.starts_with(statements[place.shard OPERATOR(pg_catalog.+) 1], 'BEGIN; ') THEN 2 ELSE 1 END LOOP
 				WHILE syncstate_shard.is_busy(place.name) OPERATOR(pg_catalog.=) 1 LOOP
 					waited = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started;
-					IF waited OPERATOR(pg_catalog.>) timeout THEN
-						RAISE connection_failure USING MESSAGE = pg_catalog.format('no answer within %s', timeout);
+					-- no timeout is less than a second
+					IF waited OPERATOR(pg_catalog.>) '1 second'::pg_catalog.interval AND waited OPERATOR(pg_catalog.>) syncstate_shard.timeout() THEN
+						RAISE connection_failure USING MESSAGE = pg_catalog.format('no answer within %s', syncstate_shard.timeout());
 					END IF;
 					-- a part of the time that has gone by, so that little is added to it
 					PERFORM pg_catalog.pg_sleep(LEAST(0.01, pg_catalog.date_part('epoch', waited) OPERATOR(pg_catalog./) 8));
@@ -490,7 +495,7 @@ BEGIN
 			END IF;
 			answer.rows = NULL;
 		END;
-		RETURN NEXT answer;
+		answers = answers OPERATOR(pg_catalog.||) answer;
 		CONTINUE WHEN answer.state IS NULL;
 
 		IF syncstate_shard.is_outage(answer.state) THEN
@@ -504,12 +509,13 @@ BEGIN
 			PERFORM FROM syncstate_shard.get_result(place.name) AS r (line pg_catalog.text);
 		END IF;
 	END LOOP;
+	RETURN answers;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
 	PERFORM syncstate_shard.disconnect_all();
 	RAISE;
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.ask(text[], integer[]) IS 'Sends a statement to each shard, and gives what each one answered';
+COMMENT ON FUNCTION syncstate_shard.ask(text[], integer[], syncstate_shard.place[]) IS 'Sends a statement to each shard, and gives what each one answered';
 
 /* --------------------------------------------------------- telling errors */
 
@@ -542,29 +548,33 @@ COMMENT ON FUNCTION syncstate_shard.fail(syncstate_shard.answer) IS 'Raises the 
  * out of order are a warning, or an error where all of them are or all were
  * needed.
  */
-CREATE FUNCTION syncstate_shard.check(answers syncstate_shard.answer[], all_needed boolean) RETURNS void
+CREATE FUNCTION syncstate_shard.check(answers syncstate_shard.answer[], all_needed boolean) RETURNS boolean
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 DECLARE
 	answer syncstate_shard.answer;
+	outage pg_catalog.bool = false;
 	good pg_catalog.text;
 	bad pg_catalog.text;
 	why pg_catalog.text;
 BEGIN
 	FOREACH answer IN ARRAY answers LOOP
-		IF answer.state IS NOT NULL AND NOT syncstate_shard.is_outage(answer.state) THEN
+		CONTINUE WHEN answer.state IS NULL;
+		outage = true;
+		IF NOT syncstate_shard.is_outage(answer.state) THEN
 			PERFORM syncstate_shard.fail(answer);
 		END IF;
 	END LOOP;
+	IF NOT outage THEN
+		RETURN true;
+	END IF;
 
 	SELECT pg_catalog.string_agg(a.shard::pg_catalog.text, ', ' ORDER BY a.shard) FILTER (WHERE a.state IS NULL),
 			pg_catalog.string_agg(a.shard::pg_catalog.text, ', ' ORDER BY a.shard) FILTER (WHERE a.state IS NOT NULL),
 			pg_catalog.string_agg(pg_catalog.format('Shard %s: %s.', a.shard, pg_catalog.rtrim(a.message, E'.\n')), ' ' ORDER BY a.shard) FILTER (WHERE a.state IS NOT NULL)
 		INTO good, bad, why FROM pg_catalog.unnest(answers) AS a;
-	IF bad IS NULL THEN
-		RETURN;
-	ELSIF all_needed OR good IS NULL THEN
+	IF all_needed OR good IS NULL THEN
 		RAISE connection_failure USING
 			MESSAGE = pg_catalog.format('not all shards answer: not %s', bad),
 			DETAIL = pg_catalog.format('Shards that did what was asked: %s. %s', COALESCE(good, 'none'), why),
@@ -574,10 +584,11 @@ BEGIN
 			ERRCODE = 'connection_failure',
 			MESSAGE = pg_catalog.format('not all shards answer: not %s', bad),
 			DETAIL = why;
+		RETURN false;
 	END IF;
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.check(syncstate_shard.answer[], boolean) IS 'Raises what shards could not do as an error or a warning';
+COMMENT ON FUNCTION syncstate_shard.check(syncstate_shard.answer[], boolean) IS 'Raises what shards could not do as an error or a warning; tells whether all of them answered';
 
 /* A statement for all shards. */
 CREATE FUNCTION syncstate_shard.ask_all(statement text, all_needed boolean) RETURNS SETOF syncstate_shard.answer
@@ -587,7 +598,7 @@ CREATE FUNCTION syncstate_shard.ask_all(statement text, all_needed boolean) RETU
 DECLARE
 	answers syncstate_shard.answer[];
 BEGIN
-	answers = ARRAY(SELECT a FROM syncstate_shard.ask(pg_catalog.array_fill(statement, ARRAY[syncstate_shard.enter()])) AS a);
+	answers = syncstate_shard.ask(pg_catalog.array_fill(statement, ARRAY[syncstate_shard.enter()]));
 	PERFORM syncstate_shard.check(answers, all_needed);
 	RETURN QUERY SELECT a.* FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL ORDER BY a.shard;
 END
@@ -702,12 +713,12 @@ BEGIN
 	IF until IS NULL THEN
 		RETURN;
 	END IF;
-	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
+	answers = syncstate_shard.ask(
 		ARRAY(SELECT CASE WHEN a.shard IS NOT NULL AND a.rows[1]::pg_catalog.timestamptz OPERATOR(pg_catalog.=) until IS NOT TRUE
 				THEN pg_catalog.format('SELECT (syncstate.pause_sync_source(%L, %L)).paused_until::text', source, until) END
 			FROM pg_catalog.generate_series(0, syncstate_shard.enter() OPERATOR(pg_catalog.-) 1) AS n
 				LEFT JOIN pg_catalog.unnest(answers) AS a ON a.shard OPERATOR(pg_catalog.=) n
-			ORDER BY n)) AS a);
+			ORDER BY n));
 	PERFORM syncstate_shard.check(answers, false);
 END
 $$;
@@ -895,6 +906,23 @@ $install$;
 
 /* --------------------------------------------------- calls to several shards */
 
+CREATE FUNCTION syncstate_shard.refused(answers syncstate_shard.answer[]) RETURNS boolean
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	answer syncstate_shard.answer;
+BEGIN
+	FOREACH answer IN ARRAY answers LOOP
+		IF answer.state IS NOT NULL AND NOT syncstate_shard.is_outage(answer.state) THEN
+			RETURN true;
+		END IF;
+	END LOOP;
+	RETURN false;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.refused(syncstate_shard.answer[]) IS 'Whether a shard refused the call, and not only was out of order';
+
 /*
  * Ends the transactions of shards that answered within one: commits all of
  * them, or none if one of them refused the call.  Gives the answers again,
@@ -902,35 +930,41 @@ $install$;
  * with by now (a deferred trigger of the site's, say), the others have done it,
  * and what they gave has to reach the caller.
  */
-CREATE FUNCTION syncstate_shard.commit(answers syncstate_shard.answer[]) RETURNS SETOF syncstate_shard.answer
+CREATE FUNCTION syncstate_shard.commit(answers syncstate_shard.answer[], places syncstate_shard.place[]) RETURNS syncstate_shard.answer[]
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 DECLARE
-	refused pg_catalog.bool = EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
-		WHERE a.state IS NOT NULL AND NOT syncstate_shard.is_outage(a.state));
-	ends syncstate_shard.answer[];
+	statement CONSTANT pg_catalog.text = CASE WHEN syncstate_shard.refused(answers) THEN 'ROLLBACK' ELSE 'COMMIT' END;
+	statements pg_catalog.text[] = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[pg_catalog.cardinality(places)]);
+	begun pg_catalog.int4[];
+	answer syncstate_shard.answer;
 BEGIN
-	ends = ARRAY(SELECT e FROM syncstate_shard.ask(
-		ARRAY(SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
-						WHERE a.shard OPERATOR(pg_catalog.=) n AND (a.state IS NULL OR NOT syncstate_shard.is_outage(a.state)))
-				THEN CASE WHEN refused THEN 'ROLLBACK' ELSE 'COMMIT' END END
-			FROM pg_catalog.generate_series(0, syncstate_shard.enter() OPERATOR(pg_catalog.-) 1) AS n
-			ORDER BY n),
-		ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a)) AS e);
-	RETURN QUERY SELECT a.* FROM pg_catalog.unnest(answers) AS a
-		WHERE NOT EXISTS (SELECT FROM pg_catalog.unnest(ends) AS e
-						  WHERE e.shard OPERATOR(pg_catalog.=) a.shard AND e.state IS NOT NULL)
-		UNION ALL
-		SELECT e.shard, NULL, '08007', e.message, e.detail, e.hint FROM pg_catalog.unnest(ends) AS e WHERE e.state IS NOT NULL;
+	FOREACH answer IN ARRAY answers LOOP
+		IF answer.state IS NULL OR NOT syncstate_shard.is_outage(answer.state) THEN
+			statements[answer.shard OPERATOR(pg_catalog.+) 1] = statement;
+			begun = begun OPERATOR(pg_catalog.||) answer.shard;
+		END IF;
+	END LOOP;
+	FOREACH answer IN ARRAY syncstate_shard.ask(statements, begun, places) LOOP
+		IF answer.state IS NOT NULL THEN
+			answer.state = '08007';
+			answers = ARRAY(SELECT a FROM pg_catalog.unnest(answers) AS a WHERE a.shard OPERATOR(pg_catalog.<>) answer.shard) OPERATOR(pg_catalog.||) answer;
+		END IF;
+	END LOOP;
+	RETURN answers;
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.commit(syncstate_shard.answer[]) IS 'Ends transactions on shards: all of them are committed, or none if a shard refused the call';
+COMMENT ON FUNCTION syncstate_shard.commit(syncstate_shard.answer[], syncstate_shard.place[]) IS 'Ends transactions on shards: all of them are committed, or none if a shard refused the call';
 
 /*
- * Each shard is asked for its part of max_rows, all at the same time; what some
- * do not have is asked of the others, until it is enough or none has more.
- * Which shard gets what does not divide evenly is another one each time.
+ * A shard is asked for each hundred rows, by turns of the session, since each
+ * one more that is asked costs as much as some twenty rows.  What they do not
+ * have is asked of all others, until it is enough or none has more.
+ *
+ * Loops, where a query would be shorter: its plan would be made anew for each
+ * call, because the arrays here are shorter than a generic plan expects, and
+ * cost more than all else together.
  *
  * Errors: as on a shard; 08006 if no shard answers.  Where some do not, that is
  *		   a warning.
@@ -946,10 +980,11 @@ CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT N
 	AS $$
 DECLARE
 	shards pg_catalog.int4 = syncstate_shard.enter('claim_due_syncs');
-	turn pg_catalog.int4 = pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) shards);
-	-- shards that may have more, by turns
-	hungry pg_catalog.int4[] = ARRAY(SELECT n FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
-		ORDER BY (n OPERATOR(pg_catalog.+) turn) OPERATOR(pg_catalog.%) shards);
+	places syncstate_shard.place[] = syncstate_shard.places();
+	turn pg_catalog.int4 = COALESCE(NULLIF(pg_catalog.current_setting('syncstate_router.turn', true), '')::pg_catalog.int4,
+		pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) shards)::pg_catalog.int4);
+	hungry pg_catalog.int4[];		-- shards that may have more, by turns
+	asked pg_catalog.int4;			-- how many of them at the same time
 	missing pg_catalog.int4 = max_rows;
 	parts pg_catalog.int4[];
 	begun pg_catalog.int4[];
@@ -961,23 +996,28 @@ DECLARE
 BEGIN
 	-- a bad number is for a shard to refuse
 	IF max_rows BETWEEN 1 AND 10000 IS NOT TRUE THEN
-		PERFORM syncstate_shard.check(ARRAY(SELECT a FROM syncstate_shard.ask(ARRAY[pg_catalog.format(
-			'SELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c', source, max_rows, lease_time, kind)]) AS a), true);
+		PERFORM syncstate_shard.check(syncstate_shard.ask(ARRAY[pg_catalog.format(
+			'SELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c', source, max_rows, lease_time, kind)]), true);
 		RETURN;
 	END IF;
 
+	FOR n IN 0 .. shards OPERATOR(pg_catalog.-) 1 LOOP
+		hungry = hungry OPERATOR(pg_catalog.||) ((turn OPERATOR(pg_catalog.+) n) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1));
+	END LOOP;
+	asked = LEAST((max_rows OPERATOR(pg_catalog.+) 99) OPERATOR(pg_catalog./) 100, shards);
+	PERFORM pg_catalog.set_config('syncstate_router.turn',
+		((turn OPERATOR(pg_catalog.+) asked) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1))::pg_catalog.text, false);
 	WHILE missing OPERATOR(pg_catalog.>) 0 AND hungry OPERATOR(pg_catalog.<>) '{}' LOOP
 		parts = pg_catalog.array_fill(0, ARRAY[shards]);
 		statements = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[shards]);
-		begun = ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a);
-		FOR i IN 1 .. LEAST(missing, pg_catalog.cardinality(hungry)) LOOP
-			parts[hungry[i] OPERATOR(pg_catalog.+) 1] = missing OPERATOR(pg_catalog./) pg_catalog.cardinality(hungry)
-				OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (missing OPERATOR(pg_catalog.%) pg_catalog.cardinality(hungry)))::pg_catalog.int4;
+		FOR i IN 1 .. asked LOOP
+			parts[hungry[i] OPERATOR(pg_catalog.+) 1] = missing OPERATOR(pg_catalog./) asked
+				OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (missing OPERATOR(pg_catalog.%) asked))::pg_catalog.int4;
 			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%sSELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c',
-				CASE WHEN hungry[i] OPERATOR(pg_catalog.<>) ALL (begun) THEN 'BEGIN; ' END,
+				CASE WHEN hungry[i] OPERATOR(pg_catalog.=) ANY (begun) THEN '' ELSE 'BEGIN; ' END,
 				source, parts[hungry[i] OPERATOR(pg_catalog.+) 1], lease_time, kind);
 		END LOOP;
-		FOR answer IN SELECT a.* FROM syncstate_shard.ask(statements, begun) AS a LOOP
+		FOREACH answer IN ARRAY syncstate_shard.ask(statements, begun, places) LOOP
 			IF answer.state IS NOT NULL THEN
 				-- what it gave before went with its transaction
 				answers = ARRAY(SELECT a FROM pg_catalog.unnest(answers) AS a WHERE a.shard OPERATOR(pg_catalog.<>) answer.shard);
@@ -987,19 +1027,22 @@ BEGIN
 				hungry = pg_catalog.array_remove(hungry, answer.shard);
 			END IF;
 		END LOOP;
-		missing = max_rows OPERATOR(pg_catalog.-) (SELECT COALESCE(pg_catalog.sum(pg_catalog.cardinality(a.rows)), 0)
-			FROM pg_catalog.unnest(answers) AS a)::pg_catalog.int4;
-		EXIT WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
-						  WHERE a.state IS NOT NULL AND NOT syncstate_shard.is_outage(a.state));
+		EXIT WHEN syncstate_shard.refused(answers);
+		missing = max_rows;
+		begun = NULL;
+		FOREACH answer IN ARRAY answers LOOP
+			missing = missing OPERATOR(pg_catalog.-) COALESCE(pg_catalog.cardinality(answer.rows), 0);
+			begun = begun OPERATOR(pg_catalog.||) answer.shard;
+		END LOOP;
+		asked = LEAST(missing, pg_catalog.cardinality(hungry));
 	END LOOP;
 	-- what cannot be read here, as of a source that only shards know, must not be committed
-	syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r);
-	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
+	syncs = ARRAY(SELECT r.line::syncstate.sync_state FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
+	answers = syncstate_shard.commit(answers, places);
 	open = false;
 
-	PERFORM syncstate_shard.check(answers, false);
-	IF EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NOT NULL) THEN
-		syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r);
+	IF NOT syncstate_shard.check(answers, false) THEN
+		syncs = ARRAY(SELECT r.line::syncstate.sync_state FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
 	END IF;
 	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(syncs) AS r;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
@@ -1012,8 +1055,9 @@ $$;
 COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
 
 /*
- * Each shard gets the reports about its users in one call.  What is no report
- * goes to shard 0, to be refused there; then none is applied anywhere.
+ * Each shard gets the reports about its users in one call; where that is one
+ * shard, no transaction around it is needed.  If a report cannot be read, all go
+ * to shard 0, to be refused there; then none is applied anywhere.
  *
  * Errors: as on a shard; 08006 if no shard that was asked answers.  Where some
  *		   do not, that is a warning, and their reports are left out, like
@@ -1026,65 +1070,91 @@ CREATE FUNCTION syncstate.report_syncs(results jsonb)
 	AS $$
 DECLARE
 	shards pg_catalog.int4 = syncstate_shard.enter('report_syncs');
-	statements pg_catalog.text[] = ARRAY[pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', results)];
+	places syncstate_shard.place[] = syncstate_shard.places();
+	statement CONSTANT pg_catalog.text = 'SELECT r::text FROM syncstate.report_syncs(%L) AS r';
+	statements pg_catalog.text[] = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[shards]);
 	answers syncstate_shard.answer[];
-	shard pg_catalog.int4;
+	shard pg_catalog.int4;			-- the first that has a report, and the last
+	last pg_catalog.int4;
+	known syncstate.sync_source;	-- one of their sources: all of them can be read here
 	reports pg_catalog.jsonb;
 	limited syncstate.sync_source;
 	limits syncstate.sync_source[];
 	syncs syncstate.sync_state[];
+	alone pg_catalog.bool = false;	-- whether a shard has them all
 	open pg_catalog.bool = true;	-- whether there may be open transactions
 BEGIN
-	IF pg_catalog.jsonb_typeof(results) OPERATOR(pg_catalog.=) 'array' AND pg_catalog.jsonb_array_length(results) OPERATOR(pg_catalog.<=) 10000 THEN
-		statements = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[shards]);
+	IF results OPERATOR(pg_catalog.=) '[]' THEN
+		RETURN;
+	ELSIF pg_catalog.jsonb_typeof(results) OPERATOR(pg_catalog.=) 'array' AND pg_catalog.jsonb_array_length(results) OPERATOR(pg_catalog.<=) 10000 THEN
+		BEGIN
+			-- OFFSET, so that each user is hashed once
+			SELECT pg_catalog.min(h.shard), pg_catalog.max(h.shard), pg_catalog.max(h.source) INTO shard, last, known
+				FROM (SELECT syncstate_shard.hash((e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1),
+						(e.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source
+					FROM pg_catalog.jsonb_array_elements(results) AS e (report) OFFSET 0) AS h (shard, source);
+			alone = shard OPERATOR(pg_catalog.=) last;
+		EXCEPTION WHEN invalid_text_representation THEN
+			shard = NULL;
+		END;
+	END IF;
+	IF alone THEN
+		statements[shard OPERATOR(pg_catalog.+) 1] = pg_catalog.format(statement, results);
+	ELSIF shard IS NULL THEN
+		statements[1] = pg_catalog.format('BEGIN; ' OPERATOR(pg_catalog.||) statement, results);
+	ELSE
 		FOR shard, reports IN SELECT
-				CASE WHEN e.report OPERATOR(pg_catalog.->>) 'user_id' OPERATOR(pg_catalog.~) '^[{]?([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}]?$'
-					THEN syncstate_shard.hash((e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
-					ELSE 0 END,
+				syncstate_shard.hash((e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1),
 				pg_catalog.jsonb_agg(e.report ORDER BY e.position)
 			FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
 			GROUP BY 1
 		LOOP
-			statements[shard OPERATOR(pg_catalog.+) 1] = pg_catalog.format('BEGIN; SELECT r::text FROM syncstate.report_syncs(%L) AS r', reports);
+			statements[shard OPERATOR(pg_catalog.+) 1] = pg_catalog.format('BEGIN; ' OPERATOR(pg_catalog.||) statement, reports);
 		END LOOP;
 	END IF;
-	answers = ARRAY(SELECT a FROM syncstate_shard.ask(statements) AS a);
+	answers = syncstate_shard.ask(statements, places => places);
 
 	-- What cannot be read here must not be committed: a source that only shards
 	-- know, or a bad report whose shard is not there to refuse it.  Where a shard
 	-- refused one, commit() ends it, in the shard's words.
-	IF NOT EXISTS (SELECT FROM pg_catalog.unnest(answers) AS a
-				   WHERE a.state IS NOT NULL AND NOT syncstate_shard.is_outage(a.state))
-		AND pg_catalog.cardinality(answers) OPERATOR(pg_catalog.>) 0 THEN
+	IF NOT syncstate_shard.refused(answers) THEN
 		limits = ARRAY(SELECT DISTINCT (r.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source
 			FROM pg_catalog.jsonb_array_elements(results) AS r (report)
 			WHERE r.report OPERATOR(pg_catalog.->>) 'outcome' OPERATOR(pg_catalog.=) 'rate_limited'
 				AND r.report OPERATOR(pg_catalog.->>) 'scope' OPERATOR(pg_catalog.=) 'source');
-		-- in the order of the reports: of those about a row and its lease the first was applied
-		syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a
-				CROSS JOIN LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r
-				LEFT JOIN (SELECT (e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid AS user_id,
-								COALESCE(e.report OPERATOR(pg_catalog.->>) 'account', '') AS account,
-								(e.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source AS source,
-								COALESCE(e.report OPERATOR(pg_catalog.->>) 'resource', '') AS resource,
-								(e.report OPERATOR(pg_catalog.->>) 'lease')::pg_catalog.int8 AS lease,
-								pg_catalog.min(e.position) AS position
-							FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
-							GROUP BY 1, 2, 3, 4, 5) AS e
-					ON e.user_id OPERATOR(pg_catalog.=) r.user_id AND e.account OPERATOR(pg_catalog.=) r.account
-					AND e.source OPERATOR(pg_catalog.=) r.source AND e.resource OPERATOR(pg_catalog.=) r.resource AND e.lease OPERATOR(pg_catalog.=) r.lease
-			ORDER BY e.position);
+		IF alone THEN
+			syncs = ARRAY(SELECT r.line::syncstate.sync_state FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
+		ELSE
+			-- in the order of the reports: of those about a row and its lease the first was applied
+			syncs = ARRAY(SELECT r FROM pg_catalog.unnest(answers) AS a
+					CROSS JOIN LATERAL pg_catalog.unnest(a.rows::syncstate.sync_state[]) AS r
+					LEFT JOIN (SELECT (e.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid AS user_id,
+									COALESCE(e.report OPERATOR(pg_catalog.->>) 'account', '') AS account,
+									(e.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source AS source,
+									COALESCE(e.report OPERATOR(pg_catalog.->>) 'resource', '') AS resource,
+									(e.report OPERATOR(pg_catalog.->>) 'lease')::pg_catalog.int8 AS lease,
+									pg_catalog.min(e.position) AS position
+								FROM pg_catalog.jsonb_array_elements(results) WITH ORDINALITY AS e (report, position)
+								GROUP BY 1, 2, 3, 4, 5) AS e
+						ON e.user_id OPERATOR(pg_catalog.=) r.user_id AND e.account OPERATOR(pg_catalog.=) r.account
+						AND e.source OPERATOR(pg_catalog.=) r.source AND e.resource OPERATOR(pg_catalog.=) r.resource AND e.lease OPERATOR(pg_catalog.=) r.lease
+				ORDER BY e.position);
+		END IF;
 	END IF;
-	answers = ARRAY(SELECT a FROM syncstate_shard.commit(answers) AS a);
+	IF NOT alone THEN
+		answers = syncstate_shard.commit(answers, places);
+	END IF;
 	open = false;
-	PERFORM syncstate_shard.check(answers, false);
+	IF NOT syncstate_shard.check(answers, false) THEN
+		syncs = ARRAY(SELECT r FROM pg_catalog.unnest(syncs) AS r
+			WHERE syncstate_shard.hash(r.user_id) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
+				OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL)));
+	END IF;
 
 	FOREACH limited IN ARRAY COALESCE(limits, '{}') LOOP
 		PERFORM syncstate_shard.spread_pause(limited);
 	END LOOP;
-	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(syncs) AS r
-		WHERE syncstate_shard.hash(r.user_id) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1)
-			OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL));
+	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(syncs) AS r;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
 	IF open THEN
 		PERFORM syncstate_shard.disconnect_all();
@@ -1207,9 +1277,9 @@ BEGIN
 				whole OPERATOR(pg_catalog./) shards OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (whole OPERATOR(pg_catalog.%) shards))::pg_catalog.int4));
 		END LOOP;
 	END LOOP;
-	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
+	answers = syncstate_shard.ask(
 		ARRAY(SELECT pg_catalog.format('SELECT p::text FROM syncstate.set_sync_policy(%L, %L) AS p', source, p.part)
-			FROM pg_catalog.unnest(parts) WITH ORDINALITY AS p (part, place) ORDER BY p.place)) AS a);
+			FROM pg_catalog.unnest(parts) WITH ORDINALITY AS p (part, place) ORDER BY p.place));
 	PERFORM syncstate_shard.check(answers, true);
 	RETURN syncstate_shard.policy(answers);
 END
@@ -1468,14 +1538,14 @@ BEGIN
 	END IF;
 
 	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(u) FROM deleted AS d, syncstate.user_id_of(d.%I::pg_catalog.text) AS u WHERE u IS NOT NULL', TG_ARGV[0]) INTO users;
-	answers = ARRAY(SELECT a FROM syncstate_shard.ask(
+	answers = syncstate_shard.ask(
 		ARRAY(SELECT CASE WHEN pg_catalog.count(u.u) OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(
 				'DO $forget$ DECLARE rows tid[]; BEGIN rows = ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE); DELETE FROM syncstate.sync_state WHERE ctid = ANY (rows); END $forget$',
 				pg_catalog.array_agg(u.u)) END
 			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
 				LEFT JOIN pg_catalog.unnest(users) AS u (u)
 				ON syncstate_shard.hash(u.u) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog.=) n
-			GROUP BY n ORDER BY n)) AS a);
+			GROUP BY n ORDER BY n));
 	PERFORM syncstate_shard.check(answers, true);
 	RETURN NULL;
 END

@@ -54,12 +54,13 @@ BEGIN
 
 	IF to_regproc('syncstate_shard.ask_unmarked') IS NULL THEN
 		ALTER FUNCTION syncstate_shard.ask RENAME TO ask_unmarked;
-		CREATE FUNCTION syncstate_shard.ask(statements text[], begun integer[] DEFAULT '{}') RETURNS SETOF syncstate_shard.answer
+		CREATE FUNCTION syncstate_shard.ask(statements text[], begun integer[] DEFAULT '{}', places syncstate_shard.place[] DEFAULT NULL)
+			RETURNS syncstate_shard.answer[]
 			LANGUAGE sql VOLATILE
 		BEGIN ATOMIC
-			SELECT a.* FROM syncstate_shard.ask_unmarked(
+			SELECT syncstate_shard.ask_unmarked(
 				ARRAY(SELECT s.statement || format(' /* call %s */', current_setting('history.call'))
-					FROM unnest(statements) WITH ORDINALITY AS s (statement, place) ORDER BY s.place), begun) AS a;
+					FROM unnest(statements) WITH ORDINALITY AS s (statement, place) ORDER BY s.place), begun, places);
 		END;
 	END IF;
 END

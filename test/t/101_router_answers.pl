@@ -561,20 +561,50 @@ foreach my $max (1 .. 50)
 	is(join(' ', grep { $got[$_] > $due[$_] } 0 .. $#got), '', 'none that is not due');
 }
 
-# Each shard gives its share, and what is left over is not always the same one's.
-foreach my $max (1, 2, 3, 5, 6, 7, 8, 9, 50)
+# Whose turn it is
+sub turn
 {
-	my ($low, %more) = (int $max / $shards);
-	foreach my $turn (1 .. 12)
-	{
-		fill((20) x $shards);
-		my @got = claim("'google_calendar', $max", "turn $turn of $max");
-		is(join(' ', grep { $_ != $low && $_ != $low + 1 } @got), '', "shares of $max: @got");
-		$more{"@got"} = 1;
-	}
-	# by chance 12 times the same shards: once in 4^11
-	cmp_ok(scalar keys %more, '>', $max % $shards ? 1 : 0, "who gives more of $max changes");
+	$worker->query_safe("SET syncstate_router.turn = $_[0]");
+	return;
 }
+
+# A shard is asked for each hundred rows, by turns, and those that are asked give
+# equal shares.
+foreach my $case ([ 1, 1 ], [ 3, 1 ], [ 20, 1 ], [ 100, 1 ], [ 101, 2 ], [ 150, 2 ], [ 301, 4 ], [ 403, 4 ])
+{
+	my ($max, $asked) = @$case;
+	my ($low, @gave) = (int $max / $asked);
+	foreach my $turn (0 .. $shards / $asked)
+	{
+		fill((110) x $shards);
+		my @got = claim("'google_calendar', $max", "turn $turn of $max");
+		$gave[$turn] = join ' ', grep { $got[$_] } 0 .. $#got;
+		is(scalar(my @of = split / /, $gave[$turn]), $asked, "$max rows of as few shards as have them: @got");
+		is(join(' ', grep { $got[$_] && $got[$_] != $low && $got[$_] != $low + 1 } 0 .. $#got), '', "shares of $max: @got");
+	}
+	is(join(' ', sort map { split / / } @gave[ 0 .. $shards / $asked - 1 ]), join(' ', 0 .. $shards - 1), "each shard has its turn of $max");
+	is($gave[-1], $gave[0], 'and again in the same order');
+}
+fill((20) x $shards);
+my @starts = map { $s->query('SELECT syncstate.shard_of(user_id) FROM syncstate.claim_due_syncs(max_rows => 1)') } 1 .. 12;
+# by chance 12 times the same one: once in 4^11
+cmp_ok(scalar(uniq @starts), '>', 1, 'not all sessions begin with the same shard');
+
+# What one has not is asked of all the others, in equal shares.
+fill(20, 3, 20, 20);
+turn(1);
+is(join(' ', claim('NULL, 20', 'too little on a shard')), '5 3 6 6', 'too little on a shard');
+fill(0, 0, 1, 20);
+turn(-4);
+is(join(' ', claim('NULL, 2', 'nothing on two')), '0 0 1 1', 'nothing on two shards');
+
+# Requested rows come first of a shard whose turn it is: after so many claims as
+# there are shards, all of them.
+fill((20) x $shards);
+my @requested = map { $users_of[$_][21] } 0 .. $shards - 1;
+$at[$_]->query_safe("SELECT syncstate.request_sync('$requested[$_]', 'google_calendar')") foreach 0 .. $shards - 1;
+my @first = map { (split /\n/, $worker->query_safe('SELECT user_id FROM syncstate.claim_due_syncs(NULL, 5)'))[0] } 0 .. $shards - 1;
+is(join(' ', sort @first), join(' ', sort @requested), 'requested rows wait for a turn at most');
 
 # A shard that does not want: nobody's rows are taken, in the first round or later.
 fill((10) x $shards);
@@ -587,10 +617,11 @@ $at[2]->query_safe(q{
 	$$;
 	CREATE TRIGGER refuse AFTER UPDATE ON syncstate.sync_state FOR EACH ROW WHEN (NEW.resource = 'bad') EXECUTE FUNCTION public.refuse()});
 # of shard 2, the oldest row, which is the first to come; and one that comes when the others have given all they have
-foreach my $case ([ [ 10, 10, 10, 10 ], 20, 9, 'at once' ], [ [ 1, 1, 20, 0 ], 12, 12, 'in the second round' ])
+foreach my $case ([ [ 10, 10, 10, 10 ], 2, 20, 9, 'at once' ], [ [ 1, 1, 20, 0 ], 3, 12, 12, 'in the third round' ])
 {
-	my ($due, $max, $bad, $when) = @$case;
+	my ($due, $turn, $max, $bad, $when) = @$case;
 	fill(@$due);
+	turn($turn);
 	$at[2]->query_safe("SET session_replication_role = replica; UPDATE syncstate.sync_state SET resource = 'bad' WHERE user_id = '$users_of[2][$bad]'; RESET session_replication_role");
 	is((claim("NULL, $max", "refused $when"))[0], "ERROR:  not this one\nDETAIL:  The site does not want it.\nHINT:  Ask the site.", "refused $when");
 	$at[2]->query_safe("DELETE FROM syncstate.sync_state WHERE resource = 'bad'");
@@ -600,8 +631,9 @@ foreach my $case ([ [ 10, 10, 10, 10 ], 20, 9, 'at once' ], [ [ 1, 1, 20, 0 ], 1
 $at[2]->query_safe(q{DROP TRIGGER refuse ON syncstate.sync_state;
 	CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON syncstate.sync_state DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.refuse()});
 fill((10) x $shards);
+turn(3);
 is((claim('NULL, 20', 'a COMMIT that fails'))[0], "WARNING:  not all shards answer: not 2\nDETAIL:  Shard 2: not this one.", 'a COMMIT that fails');
-is(join(' ', map { scalar @$_ } held()), '5 5 0 5', 'the others gave theirs');
+is(join(' ', map { scalar @$_ } held()), '4 3 0 10', 'the others gave theirs');
 $at[2]->query_safe(q{SET client_min_messages = warning; DROP FUNCTION public.refuse() CASCADE});
 
 # One that has rows of a source that the router does not know
@@ -616,10 +648,26 @@ $worker->query("SELECT syncstate.report_syncs('[" . join(', ', map { qq({"user_i
 	[ $users_of[1][100], 'google_tasks' ], [ $users_of[2][100], 'only_here' ]) . "]')");
 like(error(), qr/invalid input value for enum syncstate.sync_source: "only_here"/, 'nor can it be reported');
 is($at[1]->query("SELECT status FROM syncstate.sync_state WHERE user_id = '$users_of[1][100]'"), 'syncing', 'and the report beside it is not applied');
+$worker->query(qq(SELECT syncstate.report_syncs('[{"user_id": "$users_of[2][100]", "source": "only_here", "lease": 1, "outcome": "completed"}]')));
+like(error(), qr/invalid input value for enum syncstate.sync_source: "only_here"/, 'nor alone');
+is($at[2]->query("SELECT status FROM syncstate.sync_state WHERE source = 'only_here'"), 'syncing', 'which is not applied either');
 $s->query("SELECT syncstate.register_sync_source('only_here')");
 fill((0) x $shards);
 $at[2]->query_safe("INSERT INTO syncstate.sync_state (user_id, source, due_at) VALUES ('$users_of[2][100]', 'only_here', syncstate.sync_clock() - interval '2 hours')");
 is(sum0(claim('NULL, 20', 'once it is registered')), 1, 'and comes once it is registered');
+
+# Reports about users of one shard are one statement there, and a transaction on
+# each where there are several.
+foreach my $max (3, 12)
+{
+	fill((3) x $shards);
+	is($worker->query_safe(qq(SELECT count(*) FROM syncstate.report_syncs((
+		SELECT jsonb_agg(jsonb_build_object('user_id', user_id, 'source', source, 'lease', lease, 'outcome', 'completed')) FROM syncstate.claim_due_syncs(NULL, $max))))), $max, "$max reports");
+	is(join(' ', map { scalar @$_ } held()), '0 0 0 0', 'are applied');
+	is($node->safe_psql('postgres', q{SELECT string_agg(DISTINCT split_part(query, '(', 1), ', ' ORDER BY split_part(query, '(', 1)) FROM pg_stat_activity
+			WHERE usename = 'router' AND state_change = (SELECT max(state_change) FROM pg_stat_activity WHERE usename = 'router')}),
+		$max == 3 ? 'SELECT r::text FROM syncstate.report_syncs' : 'COMMIT', 'by a statement that ends it');
+}
 
 # A claim that is canceled while a shard keeps it waiting
 foreach my $how ('a timeout', 'a cancel')
