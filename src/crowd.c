@@ -9,9 +9,10 @@
  * The places are in a row of sync_lane for each source, kind of claims and
  * lane.  It is changed in place, like hint bits and with their rules: under the
  * page's lock, without WAL but for the page's image where checksums want it, and
- * without a version that a held snapshot would keep.  All columns have a fixed length, so that who reads the row by SQL
- * meanwhile sees an older, a newer or a mixed place, but never something that is
- * no value.  After a crash it is as old as the page.
+ * without a version that a held snapshot would keep.  All columns have a fixed
+ * length, so that who reads the row by SQL meanwhile sees an older, a newer or a
+ * mixed place, but never something that is no value.  After a crash it is as old
+ * as the page.
  *
  * Whatever is found there is a hint: if it is missing, old or wrong, entries are
  * passed once more, or are found by the sweep.  So nobody waits for it either.
