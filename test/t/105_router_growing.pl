@@ -217,14 +217,17 @@ is($overlap, undef, 'no two leases of a row overlapped');
 $there{$_}{known} = 1 foreach map({ ("$_  google_gmail ", "$_ work google_gmail ", "$_ work custom_crm ") } @users), map { $_->[3] } lines('connect');
 delete $there{ $_->[3] } foreach lines('disconnect');
 $there{"$_ home google_contacts "}{known} = 1 foreach split /\n/, $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2");
-my (%shard_of, @misplaced, @back);
+my (@misplaced, @back);
 foreach my $n (0 .. 3)
 {
-	foreach (split /\n/, $s->shard_query($n, q{SELECT user_id || ' ' || account || ' ' || source || ' ' || resource, sync_token, user_id FROM syncstate.sync_state}))
+	my @rows = map { [ split /\|/ ] }
+		split /\n/, $s->shard_query($n, q{SELECT user_id || ' ' || account || ' ' || source || ' ' || resource, sync_token, user_id FROM syncstate.sync_state});
+	my %shard_of = map { split /\|/ }
+		split /\n/, $s->query("SELECT u, syncstate.shard_of(u) FROM unnest('{" . join(',', map { $_->[2] } @rows) . "}'::uuid[]) AS u");
+	foreach (@rows)
 	{
-		my ($row, $token, $user) = split /\|/;
+		my ($row, $token, $user) = @$_;
 		$there{$row}{places}++;
-		$shard_of{$user} //= $s->query("SELECT syncstate.shard_of('$user')");
 		push @misplaced, "$row on $n" if $shard_of{$user} != $n;
 		push @back, "$row: $token, not $cursor{$row}" if $token lt ($cursor{$row} // '');
 	}
