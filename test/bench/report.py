@@ -276,7 +276,7 @@ def targets(all_results):
         row(f"first claim of a session under it to the clean p99{by}", 10, f["first"] / f["p99"], 1)
     its = groups([r for r in all_results.get("idle", {}).get("rounds", []) if r["rival"] == "ours"], "rows")
     for (size,), group in its.items():
-        row(f"idle poll at {size:,} rows, us of CPU", 50, median(group, "cpu"), 0)
+        row(f"idle poll at {size:,} rows, us of CPU", 25, median(group, "cpu"), 0)
     its = groups(all_results.get("user", {}).get("rounds", []), "rival")
     if its:
         row("CPU of my_syncs to a lookup by primary key", 1.2,
