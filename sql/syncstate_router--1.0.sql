@@ -958,9 +958,13 @@ $$;
 COMMENT ON FUNCTION syncstate_shard.commit(syncstate_shard.answer[], syncstate_shard.place[]) IS 'Ends transactions on shards: all of them are committed, or none if a shard refused the call';
 
 /*
- * A shard is asked for each hundred rows, by turns of the session, since each
- * one more that is asked costs as much as some twenty rows.  What they do not
- * have is asked of all others, until it is enough or none has more.
+ * A shard is asked for each hundred rows, by turns, since each one more that is
+ * asked costs as much as some twenty rows.  What they do not have is asked of all
+ * others, until it is enough or none has more.
+ *
+ * A session counts the turns of each source and kind apart: otherwise a worker
+ * that goes through as many sources as there are shards would always meet the
+ * same shard for each, and rows on the others would starve.
  *
  * Loops, where a query would be shorter: its plan would be made anew for each
  * call, because the arrays here are shorter than a generic plan expects, and
@@ -981,7 +985,9 @@ CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT N
 DECLARE
 	shards pg_catalog.int4 = syncstate_shard.enter('claim_due_syncs');
 	places syncstate_shard.place[] = syncstate_shard.places();
-	turn pg_catalog.int4 = COALESCE(NULLIF(pg_catalog.current_setting('syncstate_router.turn', true), '')::pg_catalog.int4,
+	counter CONSTANT pg_catalog.text = 'syncstate_router.turn_' OPERATOR(pg_catalog.||)
+		pg_catalog.to_hex(pg_catalog.hashtextextended(pg_catalog.concat_ws(' ', source, kind), 0));
+	turn pg_catalog.int4 = COALESCE(NULLIF(pg_catalog.current_setting(counter, true), '')::pg_catalog.int4,
 		pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) shards)::pg_catalog.int4);
 	hungry pg_catalog.int4[];		-- shards that may have more, by turns
 	asked pg_catalog.int4;			-- how many of them at the same time
@@ -1005,7 +1011,7 @@ BEGIN
 		hungry = hungry OPERATOR(pg_catalog.||) ((turn OPERATOR(pg_catalog.+) n) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1));
 	END LOOP;
 	asked = LEAST((max_rows OPERATOR(pg_catalog.+) 99) OPERATOR(pg_catalog./) 100, shards);
-	PERFORM pg_catalog.set_config('syncstate_router.turn',
+	PERFORM pg_catalog.set_config(counter,
 		((turn OPERATOR(pg_catalog.+) asked) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1))::pg_catalog.text, false);
 	WHILE missing OPERATOR(pg_catalog.>) 0 AND hungry OPERATOR(pg_catalog.<>) '{}' LOOP
 		parts = pg_catalog.array_fill(0, ARRAY[shards]);

@@ -564,7 +564,7 @@ foreach my $max (1 .. 50)
 # Whose turn it is
 sub turn
 {
-	$worker->query_safe("SET syncstate_router.turn = $_[0]");
+	$worker->query_safe(Shards::turn($_[0]));
 	return;
 }
 
@@ -589,6 +589,19 @@ fill((20) x $shards);
 my @starts = map { $s->query('SELECT syncstate.shard_of(user_id) FROM syncstate.claim_due_syncs(max_rows => 1)') } 1 .. 12;
 # by chance 12 times the same one: once in 4^11
 cmp_ok(scalar(uniq @starts), '>', 1, 'not all sessions begin with the same shard');
+
+# A worker that goes through its sources, or kinds, meets all shards for each:
+# otherwise a shard that is never met with one of them would have rows that starve.
+foreach my $turns ([qw(any full)], [qw(any full any)], [qw(any any full full)])
+{
+	my %met;
+	fill((20) x $shards);
+	foreach my $kind ((@$turns) x $shards)
+	{
+		$met{$kind}{ $worker->query_safe("SELECT syncstate.shard_of(user_id) FROM syncstate.claim_due_syncs('google_calendar', 1, kind => '$kind')") } = 1;
+	}
+	is(join(' ', map { scalar keys %{ $met{$_} } } sort keys %met), "$shards $shards", "claims of @$turns in turn each meet all shards");
+}
 
 # What one has not is asked of all the others, in equal shares.
 fill(20, 3, 20, 20);

@@ -190,7 +190,7 @@ sub ask_again
 my $router = router_session();
 fill({});
 # from shard 3 on, by turns: 6 rows, and of the others 4, 3 and 3
-ask($router, 'SET syncstate_router.turn = 3');
+ask($router, Shards::turn(3, 'google_tasks'));
 my ($claimed, $messages) = ask($router, claim(16));
 is(count($claimed), 16, 'all shards are up');
 is($messages, '', 'which needs no words');
@@ -380,7 +380,7 @@ foreach my $case ([ 'immediate', 0, 0 ], [ 'fast', 3, 3 ], [ 'immediate', 1, 2 ]
 # of which shard 1 has 1 only, and then of 2 and 3 one more.
 fill({ 0 => 0, 1 => 1 });
 my $lock = lock_shard(1);
-ask($router, 'SET syncstate_router.turn = 0');
+ask($router, Shards::turn(0, 'google_tasks'));
 start($router, claim(7));
 wait_for_shards(1);
 restart(2, 'fast');

@@ -17,6 +17,15 @@ use PostgreSQL::Test::Utils;
 use Sessions;
 use Test::More;
 
+# A statement that lets a session's next claim of a source (all of them without
+# one) begin with shard $n.
+sub turn
+{
+	my ($n, $source) = @_;
+	$source = defined $source ? "'$source'" : 'NULL';
+	return "SELECT set_config('syncstate_router.turn_' || to_hex(hashtextextended(concat_ws(' ', $source, 'any'), 0)), '$n', false)";
+}
+
 # PL/Proxy is a package of its own.
 sub skip_all_without_plproxy
 {
