@@ -547,12 +547,16 @@ def update_of_another_lost(h):
 
 # ------------------------------------------------------------ whole accounts
 
+def reported_by(call):
+    """The keys of the rows that a report is about."""
+    return call["keys"][:1] if call["kind"] != "batch" else [key_of(r) for r in json.loads(call["args"]["results"])]
+
+
 def sides(h, kinds, column, condition=lambda call, write: True):
     """Writes of rows by another row's report, which changed this column."""
     for kind in kinds:
         for call, write in places(h, kind, lambda c, w: w["old"][column] != w["new"][column] and condition(c, w)):
-            mine = call["keys"][:1] if kind != "batch" else [key_of(r) for r in json.loads(call["args"]["results"])]
-            if key_of(write["new"]) not in mine:
+            if key_of(write["new"]) not in reported_by(call):
                 yield call, write
 
 
@@ -715,22 +719,26 @@ def sibling_not_parked(h):
     return left_out(h, sides(h, ("fail", "batch"), "parked_reason"))
 
 
+def park(h, wrong):
+    """A report that revoked a grant parks one row more, of which this is wrong; it was not parked before."""
+    for call, write in sides(h, ("fail", "batch"), "parked_reason"):
+        reported = reported_by(call)
+        key = next((k for k, row in h.final.items() if wrong(key_of(write["new"]), k) and row["parked_reason"] is None
+                    and not any(k in grant_of(own) for own in reported)), None)
+        if key:
+            at_its_end(h, call, key, {"due_at": None, "parked_reason": "auth", "updated_at": write["new"]["updated_at"]})
+            return True
+    return False
+
+
 @fault("scope")
 def another_account_parked(h):
-    call, write = side(h, ("fail", "batch"), "parked_reason")
-    key = write and elsewhere(h, key_of(write["new"]))
-    if key:
-        at_its_end(h, call, key, {"due_at": None, "parked_reason": "auth", "updated_at": write["new"]["updated_at"]})
-    return key
+    return park(h, lambda of, key: key[0] == of[0] and key[1] != of[1])
 
 
 @fault("scope")
 def another_provider_parked(h):
-    call, write = side(h, ("fail", "batch"), "parked_reason")
-    key = write and next((k for k in h.final if k[:2] == key_of(write["new"])[:2] and k not in grant_of(key_of(write["new"]))), None)
-    if key:
-        at_its_end(h, call, key, {"due_at": None, "parked_reason": "auth", "updated_at": write["new"]["updated_at"]})
-    return key
+    return park(h, lambda of, key: key[:2] == of[:2] and key not in grant_of(of))
 
 
 @fault("columns")

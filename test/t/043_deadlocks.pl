@@ -239,9 +239,16 @@ my @all = grep { $_ ne 'careless' } sort keys %scripts;
 my %share = ('read committed' => 1, 'repeatable read' => 0.5, 'serializable' => 0.5);
 foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 {
-	my $count = race("all calls, $isolation", $isolation =~ s/ /\\ /r, int($seconds * $share{$isolation}) || 1, @all);
-	is($count->{'deadlock failures'}, 0, "$isolation: no call met a deadlock");
-	cmp_ok($count->{'transactions actually processed'}, '>', 50, "$isolation: something happened");
+	# few of these succeed on a busy machine, so races go on until some have
+	my $happened = 0;
+	foreach my $round (1 .. 20)
+	{
+		my $count = race("all calls, $isolation", $isolation =~ s/ /\\ /r, int($seconds * $share{$isolation}) || 1, @all);
+		is($count->{'deadlock failures'}, 0, "$isolation: no call met a deadlock");
+		$happened += $count->{'transactions actually processed'};
+		last if $happened > 50;
+	}
+	cmp_ok($happened, '>', 50, "$isolation: something happened");
 }
 
 # Those that lock more than one thing, against each other and nothing else
