@@ -1,7 +1,7 @@
 EXTENSION   = syncstate syncstate_router
 MODULE_big  = syncstate
 OBJS        = src/syncstate.o src/check.o src/catalog.o src/state.o \
-              src/store.o src/policy.o src/schedule.o src/due.o \
+              src/store.o src/policy.o src/schedule.o src/due.o src/source.o \
               src/transition.o src/access.o src/walk.o src/crowd.o src/cap.o src/args.o \
               src/lifecycle.o src/spread.o src/batch.o src/account.o \
               src/request.o src/revive.o src/claim.o \

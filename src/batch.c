@@ -12,6 +12,7 @@
 
 #include "access.h"
 #include "check.h"
+#include "source.h"
 #include "spread.h"
 #include "syncstate.h"
 #include "transition.h"

@@ -19,6 +19,7 @@
 #include "guard.h"
 #include "rate.h"
 #include "schedule.h"
+#include "source.h"
 #include "spread.h"
 #include "store.h"
 #include "syncstate.h"

@@ -17,7 +17,6 @@
 #include "commands/async.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
-#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
@@ -35,8 +34,6 @@
 #include "catalog.h"
 #include "check.h"
 #include "policy.h"
-#include "store.h"
-#include "syncstate.h"
 
 /* The settings of a source nobody has said anything about. */
 static const SyncPolicy builtin_policy = {
@@ -69,23 +66,6 @@ static const char *const ttl_words[NUM_TTL_FROM] = {
 	[TTL_FROM_FULL] = "full",
 };
 
-/* What set_sync_policy() may change. */
-static const JsonKey settings[] = {
-#define JSON_OF_DURATION		JSON_INTERVAL
-#define JSON_OF_DURATION_OR_OFF	JSON_INTERVAL
-#define JSON_OF_COUNT			JSON_NUMBER
-#define JSON_OF_COUNT_OR_OFF	JSON_NUMBER
-#define JSON_OF_FRACTION		JSON_NUMBER
-#define JSON_OF_TTL_FROM		JSON_TEXT
-#define JSON_OF_PAUSE			JSON_TIME
-#define JSON_OF_TIME_OR_OFF		JSON_TIME
-#define JSON_OF_LABEL			JSON_TEXT
-
-#define KEY(name, kind, least, most, builtin) {#name, JSON_OF_##kind},
-	SYNC_POLICY_SETTINGS(KEY)
-#undef KEY
-};
-
 typedef void (*RowFunction) (SyncPolicy *policy, const Datum *values,
 							 const bool *nulls);
 
@@ -100,10 +80,6 @@ static bool policies_parallel = false;	/* by the snapshot of a parallel plan */
 
 PG_FUNCTION_INFO_V1(syncstate_policy_changed);
 PG_FUNCTION_INFO_V1(syncstate_get_sync_policy);
-PG_FUNCTION_INFO_V1(syncstate_set_sync_policy);
-PG_FUNCTION_INFO_V1(syncstate_pause_sync_source);
-PG_FUNCTION_INFO_V1(syncstate_resume_sync_source);
-PG_FUNCTION_INFO_V1(syncstate_resync_source);
 
 /* syncstate_policy_changed() -> trigger: tells all sessions. */
 Datum
@@ -356,8 +332,8 @@ usecs_interval(int64 usecs)
 }
 
 /* An effective policy as a row of sync_policy. */
-static Datum
-policy_row(const SyncPolicy *policy)
+Datum
+syncstate_policy_row(const SyncPolicy *policy)
 {
 	TupleDesc	tupdesc = lookup_rowtype_tupdesc(syncstate_ids()->policy_rowtype, -1);
 	Datum	   *values = palloc0(tupdesc->natts * sizeof(Datum));
@@ -407,7 +383,7 @@ syncstate_get_sync_policy(PG_FUNCTION_ARGS)
 {
 	SyncPolicy	policy = syncstate_policy(syncstate_arg_source(fcinfo, 0));
 
-	return policy_row(&policy);
+	return syncstate_policy_row(&policy);
 }
 
 static void
@@ -463,8 +439,8 @@ check_at_most(const char *name, int64 usecs, const char *other_name,
 }
 
 /* Checks what somebody wants to override, together with what stays built in. */
-static void
-check_overrides(HeapTupleHeader overrides)
+void
+syncstate_policy_check(HeapTupleHeader overrides)
 {
 	HeapTupleData tuple;
 	TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(overrides),
@@ -517,89 +493,11 @@ check_overrides(HeapTupleHeader overrides)
 				  "max_interval", effective.max_interval);
 }
 
-/* syncstate_set_sync_policy(source, changes) -> sync_policy: see doc/syncstate.md. */
-Datum
-syncstate_set_sync_policy(PG_FUNCTION_ARGS)
-{
-	Oid			source = syncstate_arg_source(fcinfo, 0);
-	Jsonb	   *changes = syncstate_arg_object(fcinfo, 1, "changes");
-	Datum		overrides;
-	SyncPolicy	policy;
-
-	syncstate_check_object("changes", &changes->root, settings,
-						   lengthof(settings));
-	SPI_connect();
-	overrides = syncstate_store_policy_changes(source, JsonbPGetDatum(changes));
-	check_overrides(DatumGetHeapTupleHeader(overrides));
-	syncstate_store_policy_write(source, overrides);
-	SPI_finish();
-	policy = syncstate_policy(source);
-	return policy_row(&policy);
-}
-
-/*
- * syncstate_pause_sync_source(source, until) -> sync_policy: see
- * doc/syncstate.md.
- */
-Datum
-syncstate_pause_sync_source(PG_FUNCTION_ARGS)
-{
-	Oid			source = syncstate_arg_source(fcinfo, 0);
-	TimestampTz until;
-	SyncPolicy	policy;
-
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("until must not be null"),
-				 errhint("Use resume_sync_source() to end a pause.")));
-	until = PG_GETARG_TIMESTAMPTZ(1);
-	if (!TIMESTAMP_IS_NOEND(until))
-		syncstate_check_time("until", until);
-
-	SPI_connect();
-	syncstate_store_pause(source, until, false);
-	SPI_finish();
-	policy = syncstate_policy(source);
-	return policy_row(&policy);
-}
-
 /* Tells listening workers of work that became available; once per transaction. */
 void
 syncstate_wake_workers(const SyncPolicy *policy)
 {
 	Async_Notify("syncstate", NameStr(policy->label));
-}
-
-/* syncstate_resume_sync_source(source) -> sync_policy: see doc/syncstate.md. */
-Datum
-syncstate_resume_sync_source(PG_FUNCTION_ARGS)
-{
-	Oid			source = syncstate_arg_source(fcinfo, 0);
-	SyncPolicy	policy;
-
-	SPI_connect();
-	syncstate_store_pause(source, NO_TIME, false);
-	SPI_finish();
-	policy = syncstate_policy(source);
-	syncstate_wake_workers(&policy);
-	return policy_row(&policy);
-}
-
-/* syncstate_resync_source(source, spread) -> sync_policy: see doc/syncstate.md. */
-Datum
-syncstate_resync_source(PG_FUNCTION_ARGS)
-{
-	Oid			source = syncstate_arg_source(fcinfo, 0);
-	SyncPolicy	policy;
-
-	(void) syncstate_arg_duration(fcinfo, 1, "spread", 0, MAX_DURATION);
-	SPI_connect();
-	syncstate_store_resync(source, syncstate_now(),
-						   PG_ARGISNULL(1) ? NULL : PG_GETARG_INTERVAL_P(1));
-	SPI_finish();
-	policy = syncstate_policy(source);
-	return policy_row(&policy);
 }
 
 /* A copy of all effective policies, in the order of the enum. */
@@ -642,55 +540,3 @@ syncstate_source_rank(Oid source)
 		rank++;
 	return rank;
 }
-
-/* Whether somebody has written about the same limit, committed or not. */
-static bool
-limit_is_coming(Oid source, TimestampTz until, TimestampTz now)
-{
-	Relation	rel = table_open(syncstate_ids()->policy_rel, AccessShareLock);
-	SnapshotData dirty;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		covered = false;
-
-	InitDirtySnapshot(dirty);
-	scan = systable_beginscan(rel, InvalidOid, false, &dirty, 0, NULL);
-	while (!covered && HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		bool		isnull;
-		Datum		value;
-
-		value = heap_getattr(tuple, Anum_sync_policy_source,
-							 RelationGetDescr(rel), &isnull);
-		if (DatumGetObjectId(value) != source ||
-			!TransactionIdIsValid(dirty.xmin))
-			continue;
-		value = heap_getattr(tuple, Anum_sync_policy_paused_until,
-							 RelationGetDescr(rel), &isnull);
-		covered = !isnull &&
-			DatumGetTimestampTz(value) >= until - (until - now) / 10;
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return covered;
-}
-
-/*
- * Pauses a source until a time, unless it is paused for as long already.
- *
- * Many workers hit the same limit at once, each a moment later than the one
- * before.  A moment more is no change; and where another worker is writing a
- * limit at this moment, nobody waits for its transaction to end, unless the own
- * limit is longer by more than a tenth.
- */
-void
-syncstate_pause_source(Oid source, TimestampTz until, TimestampTz now)
-{
-	TimestampTz paused_until = syncstate_policy(source).paused_until;
-
-	if (paused_until != NO_TIME && paused_until > until - USECS_PER_SEC)
-		return;
-	if (!limit_is_coming(source, until, now))
-		syncstate_store_pause(source, until, true);
-}
-

@@ -2,6 +2,7 @@
 #ifndef SYNCSTATE_POLICY_H
 #define SYNCSTATE_POLICY_H
 
+#include "access/htup.h"
 #include "columns.h"
 #include "datatype/timestamp.h"
 
@@ -44,8 +45,8 @@ extern SyncPolicy syncstate_policy(Oid source);
 extern SyncPolicy *syncstate_policies(int *npolicies);
 extern Oid *syncstate_sources_of_provider(const char *provider, int *nsources);
 extern int	syncstate_source_rank(Oid source);
-extern void syncstate_pause_source(Oid source, TimestampTz until,
-								   TimestampTz now);
+extern void syncstate_policy_check(HeapTupleHeader overrides);
+extern Datum syncstate_policy_row(const SyncPolicy *policy);
 extern void syncstate_wake_workers(const SyncPolicy *policy);
 
 #endif
