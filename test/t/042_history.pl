@@ -19,8 +19,10 @@ my @seed = defined $ENV{SYNCSTATE_HISTORY_SEED} ? ('--seed', $ENV{SYNCSTATE_HIST
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
 $node->append_conf('postgresql.conf', <<'EOCONF');
-max_connections = 60
 deadlock_timeout = 50ms
+# so many serializable transactions at a time need room for what they have read
+max_connections = 400
+max_pred_locks_per_transaction = 1000
 log_min_messages = fatal
 EOCONF
 $node->start;

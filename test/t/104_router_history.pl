@@ -19,7 +19,7 @@ Shards::skip_all_without_plproxy();
 my $seconds = $ENV{SYNCSTATE_HISTORY_SECONDS} || 20;
 my @seed = defined $ENV{SYNCSTATE_HISTORY_SEED} ? ('--seed', $ENV{SYNCSTATE_HISTORY_SEED}) : ();
 
-my $s = Shards->new(4, clusters => 1, real_leases => 1, conf => "log_min_messages = fatal\ndeadlock_timeout = 50ms\n");
+my $s = Shards->new(4, clusters => 1, real_leases => 1, conf => "log_min_messages = fatal\ndeadlock_timeout = 50ms\nmax_pred_locks_per_transaction = 1000\n");
 my $me = getpwuid($<);
 
 # Debian's own Python, which has its psycopg
