@@ -1,7 +1,7 @@
 EXTENSION   = syncstate syncstate_router
 MODULE_big  = syncstate
 OBJS        = src/syncstate.o src/check.o src/catalog.o src/state.o \
-              src/store.o src/policy.o src/schedule.o src/due.o src/source.o \
+              src/store.o src/policy.o src/schedule.o src/due.o src/news.o src/source.o \
               src/transition.o src/access.o src/walk.o src/crowd.o src/cap.o src/args.o \
               src/lifecycle.o src/spread.o src/batch.o src/account.o \
               src/request.o src/revive.o src/claim.o \
@@ -15,7 +15,7 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 # running server, like that of any other extension.
 REGRESS     = install identity acl policy guard lifecycle errors accounts claim caps kinds \
               steering budget rate report resync sweep ways nested fences leases \
-              parked settings sources overview property uninstall
+              parked news settings sources overview property uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks rebalance \
               fence stale accounts ddl
 PROVE_TESTS = test/t/*.pl

@@ -76,6 +76,8 @@ CREATE TABLE syncstate.sync_state (
 	syncs_started integer DEFAULT 0,
 	lease_required boolean NOT NULL DEFAULT false,
 	limited_until timestamptz,
+	run_requested_at timestamptz,
+	troubled_at timestamptz,
 	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, account, source, resource)
 ) WITH (fillfactor = 50);
 
@@ -140,8 +142,9 @@ COMMENT ON COLUMN syncstate.sync_state.seconds_watched IS 'The time in which the
 COMMENT ON COLUMN syncstate.sync_state.full_sync_id IS 'The lease under which the full sync began that is not completed yet; null = none';
 COMMENT ON COLUMN syncstate.sync_state.syncs_started IS 'How many syncs of the row were started';
 COMMENT ON COLUMN syncstate.sync_state.lease_required IS 'Whether a claim handed out the sync in flight, so that its report takes the lease';
-
 COMMENT ON COLUMN syncstate.sync_state.limited_until IS 'Until when the provider limits the account''s use of the source';
+COMMENT ON COLUMN syncstate.sync_state.run_requested_at IS 'When the sync in flight was asked for; null = it was not';
+COMMENT ON COLUMN syncstate.sync_state.troubled_at IS 'When an event last told that the row fails or is parked; null = it has completed since';
 
 /* ----------------------------------------------------------------- policy */
 
@@ -170,6 +173,8 @@ CREATE TABLE syncstate.sync_policy (
 	max_vanished double precision,
 	provider text,
 	max_in_flight integer,
+	keep_runs text,
+	keep_runs_for interval,
 	CONSTRAINT sync_policy_pkey PRIMARY KEY (source),
 	CONSTRAINT sync_policy_intervals_range
 		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
@@ -193,7 +198,9 @@ CREATE TABLE syncstate.sync_policy (
 			   AND request_gap OPERATOR(pg_catalog.>=) '0 seconds'::pg_catalog.interval
 			   AND request_gap OPERATOR(pg_catalog.<=) '1 day'::pg_catalog.interval
 			   AND resync_spread OPERATOR(pg_catalog.>=) '0 seconds'::pg_catalog.interval
-			   AND resync_spread OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
+			   AND resync_spread OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND keep_runs_for OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND keep_runs_for OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
 	CONSTRAINT sync_policy_intervals_without_months
 		CHECK (pg_catalog.date_part('year', sync_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', sync_interval) OPERATOR(pg_catalog.=) 0
@@ -211,7 +218,9 @@ CREATE TABLE syncstate.sync_policy (
 			   AND pg_catalog.date_part('year', max_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', max_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('year', resync_spread) OPERATOR(pg_catalog.=) 0
-			   AND pg_catalog.date_part('month', resync_spread) OPERATOR(pg_catalog.=) 0),
+			   AND pg_catalog.date_part('month', resync_spread) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', keep_runs_for) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', keep_runs_for) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT sync_policy_retry_base_below_cap
 		CHECK (retry_base OPERATOR(pg_catalog.<=) retry_cap),
 	CONSTRAINT sync_policy_paused_until_range
@@ -241,7 +250,9 @@ CREATE TABLE syncstate.sync_policy (
 	CONSTRAINT sync_policy_provider_identifier
 		CHECK (provider OPERATOR(pg_catalog.~) '^[a-z0-9_]{1,58}$'),
 	CONSTRAINT sync_policy_max_in_flight_range
-		CHECK (max_in_flight OPERATOR(pg_catalog.>=) 1)
+		CHECK (max_in_flight OPERATOR(pg_catalog.>=) 1),
+	CONSTRAINT sync_policy_keep_runs_known
+		CHECK (keep_runs OPERATOR(pg_catalog.=) ANY (ARRAY['none', 'failures', 'all']))
 );
 REVOKE ALL ON TABLE syncstate.sync_policy FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
@@ -270,6 +281,8 @@ COMMENT ON COLUMN syncstate.sync_policy.resync_spread IS 'Over how long after re
 COMMENT ON COLUMN syncstate.sync_policy.max_vanished IS 'What part of a row''s items may_sweep() lets a full sync delete; 0 to 1';
 COMMENT ON COLUMN syncstate.sync_policy.provider IS 'Who gives the grant for the source; sources that share one are revoked together';
 COMMENT ON COLUMN syncstate.sync_policy.max_in_flight IS 'Syncs of one user, account and source that claims let run at a time; null = off';
+COMMENT ON COLUMN syncstate.sync_policy.keep_runs IS 'Which ended runs sync_run keeps: none, failures (all but completed and released ones) or all';
+COMMENT ON COLUMN syncstate.sync_policy.keep_runs_for IS 'How long sync_run keeps them';
 
 /*
  * What rebalance_syncs() has learned about sources with a budget; nothing else
@@ -362,6 +375,81 @@ SELECT source, kind, lane
 FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::syncstate.sync_source)) AS source,
 	pg_catalog.generate_series(0, 2) AS kind, pg_catalog.generate_series(0, 1) AS lane;
 
+/* ---------------------------------------------------------- what happened */
+
+/*
+ * Written by src/news.c, as the owner.  src/columns.h has the same columns: keep in
+ * sync.
+ *
+ * Their order is that of time, and not that of a sequence: a subscriber of logical
+ * replication, which gets no sequences, can take over at once.
+ */
+CREATE TABLE syncstate.sync_event (
+	id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+	at timestamptz NOT NULL,
+	event text NOT NULL,
+	user_id uuid,
+	account text COLLATE pg_catalog."C",
+	source syncstate.sync_source,
+	resource text COLLATE pg_catalog."C",
+	lease bigint,
+	reason text,
+	detail text,
+	CONSTRAINT sync_event_pkey PRIMARY KEY (at, id)
+);
+REVOKE ALL ON TABLE syncstate.sync_event FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_event', '');
+
+/* for forget_users() */
+CREATE INDEX sync_event_user ON syncstate.sync_event (user_id) WHERE user_id IS NOT NULL;
+
+COMMENT ON TABLE syncstate.sync_event IS 'What an application must act on, until take_sync_events() takes it, at most 30 days';
+COMMENT ON COLUMN syncstate.sync_event.id IS 'Never the same for two events: the key by which to act on an event only once';
+COMMENT ON COLUMN syncstate.sync_event.at IS 'When it happened';
+COMMENT ON COLUMN syncstate.sync_event.event IS 'What: parked, failing, recovered, first_sync, cursor_lost, gone, sweep_withheld, source_limited or source_resumed';
+COMMENT ON COLUMN syncstate.sync_event.user_id IS 'The tenant; null = it concerns the source';
+COMMENT ON COLUMN syncstate.sync_event.account IS 'Which grant of the user at the provider';
+COMMENT ON COLUMN syncstate.sync_event.source IS 'Which API; null = a call parked all of the account';
+COMMENT ON COLUMN syncstate.sync_event.resource IS 'What within the source';
+COMMENT ON COLUMN syncstate.sync_event.lease IS 'The run in which it happened; null = in none';
+COMMENT ON COLUMN syncstate.sync_event.reason IS 'Of parked: paused, auth, failures or token_loop; of source_limited: rate_limited or paused';
+COMMENT ON COLUMN syncstate.sync_event.detail IS 'The error of what is parked or fails; what vanished, where a sweep was withheld; until when a source is limited';
+
+CREATE TABLE syncstate.sync_run (
+	user_id uuid NOT NULL,
+	account text COLLATE pg_catalog."C" NOT NULL,
+	source syncstate.sync_source NOT NULL,
+	resource text COLLATE pg_catalog."C" NOT NULL,
+	lease bigint NOT NULL,
+	started_at timestamptz,
+	ended_at timestamptz NOT NULL,
+	outcome text NOT NULL,
+	was_full boolean NOT NULL,
+	was_requested boolean NOT NULL,
+	items bigint,
+	error_message text,
+	CONSTRAINT sync_run_pkey PRIMARY KEY (user_id, account, source, resource, lease)
+);
+REVOKE ALL ON TABLE syncstate.sync_run FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_run', '');
+
+/* for the end of their time */
+CREATE INDEX sync_run_ended ON syncstate.sync_run (source, ended_at);
+
+COMMENT ON TABLE syncstate.sync_run IS 'Runs that ended, of sources whose policy keep_runs is not none, for as long as keep_runs_for';
+COMMENT ON COLUMN syncstate.sync_run.user_id IS 'The tenant';
+COMMENT ON COLUMN syncstate.sync_run.account IS 'Which grant of the user at the provider';
+COMMENT ON COLUMN syncstate.sync_run.source IS 'Which API';
+COMMENT ON COLUMN syncstate.sync_run.resource IS 'What within the source';
+COMMENT ON COLUMN syncstate.sync_run.lease IS 'The lease of the run';
+COMMENT ON COLUMN syncstate.sync_run.started_at IS 'When it started';
+COMMENT ON COLUMN syncstate.sync_run.ended_at IS 'When it ended; of a lost run, when its lease ran out';
+COMMENT ON COLUMN syncstate.sync_run.outcome IS 'How it ended: completed, failed, rate_limited, released, lost or revoked';
+COMMENT ON COLUMN syncstate.sync_run.was_full IS 'Whether it had no cursor to begin with, or lost it';
+COMMENT ON COLUMN syncstate.sync_run.was_requested IS 'Whether it was asked for';
+COMMENT ON COLUMN syncstate.sync_run.items IS 'How many items it synced; of a run that did not complete, its progress; null = not known';
+COMMENT ON COLUMN syncstate.sync_run.error_message IS 'What went wrong; at most 8 kB';
+
 /* ------------------------------------------------- who is asking, and when */
 
 CREATE FUNCTION syncstate.current_user_id() RETURNS uuid
@@ -393,6 +481,17 @@ REVOKE ALL ON FUNCTION syncstate.guard() FROM PUBLIC;
 CREATE TRIGGER sync_state_guard BEFORE INSERT OR UPDATE ON syncstate.sync_state
 	FOR EACH ROW EXECUTE FUNCTION syncstate.guard();
 COMMENT ON TRIGGER sync_state_guard ON syncstate.sync_state IS 'Keeps a row legal whichever way it is written';
+
+CREATE FUNCTION syncstate.record_revoked() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'syncstate_record_revoked'
+	LANGUAGE C;
+COMMENT ON FUNCTION syncstate.record_revoked() IS 'Keeps the run in flight of a row that is deleted';
+REVOKE ALL ON FUNCTION syncstate.record_revoked() FROM PUBLIC;
+
+CREATE TRIGGER sync_state_record_revoked AFTER DELETE ON syncstate.sync_state
+	FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) 'syncing'::syncstate.sync_status)
+	EXECUTE FUNCTION syncstate.record_revoked();
+COMMENT ON TRIGGER sync_state_record_revoked ON syncstate.sync_state IS 'Keeps the run in flight of a row that is deleted';
 
 CREATE FUNCTION syncstate.policy_changed() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'syncstate_policy_changed'
@@ -461,6 +560,13 @@ CREATE FUNCTION syncstate.next_sync_due(source syncstate.sync_source DEFAULT NUL
 	LANGUAGE C STABLE;
 COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Returns when a claim will next find a row, so that a worker knows how long to sleep';
 REVOKE ALL ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.take_sync_events(max_rows integer DEFAULT 100)
+	RETURNS SETOF syncstate.sync_event
+	AS 'MODULE_PATHNAME', 'syncstate_take_sync_events'
+	LANGUAGE C VOLATILE ROWS 100;
+COMMENT ON FUNCTION syncstate.take_sync_events(integer) IS 'Takes the oldest events that nobody else is taking: deletes and returns them';
+REVOKE ALL ON FUNCTION syncstate.take_sync_events(integer) FROM PUBLIC;
 
 /* -------------------------------------------------------------- lifecycle */
 
@@ -1006,6 +1112,10 @@ BEGIN
 	-- other, and then deletes what is locked, and not what came since.
 	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(l.ctid) FROM (SELECT s.ctid FROM syncstate.sync_state AS s, deleted AS d WHERE s.user_id OPERATOR(pg_catalog.=) syncstate.user_id_of(d.%I::pg_catalog.text) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE OF s) AS l', TG_ARGV[0]) INTO rows;
 	DELETE FROM syncstate.sync_state AS s WHERE s.ctid OPERATOR(pg_catalog.=) ANY (rows);
+
+	-- What is told of them goes too, the runs that have just ended included.
+	EXECUTE pg_catalog.format('DELETE FROM syncstate.sync_event AS e USING deleted AS d WHERE e.user_id OPERATOR(pg_catalog.=) syncstate.user_id_of(d.%I::pg_catalog.text)', TG_ARGV[0]);
+	EXECUTE pg_catalog.format('DELETE FROM syncstate.sync_run AS r USING deleted AS d WHERE r.user_id OPERATOR(pg_catalog.=) syncstate.user_id_of(d.%I::pg_catalog.text)', TG_ARGV[0]);
 	RETURN NULL;
 END
 $$;
@@ -1080,6 +1190,27 @@ CREATE POLICY sync_budget_worker ON syncstate.sync_budget
 	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
 COMMENT ON POLICY sync_budget_worker ON syncstate.sync_budget IS 'Workers see and change all budgets';
 
+ALTER TABLE syncstate.sync_event ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY sync_event_worker ON syncstate.sync_event
+	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_event_worker ON syncstate.sync_event IS 'Workers see and take all events';
+
+ALTER TABLE syncstate.sync_run ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY sync_run_select ON syncstate.sync_run FOR SELECT
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
+COMMENT ON POLICY sync_run_select ON syncstate.sync_run IS 'Users see their own runs, workers all';
+
+CREATE POLICY sync_run_insert ON syncstate.sync_run FOR INSERT
+	WITH CHECK ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_run_insert ON syncstate.sync_run IS 'A restore by the owner of the database brings runs back';
+
+CREATE POLICY sync_run_delete ON syncstate.sync_run FOR DELETE
+	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_run_delete ON syncstate.sync_run IS 'Workers delete runs';
+
 /* ------------------------------------------------------------------ views */
 
 CREATE VIEW syncstate.my_syncs
@@ -1093,6 +1224,15 @@ CREATE VIEW syncstate.my_syncs
 	WHERE s.user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id());
 REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
 COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
+
+CREATE VIEW syncstate.my_sync_runs
+	WITH (security_invoker = true, security_barrier = true) AS
+	SELECT r.user_id, r.account, r.source, r.resource, r.started_at, r.ended_at,
+		r.outcome, r.was_full, r.was_requested, r.items, r.error_message
+	FROM syncstate.sync_run AS r
+	WHERE r.user_id OPERATOR(pg_catalog.=) (SELECT syncstate.current_user_id());
+REVOKE ALL ON TABLE syncstate.my_sync_runs FROM PUBLIC;
+COMMENT ON VIEW syncstate.my_sync_runs IS 'What a user may see of their own runs: no lease';
 
 CREATE FUNCTION syncstate.due_from(sync_state syncstate.sync_state) RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'syncstate_due_from'
@@ -1185,7 +1325,9 @@ BEGIN
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT, UPDATE, DELETE ON syncstate.sync_event TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT, DELETE ON syncstate.sync_run TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.my_sync_runs, syncstate.sync_overview TO %s', role);
 	FOREACH fn IN ARRAY ARRAY[
 		'syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)',
 		'syncstate.mark_sync_started(uuid, syncstate.sync_source, interval, text, text)',
@@ -1201,6 +1343,7 @@ BEGIN
 		'syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text, text)',
 		'syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer)',
 		'syncstate.next_sync_due(syncstate.sync_source)',
+		'syncstate.take_sync_events(integer)',
 		'syncstate.get_sync_policy(syncstate.sync_source)',
 		'syncstate.set_sync_policy(syncstate.sync_source, jsonb)',
 		'syncstate.pause_sync_source(syncstate.sync_source, timestamptz)',
@@ -1248,7 +1391,8 @@ BEGIN
 
 	/* what my_syncs shows, what request_sync() writes, and the CHECK asks */
 	EXECUTE pg_catalog.format('GRANT SELECT (user_id, account, source, resource, status, due_at, requested_at, parked_reason, sync_interval, last_full_sync_at, last_sync_at, last_successful_sync_at, items_synced, progress_done, progress_total, failures, failing_since, token_losses, error_message, created_at, updated_at, limited_until), UPDATE (requested_at) ON syncstate.sync_state TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT (user_id, account, source, resource, started_at, ended_at, outcome, was_full, was_requested, items, error_message) ON syncstate.sync_run TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.my_sync_runs TO %s', role);
 	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text, text), syncstate.request_account(uuid, text, text), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock(), syncstate.is_legal(syncstate.sync_state) TO %s', role);
 END
 $$;
@@ -1266,12 +1410,12 @@ REVOKE ALL ON FUNCTION syncstate.grant_user(regrole) FROM PUBLIC;
 GRANT USAGE ON SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA syncstate TO @extowner@ WITH GRANT OPTION;
-REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
+REVOKE ALL ON FUNCTION syncstate.guard(), syncstate.record_revoked(), syncstate.policy_changed(),
 	syncstate.add_source_label(), syncstate.skip_known_label(),
 	syncstate.keep_source_labels() FROM @extowner@;
 
 /* their own owner keeps them: without any privilege, pg_dump tells of a change */
-GRANT EXECUTE ON FUNCTION syncstate.guard(), syncstate.policy_changed(),
+GRANT EXECUTE ON FUNCTION syncstate.guard(), syncstate.record_revoked(), syncstate.policy_changed(),
 	syncstate.add_source_label(), syncstate.skip_known_label(),
 	syncstate.keep_source_labels() TO CURRENT_USER;
 

@@ -154,6 +154,7 @@ syncstate_rows_open(RowAccess *rows)
 {
 	MemSet(rows, 0, sizeof(*rows));
 	rows->rel = syncstate_open_state(RowExclusiveLock);
+	rows->news.context = CurrentMemoryContext;
 	rows->plain = syncstate_is_plain(rows->rel, ACL_SELECT | ACL_UPDATE);
 	rows->sees_all = rows->plain || sees_all(rows->rel);
 	if (rows->plain)
@@ -199,6 +200,7 @@ syncstate_rows_close(RowAccess *rows)
 		CommandCounterIncrement();
 	}
 	table_close(rows->rel, NoLock);
+	syncstate_news_write(&rows->news);
 }
 
 /*
@@ -635,7 +637,10 @@ syncstate_rows_try(RowAccess *rows, const SyncState *row, HeapTuple *result)
 	begin_writing(rows);
 	done = update_tuple(rows, row, false) == TM_Ok;
 	if (done)
+	{
 		*result = written_tuple(rows);
+		syncstate_news_row(&rows->news, row);
+	}
 	ExecClearTuple(rows->new);
 	return done;
 }
@@ -652,7 +657,12 @@ syncstate_rows_write(RowAccess *rows, const SyncState *row)
 	TM_Result	done;
 
 	if (!rows->plain)
-		return syncstate_store_write(row);
+	{
+		result = syncstate_store_write(row);
+		if (result != NULL)
+			syncstate_news_row(&rows->news, row);
+		return result;
+	}
 
 	begin_writing(rows);
 	done = update_tuple(rows, row, true);
@@ -663,6 +673,7 @@ syncstate_rows_write(RowAccess *rows, const SyncState *row)
 				 errdetail_internal("The row could not be written: result %d.",
 									done)));
 	result = written_tuple(rows);
+	syncstate_news_row(&rows->news, row);
 	ExecClearTuple(rows->new);
 	return result;
 }

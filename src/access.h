@@ -6,11 +6,12 @@
 #include "access/tableam.h"
 #include "nodes/execnodes.h"
 #include "compat.h"
+#include "news.h"
 #include "state.h"
 
 /*
- * A way to the rows of sync_state; the fields are access.c's own, but "plain" and
- * "sees_all".
+ * A way to the rows of sync_state; the fields are access.c's own, but "plain",
+ * "sees_all" and "news".
  */
 typedef struct RowAccess
 {
@@ -28,6 +29,8 @@ typedef struct RowAccess
 	TupleTableSlot *new;
 	EState	   *estate;			/* NULL: no executor was needed so far */
 	ResultRelInfo *target;
+
+	NewsList	news;			/* written when the way is closed */
 } RowAccess;
 
 extern bool syncstate_is_plain(Relation rel, AclMode mode);

@@ -63,7 +63,10 @@ begin_call(FunctionCallInfo fcinfo, int *nkeys)
 	return syncstate_store_account(&account, nkeys);
 }
 
-/* Applies a transition to each row of an account; returns the rows. */
+/*
+ * Applies a transition to each row of an account; returns the rows.  That they are
+ * parked is one event.
+ */
 static Datum
 apply_to_each(FunctionCallInfo fcinfo, Transition transition)
 {
@@ -73,12 +76,14 @@ apply_to_each(FunctionCallInfo fcinfo, Transition transition)
 	SyncPolicy	policy = {.source = InvalidOid};
 	Report		report = {0};
 	RowAccess	rows;
+	const SyncKey *parked = NULL;
 
 	syncstate_rows_open(&rows);
 	syncstate_rows_look(&rows);
 	for (int i = 0; i < nkeys; i++)
 	{
 		SyncState	row;
+		bool		is_parked;
 		HeapTuple	written;
 
 		/* only connecting brings back what is gone */
@@ -89,12 +94,29 @@ apply_to_each(FunctionCallInfo fcinfo, Transition transition)
 		if (policy.source != row.key.source)
 			policy = syncstate_policy(row.key.source);
 		syncstate_apply(transition, &row, &report, &policy, syncstate_now());
+		is_parked = (row.news.events & (1 << EVENT_PARKED)) != 0;
+		row.news.events &= ~(1 << EVENT_PARKED);
 		written = syncstate_rows_write(&rows, &row);
 		if (written == NULL)
 			continue;
+		if (is_parked)
+			parked = &keys[i];
 		tuplestore_puttuple(rsinfo->setResult, written);
 		if (transition != TRANSITION_PAUSE)
 			syncstate_wake_workers(&policy);
+	}
+	if (parked != NULL)
+	{
+		EventRow	event = {
+			.event = EVENT_PARKED,
+			.at = syncstate_now(),
+			.key = parked,
+			.of_account = true,
+			.lease = NO_COUNT,
+			.reason = cstring_to_text(syncstate_parked_reasons[PARKED_PAUSED]),
+		};
+
+		syncstate_news_event(&rows.news, &event);
 	}
 	syncstate_rows_close(&rows);
 	SPI_finish();

@@ -17,23 +17,7 @@
 #include "syncstate.h"
 #include "transition.h"
 
-typedef enum Outcome
-{
-	OUTCOME_COMPLETED,
-	OUTCOME_FAILED,
-	OUTCOME_RATE_LIMITED,
-	OUTCOME_RELEASED,
-	NUM_OUTCOMES,
-} Outcome;
-
-static const char *const outcome_names[NUM_OUTCOMES] = {
-	[OUTCOME_COMPLETED] = "completed",
-	[OUTCOME_FAILED] = "failed",
-	[OUTCOME_RATE_LIMITED] = "rate_limited",
-	[OUTCOME_RELEASED] = "released",
-};
-
-static const Transition transition_of[NUM_OUTCOMES] = {
+static const Transition transition_of[NUM_REPORTED_OUTCOMES] = {
 	[OUTCOME_COMPLETED] = TRANSITION_COMPLETE,
 	[OUTCOME_FAILED] = TRANSITION_FAIL,
 	[OUTCOME_RATE_LIMITED] = TRANSITION_RATE_LIMIT,
@@ -173,7 +157,7 @@ read_scope(const Key *key, const char *word, void *field)
 											NUM_FAILURE_SCOPES : NUM_LIMIT_SCOPES);
 }
 
-#define OF_ALL			((1 << NUM_OUTCOMES) - 1)
+#define OF_ALL			((1 << NUM_REPORTED_OUTCOMES) - 1)
 #define OF(outcome)		(1 << OUTCOME_##outcome)
 #define AT(field)		offsetof(BatchReport, field)
 
@@ -183,7 +167,7 @@ static const Key keys[] = {
 	{{"account", JSON_TEXT}, OF_ALL, 0, read_text, AT(report.key.account), MAX_ACCOUNT_BYTES, NULL},
 	{{"resource", JSON_TEXT}, OF_ALL, 0, read_text, AT(report.key.resource), MAX_RESOURCE_BYTES, NULL},
 	{{"lease", JSON_NUMBER}, OF_ALL, OF_ALL, read_lease, AT(report.lease), 0, NULL},
-	{{"outcome", JSON_TEXT}, OF_ALL, OF_ALL, read_word, AT(outcome), NUM_OUTCOMES, outcome_names},
+	{{"outcome", JSON_TEXT}, OF_ALL, OF_ALL, read_word, AT(outcome), NUM_REPORTED_OUTCOMES, syncstate_outcomes},
 	{{"items_synced", JSON_NUMBER}, OF(COMPLETED), 0, read_count, AT(report.items_synced), 0, NULL},
 	{{"sync_token", JSON_TEXT}, OF(COMPLETED), 0, read_text, AT(report.sync_token), MAX_TOKEN_BYTES, NULL},
 	{{"history_id", JSON_NUMBER}, OF(COMPLETED), 0, read_history_id, AT(report.history_id), MAX_TOKEN_BYTES, NULL},

@@ -29,6 +29,10 @@ typedef struct CatalogIds
 	Oid			policy_rowtype;
 	Oid			budget_rel;
 	Oid			lane_rel;
+	Oid			event_rel;
+	Oid			event_rowtype;
+	Oid			run_rel;
+	Oid			run_rowtype;
 	Oid			source_type;
 	Oid			status_type;
 	Oid			status_labels[NUM_STATUSES];

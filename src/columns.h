@@ -56,7 +56,9 @@
 	COLUMN(full_sync_id,			COUNT,		OURS) \
 	COLUMN(syncs_started,			TALLY,		OURS) \
 	COLUMN(lease_required,			FLAG,		OURS) \
-	COLUMN(limited_until,			TIME,		OURS)
+	COLUMN(limited_until,			TIME,		OURS) \
+	COLUMN(run_requested_at,		TIME,		OURS) \
+	COLUMN(troubled_at,				TIME,		OURS)
 
 #define SYNC_STATE_COLUMNS(COLUMN) \
 	SYNC_KEY_COLUMNS(COLUMN) \
@@ -97,7 +99,35 @@
 	SETTING(resync_spread,	DURATION,	0, MAX_DURATION,			USECS_PER_DAY) \
 	SETTING(max_vanished,	FRACTION,	0, 1.0,						0.1) \
 	SETTING(provider,		LABEL,		0, 0,						{{0}}) \
-	SETTING(max_in_flight,	COUNT_OR_OFF, 1, PG_INT32_MAX,			0)
+	SETTING(max_in_flight,	COUNT_OR_OFF, 1, PG_INT32_MAX,			0) \
+	SETTING(keep_runs,		KEEP_RUNS,	0, 0,						KEEP_RUNS_NONE) \
+	SETTING(keep_runs_for,	DURATION,	MIN_DURATION, MAX_DURATION,	7 * USECS_PER_DAY)
+
+/* sync_event, but for its id: COLUMN(name). */
+#define SYNC_EVENT_COLUMNS(COLUMN) \
+	COLUMN(at) \
+	COLUMN(event) \
+	COLUMN(user_id) \
+	COLUMN(account) \
+	COLUMN(source) \
+	COLUMN(resource) \
+	COLUMN(lease) \
+	COLUMN(reason) \
+	COLUMN(detail)
+
+/* sync_run, but for its user_id: COLUMN(name). */
+#define SYNC_RUN_COLUMNS(COLUMN) \
+	COLUMN(account) \
+	COLUMN(source) \
+	COLUMN(resource) \
+	COLUMN(lease) \
+	COLUMN(started_at) \
+	COLUMN(ended_at) \
+	COLUMN(outcome) \
+	COLUMN(was_full) \
+	COLUMN(was_requested) \
+	COLUMN(items) \
+	COLUMN(error_message)
 
 /* sync_budget, but for its key: COLUMN(name, C type, SQL type). */
 #define SYNC_BUDGET_COLUMNS(COLUMN) \
@@ -147,6 +177,26 @@ enum
 #undef NUMBER
 	End_sync_budget,
 	Natts_sync_budget = End_sync_budget - 1,
+};
+
+enum
+{
+	Anum_sync_event_id = 1,
+#define NUMBER(name) Anum_sync_event_##name,
+	SYNC_EVENT_COLUMNS(NUMBER)
+#undef NUMBER
+	End_sync_event,
+	Natts_sync_event = End_sync_event - 1,
+};
+
+enum
+{
+	Anum_sync_run_user_id = 1,
+#define NUMBER(name) Anum_sync_run_##name,
+	SYNC_RUN_COLUMNS(NUMBER)
+#undef NUMBER
+	End_sync_run,
+	Natts_sync_run = End_sync_run - 1,
 };
 
 #endif

@@ -9,15 +9,18 @@
 
 #include "access/sysattr.h"
 #include "commands/trigger.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "nodes/bitmapset.h"
 #include "utils/rel.h"
 
 #include "guard.h"
+#include "news.h"
 #include "store.h"
 #include "syncstate.h"
 
 PG_FUNCTION_INFO_V1(syncstate_guard);
+PG_FUNCTION_INFO_V1(syncstate_record_revoked);
 
 static void
 check_lease_number(int64 lease, int64 max)
@@ -53,6 +56,19 @@ syncstate_guard_write(const SyncState *old, SyncState *row,
 	if (row->lease > old->lease)
 		check_lease_number(row->lease, MAX_UPDATED_LEASE);
 	syncstate_follow_write(old, row, written, &policy, syncstate_now());
+}
+
+/* Writes what there is to tell of a row, at once. */
+static void
+write_news(const SyncState *row)
+{
+	NewsList	news;
+
+	SPI_connect();
+	news = (NewsList) {.context = CurrentMemoryContext};
+	syncstate_news_row(&news, row);
+	syncstate_news_write(&news);
+	SPI_finish();
 }
 
 /* syncstate_guard() -> trigger: see doc/syncstate.md. */
@@ -102,6 +118,42 @@ syncstate_guard(PG_FUNCTION_ARGS)
 		syncstate_state_from_tuple(trigdata->tg_trigtuple, tupdesc, &old);
 		syncstate_state_from_tuple(tuple, tupdesc, &row);
 		syncstate_guard_write(&old, &row, &written);
+		if (row.news.events != 0 || row.news.has_run)
+			write_news(&row);
 	}
 	return PointerGetDatum(syncstate_state_into_tuple(&row, tuple, tupdesc));
+}
+
+/*
+ * syncstate_record_revoked() -> trigger: keeps the run that ended with its row, if
+ * the policy wants it kept.
+ */
+Datum
+syncstate_record_revoked(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	SyncPolicy	policy;
+	SyncState	row;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
+		!TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
+		RelationGetRelid(trigdata->tg_relation) != syncstate_ids()->state_rel)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be fired AFTER DELETE ROW of table \"%s\"",
+						"record_revoked", "sync_state")));
+
+	syncstate_state_from_tuple(trigdata->tg_trigtuple,
+							   RelationGetDescr(trigdata->tg_relation), &row);
+	policy = syncstate_policy(row.key.source);
+	if (policy.keep_runs != KEEP_RUNS_NONE)
+	{
+		syncstate_tell_run(&row, &row, OUTCOME_REVOKED, NULL, &policy,
+						   syncstate_now());
+		if (row.news.has_run)
+			write_news(&row);
+	}
+	return PointerGetDatum(NULL);
 }

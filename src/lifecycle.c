@@ -10,6 +10,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
@@ -353,8 +354,8 @@ syncstate_release_sync(PG_FUNCTION_ARGS)
 }
 
 /*
- * A few items may always go: of a small calendar, one item is a large part.  The
- * call asks whether to write, so it is refused where nobody may.
+ * A few items may always go: of a small calendar, one item is a large part.  An
+ * event tells of what is withheld, so the call is refused where nobody may write.
  */
 Datum
 syncstate_may_sweep(PG_FUNCTION_ARGS)
@@ -366,6 +367,7 @@ syncstate_may_sweep(PG_FUNCTION_ARGS)
 	SyncPolicy	policy = syncstate_policy(report.key.source);
 	RowAccess	rows;
 	SyncState	row;
+	bool		may_sweep;
 
 	report.lease = syncstate_arg_lease(fcinfo, 2);
 	if (vanished > total)
@@ -383,10 +385,25 @@ syncstate_may_sweep(PG_FUNCTION_ARGS)
 		syncstate_no_such_row(&report.key);
 	if (!syncstate_lease_is_held(&row, report.lease))
 		lease_is_lost(&row, report.lease);
+	may_sweep = force || vanished <= SWEEP_FREELY ||
+		(double) vanished <= policy.max_vanished * (double) total;
+	if (!may_sweep)
+	{
+		EventRow	event = {
+			.event = EVENT_SWEEP_WITHHELD,
+			.at = syncstate_now(),
+			.key = &row.key,
+			.lease = row.lease,
+			.detail = cstring_to_text(psprintf("%lld of %lld items vanished",
+											   (long long) vanished,
+											   (long long) total)),
+		};
+
+		syncstate_news_event(&rows.news, &event);
+	}
 	syncstate_rows_close(&rows);
 	SPI_finish();
-	PG_RETURN_BOOL(force || vanished <= SWEEP_FREELY ||
-				   (double) vanished <= policy.max_vanished * (double) total);
+	PG_RETURN_BOOL(may_sweep);
 }
 
 Datum

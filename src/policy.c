@@ -66,6 +66,13 @@ static const char *const ttl_words[NUM_TTL_FROM] = {
 	[TTL_FROM_FULL] = "full",
 };
 
+/* The SQL names of KeepRuns. */
+static const char *const keep_runs_words[NUM_KEEP_RUNS] = {
+	[KEEP_RUNS_NONE] = "none",
+	[KEEP_RUNS_FAILURES] = "failures",
+	[KEEP_RUNS_ALL] = "all",
+};
+
 typedef void (*RowFunction) (SyncPolicy *policy, const Datum *values,
 							 const bool *nulls);
 
@@ -203,6 +210,13 @@ ttl_from_of(Datum word)
 		TTL_FROM_FULL : TTL_FROM_TOKEN;
 }
 
+static KeepRuns
+keep_runs_of(Datum word)
+{
+	return syncstate_check_word("keep_runs", TextDatumGetCString(word),
+								keep_runs_words, NUM_KEEP_RUNS);
+}
+
 static NameData
 name_of(Datum label)
 {
@@ -225,6 +239,7 @@ apply_overrides(SyncPolicy *policy, const Datum *values, const bool *nulls)
 #define FROM_PAUSE(value)			DatumGetTimestampTz(value)
 #define FROM_TIME_OR_OFF(value)		FROM_PAUSE(value)
 #define FROM_LABEL(value)			name_of(value)
+#define FROM_KEEP_RUNS(value)		keep_runs_of(value)
 
 #define OVERRIDE(name, kind, least, most, builtin) \
 	if (!nulls[Anum_sync_policy_##name - 1]) \
@@ -349,6 +364,7 @@ syncstate_policy_row(const SyncPolicy *policy)
 #define IS_OFF_PAUSE(field)				((field) == NO_TIME)
 #define IS_OFF_TIME_OR_OFF(field)		IS_OFF_PAUSE(field)
 #define IS_OFF_LABEL(field)				false
+#define IS_OFF_KEEP_RUNS(field)			false
 
 #define TO_DURATION(field)				IntervalPGetDatum(usecs_interval(field))
 #define TO_DURATION_OR_OFF(field)		TO_DURATION(field)
@@ -359,6 +375,7 @@ syncstate_policy_row(const SyncPolicy *policy)
 #define TO_PAUSE(field)					TimestampTzGetDatum(field)
 #define TO_TIME_OR_OFF(field)			TO_PAUSE(field)
 #define TO_LABEL(field)					CStringGetTextDatum(NameStr(field))
+#define TO_KEEP_RUNS(field)				CStringGetTextDatum(keep_runs_words[field])
 
 #define SET(name, kind, least, most, builtin) \
 	if (!IS_OFF_##kind(policy->name)) \
@@ -477,6 +494,8 @@ syncstate_policy_check(HeapTupleHeader overrides)
 
 #define CHECK_LABEL(name, value, least, most) \
 	check_label(#name, TextDatumGetCString(value))
+#define CHECK_KEEP_RUNS(name, value, least, most) \
+	(void) keep_runs_of(value)
 
 #define CHECK(name, kind, least, most, builtin) \
 	if (!nulls[Anum_sync_policy_##name - 1]) \

@@ -14,6 +14,15 @@ typedef enum TokenTtlFrom
 	NUM_TTL_FROM,
 } TokenTtlFrom;
 
+/* Which runs sync_run keeps. */
+typedef enum KeepRuns
+{
+	KEEP_RUNS_NONE,
+	KEEP_RUNS_FAILURES,			/* all but completed and released ones */
+	KEEP_RUNS_ALL,
+	NUM_KEEP_RUNS,
+} KeepRuns;
+
 /* The C types of the kinds of settings; durations are in microseconds. */
 typedef int64 SettingDURATION;
 typedef int64 SettingDURATION_OR_OFF;
@@ -21,6 +30,7 @@ typedef int32 SettingCOUNT;
 typedef int32 SettingCOUNT_OR_OFF;
 typedef double SettingFRACTION;
 typedef TokenTtlFrom SettingTTL_FROM;
+typedef KeepRuns SettingKEEP_RUNS;
 typedef TimestampTz SettingPAUSE;	/* NO_TIME: not paused */
 typedef TimestampTz SettingTIME_OR_OFF; /* NO_TIME: off */
 typedef NameData SettingLABEL;

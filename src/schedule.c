@@ -288,6 +288,16 @@ syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
 		now - failing_since >= policy->park_after;
 }
 
+/* Whether a row's failures have come half as far as to park it. */
+bool
+syncstate_is_failing(const SyncPolicy *policy, int64 failures,
+					 TimestampTz failing_since, TimestampTz now)
+{
+	return failures >= (policy->max_failures + INT64CONST(1)) / 2 &&
+		failing_since != NO_TIME &&
+		now - failing_since >= policy->park_after / 2;
+}
+
 /*
  * From when on a claim takes a row whose run ends without a report: from the
  * end of the lease if that is the row's first failure in a row, or if the claim

@@ -45,6 +45,8 @@ extern bool syncstate_begins_anew(const SyncPolicy *policy,
 								  const SyncState *row, TimestampTz now);
 extern bool syncstate_is_hopeless(const SyncPolicy *policy, int64 failures,
 								  TimestampTz failing_since, TimestampTz now);
+extern bool syncstate_is_failing(const SyncPolicy *policy, int64 failures,
+								TimestampTz failing_since, TimestampTz now);
 extern void syncstate_learn(SyncState *row, TimestampTz now);
 extern double syncstate_change_rate(const SyncPolicy *policy,
 									const SyncState *row);

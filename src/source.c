@@ -7,8 +7,12 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -16,6 +20,7 @@
 #include "args.h"
 #include "catalog.h"
 #include "check.h"
+#include "news.h"
 #include "policy.h"
 #include "source.h"
 #include "store.h"
@@ -32,6 +37,7 @@ static const JsonKey settings[] = {
 #define JSON_OF_PAUSE			JSON_TIME
 #define JSON_OF_TIME_OR_OFF		JSON_TIME
 #define JSON_OF_LABEL			JSON_TEXT
+#define JSON_OF_KEEP_RUNS		JSON_TEXT
 
 #define KEY(name, kind, least, most, builtin) {#name, JSON_OF_##kind},
 	SYNC_POLICY_SETTINGS(KEY)
@@ -43,14 +49,50 @@ PG_FUNCTION_INFO_V1(syncstate_pause_sync_source);
 PG_FUNCTION_INFO_V1(syncstate_resume_sync_source);
 PG_FUNCTION_INFO_V1(syncstate_resync_source);
 
+/*
+ * Tells of a source that is paused now and was not, or the other way round.  The
+ * end of a pause by its time is told by nobody, since nobody is there then.
+ */
+static SyncPolicy
+tell_pause(const SyncPolicy *before, const char *reason)
+{
+	SyncPolicy	policy = syncstate_policy(before->source);
+	TimestampTz now = syncstate_now();
+	bool		was_paused = before->paused_until > now;
+	bool		is_paused = policy.paused_until > now;
+	NewsList	news = {.context = CurrentMemoryContext};
+	EventRow	event = {
+		.event = is_paused ? EVENT_SOURCE_LIMITED : EVENT_SOURCE_RESUMED,
+		.at = now,
+		.source = policy.source,
+		.lease = NO_COUNT,
+	};
+
+	if (was_paused == is_paused)
+		return policy;
+	if (is_paused)
+	{
+		static const int utc = 0;
+		char		until[MAXDATELEN + 1];
+
+		JsonEncodeDateTime(until, TimestampTzGetDatum(policy.paused_until),
+						   TIMESTAMPTZOID, &utc);
+		event.reason = cstring_to_text(reason);
+		event.detail = cstring_to_text(until);
+	}
+	syncstate_news_event(&news, &event);
+	syncstate_news_write(&news);
+	return policy;
+}
+
 /* syncstate_set_sync_policy(source, changes) -> sync_policy: see doc/syncstate.md. */
 Datum
 syncstate_set_sync_policy(PG_FUNCTION_ARGS)
 {
 	Oid			source = syncstate_arg_source(fcinfo, 0);
 	Jsonb	   *changes = syncstate_arg_object(fcinfo, 1, "changes");
+	SyncPolicy	policy = syncstate_policy(source);
 	Datum		overrides;
-	SyncPolicy	policy;
 
 	syncstate_check_object("changes", &changes->root, settings,
 						   lengthof(settings));
@@ -58,8 +100,8 @@ syncstate_set_sync_policy(PG_FUNCTION_ARGS)
 	overrides = syncstate_store_policy_changes(source, JsonbPGetDatum(changes));
 	syncstate_policy_check(DatumGetHeapTupleHeader(overrides));
 	syncstate_store_policy_write(source, overrides);
+	policy = tell_pause(&policy, "paused");
 	SPI_finish();
-	policy = syncstate_policy(source);
 	return syncstate_policy_row(&policy);
 }
 
@@ -71,8 +113,8 @@ Datum
 syncstate_pause_sync_source(PG_FUNCTION_ARGS)
 {
 	Oid			source = syncstate_arg_source(fcinfo, 0);
+	SyncPolicy	policy = syncstate_policy(source);
 	TimestampTz until;
-	SyncPolicy	policy;
 
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
@@ -85,8 +127,8 @@ syncstate_pause_sync_source(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	syncstate_store_pause(source, until, false);
+	policy = tell_pause(&policy, "paused");
 	SPI_finish();
-	policy = syncstate_policy(source);
 	return syncstate_policy_row(&policy);
 }
 
@@ -95,12 +137,12 @@ Datum
 syncstate_resume_sync_source(PG_FUNCTION_ARGS)
 {
 	Oid			source = syncstate_arg_source(fcinfo, 0);
-	SyncPolicy	policy;
+	SyncPolicy	policy = syncstate_policy(source);
 
 	SPI_connect();
 	syncstate_store_pause(source, NO_TIME, false);
+	policy = tell_pause(&policy, NULL);
 	SPI_finish();
-	policy = syncstate_policy(source);
 	syncstate_wake_workers(&policy);
 	return syncstate_policy_row(&policy);
 }
@@ -164,10 +206,13 @@ limit_is_coming(Oid source, TimestampTz until, TimestampTz now)
 void
 syncstate_pause_source(Oid source, TimestampTz until, TimestampTz now)
 {
-	TimestampTz paused_until = syncstate_policy(source).paused_until;
+	SyncPolicy	policy = syncstate_policy(source);
 
-	if (paused_until != NO_TIME && paused_until > until - USECS_PER_SEC)
+	if (policy.paused_until != NO_TIME &&
+		policy.paused_until > until - USECS_PER_SEC)
 		return;
-	if (!limit_is_coming(source, until, now))
-		syncstate_store_pause(source, until, true);
+	if (limit_is_coming(source, until, now))
+		return;
+	syncstate_store_pause(source, until, true);
+	(void) tell_pause(&policy, "rate_limited");
 }

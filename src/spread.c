@@ -11,6 +11,9 @@
  */
 #include "postgres.h"
 
+#include "utils/builtins.h"
+
+#include "news.h"
 #include "spread.h"
 #include "store.h"
 #include "syncstate.h"
@@ -22,7 +25,7 @@ typedef struct Spread
 	SyncPolicy *policies;		/* of all sources, in the order of the enum */
 	int			nsources;
 	TimestampTz *limited_until; /* of each source; NO_TIME: not limited */
-	bool	   *revoked;		/* of each source */
+	AccountReport **revoked_by; /* of each source; NULL: not revoked */
 	const SyncKey *made;		/* the row to be made if it is missing, or NULL */
 	SyncKey    *keys;
 	int			nkeys;
@@ -157,7 +160,7 @@ apply(const Spread *spread, const AccountReport *report, SyncState *row)
 
 /* What a report that holds tells the other rows; its row is as it will be. */
 static void
-tell(Spread *spread, const AccountReport *report, const SyncState *row)
+tell(Spread *spread, AccountReport *report, const SyncState *row)
 {
 	int			rank = rank_of(spread, row->key.source);
 	const SyncPolicy *policy = &spread->policies[rank];
@@ -175,8 +178,9 @@ tell(Spread *spread, const AccountReport *report, const SyncState *row)
 		return;
 	for (int i = 0; i < spread->nsources; i++)
 	{
-		if (same_provider(&spread->policies[i], policy))
-			spread->revoked[i] = true;
+		if (same_provider(&spread->policies[i], policy) &&
+			spread->revoked_by[i] == NULL)
+			spread->revoked_by[i] = report;
 	}
 }
 
@@ -223,7 +227,8 @@ follow(const Spread *spread, SyncState *row)
 	const SyncPolicy *policy = &spread->policies[rank];
 	Report		report = {.limited_until = spread->limited_until[rank]};
 	bool		limits = report.limited_until > row->limited_until;
-	bool		revokes = spread->revoked[rank] && row->parked_reason == NULL;
+	bool		revokes = spread->revoked_by[rank] != NULL &&
+		row->parked_reason == NULL;
 
 	if (limits)
 		syncstate_apply(TRANSITION_LIMIT, row, &report, policy, spread->now);
@@ -232,7 +237,26 @@ follow(const Spread *spread, SyncState *row)
 	return limits || revokes;
 }
 
-/* Writes each row that its report or another one changes, once. */
+/* Tells of an account that a report has parked, under the report's row. */
+static void
+tell_parked(const Spread *spread, const AccountReport *report)
+{
+	EventRow	event = {
+		.event = EVENT_PARKED,
+		.at = spread->now,
+		.key = &report->report->key,
+		.lease = report->report->has_lease ? report->report->lease : NO_COUNT,
+		.reason = cstring_to_text(syncstate_parked_reasons[PARKED_AUTH]),
+		.detail = report->report->error_message,
+	};
+
+	syncstate_news_event(&spread->rows->news, &event);
+}
+
+/*
+ * Writes each row that its report or another one changes, once.  All that is
+ * parked with a grant is one event.
+ */
 static void
 write_all(Spread *spread)
 {
@@ -241,6 +265,8 @@ write_all(Spread *spread)
 	for (int i = 0; i < spread->nkeys; i++)
 	{
 		AccountReport *report = spread->held[i];
+		AccountReport *revoked_by;
+		bool		is_parked;
 		HeapTuple	written;
 
 		if (!syncstate_rows_lock(spread->rows, &spread->keys[i], &row))
@@ -249,7 +275,18 @@ write_all(Spread *spread)
 			apply(spread, report, &row);
 		if (!follow(spread, &row) && report == NULL)
 			continue;
+		revoked_by = spread->revoked_by[rank_of(spread, row.key.source)];
+		is_parked = revoked_by != NULL &&
+			(row.news.events & (1 << EVENT_PARKED)) != 0 &&
+			syncstate_is_parked_for(&row, PARKED_AUTH);
+		if (is_parked)
+			row.news.events &= ~(1 << EVENT_PARKED);
 		written = syncstate_rows_write(spread->rows, &row);
+		if (is_parked && written != NULL && !revoked_by->is_told)
+		{
+			tell_parked(spread, revoked_by);
+			revoked_by->is_told = true;
+		}
 		if (report != NULL)
 			report->result = written;
 	}
@@ -271,7 +308,7 @@ syncstate_spread(RowAccess *rows, AccountReport *reports, int nreports,
 	spread.limited_until = palloc(Max(spread.nsources, 1) * sizeof(TimestampTz));
 	for (int i = 0; i < spread.nsources; i++)
 		spread.limited_until[i] = NO_TIME;
-	spread.revoked = palloc0(Max(spread.nsources, 1) * sizeof(bool));
+	spread.revoked_by = palloc0(Max(spread.nsources, 1) * sizeof(AccountReport *));
 	if (!reports[0].report->has_lease)
 		spread.made = &reports[0].report->key;
 

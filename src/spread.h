@@ -11,6 +11,7 @@ typedef struct AccountReport
 	Transition	transition;
 	const Report *report;
 	HeapTuple	result;			/* the row; NULL: was not applied */
+	bool		is_told;		/* that it parked its account */
 } AccountReport;
 
 /* Whether a report is applied to its row, which is locked; may raise an error. */

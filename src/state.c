@@ -129,6 +129,8 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 	SYNC_KEY_COLUMNS(READ_KEY_COLUMN)
 	SYNC_DATA_COLUMNS(READ_COLUMN)
 	row->tuple = NULL;
+	row->news.events = 0;
+	row->news.has_run = false;
 	ItemPointerSetInvalid(&row->ctid);
 }
 
@@ -373,6 +375,8 @@ check_state(const SyncState *row)
 		breaks("lease_expires_at is set exactly while status is \"syncing\".");
 	if (row->lease_required && row->status != SYNC_SYNCING)
 		breaks("lease_required is false unless status is \"syncing\".");
+	if (row->run_requested_at != NO_TIME && row->status != SYNC_SYNCING)
+		breaks("run_requested_at is null unless status is \"syncing\".");
 	if ((row->failures > 0) != (row->failing_since != NO_TIME))
 		breaks("failing_since is set exactly while failures is not 0.");
 	if (VARSIZE_ANY_EXHDR(row->key.account) > MAX_ACCOUNT_BYTES)

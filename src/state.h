@@ -37,6 +37,57 @@ typedef struct SyncKey
 	SYNC_KEY_COLUMNS(FIELD)
 } SyncKey;
 
+/* What an application is told of, and whoever looks for what went wrong. */
+typedef enum Event
+{
+	EVENT_PARKED,
+	EVENT_FAILING,
+	EVENT_RECOVERED,
+	EVENT_FIRST_SYNC,
+	EVENT_CURSOR_LOST,
+	EVENT_GONE,
+	EVENT_SWEEP_WITHHELD,
+	EVENT_SOURCE_LIMITED,
+	EVENT_SOURCE_RESUMED,
+	NUM_EVENTS,
+} Event;
+
+/* How a run ends; the first ones are reported, the others found. */
+typedef enum Outcome
+{
+	OUTCOME_COMPLETED,
+	OUTCOME_FAILED,
+	OUTCOME_RATE_LIMITED,
+	OUTCOME_RELEASED,
+	OUTCOME_LOST,
+	OUTCOME_REVOKED,
+	NUM_OUTCOMES,
+	NUM_REPORTED_OUTCOMES = OUTCOME_LOST,
+} Outcome;
+
+/* A run that has ended. */
+typedef struct Run
+{
+	Outcome		outcome;
+	int64		lease;
+	TimestampTz started_at;
+	TimestampTz ended_at;
+	bool		was_full;
+	bool		was_requested;
+	int64		items;			/* NO_COUNT: not known */
+	text	   *error_message;
+} Run;
+
+/* What a transition made of a row, beside the row: see news.c. */
+typedef struct News
+{
+	int			events;			/* a bit for each */
+	TimestampTz at;
+	int64		lease;			/* of the run in which it happened, or NO_COUNT */
+	bool		has_run;
+	Run			run;
+} News;
+
 /*
  * A row.  Pointers belong to whatever the row was read from; a null column is
  * NULL, NO_TIME, NO_COUNT or NO_AMOUNT.
@@ -46,6 +97,7 @@ typedef struct SyncState
 	/* the version that was read; not columns */
 	ItemPointerData ctid;
 	HeapTuple	tuple;			/* NULL: was read by a statement */
+	News		news;			/* of what became of it since it was read */
 
 	SyncKey		key;
 	SYNC_DATA_COLUMNS(FIELD)

@@ -12,14 +12,17 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "jit/jit.h"
+#include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "optimizer/cost.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
@@ -87,6 +90,10 @@
 #define BUDGET_ASSIGNMENT(name, c_type, sql_type) ", " #name " = EXCLUDED." #name
 #define BUDGET_ASSIGNED				SYNC_BUDGET_COLUMNS(BUDGET_ASSIGNMENT)
 
+/* The columns of rows that are written all at once, from the array $1. */
+#define NEWS_COLUMN(name)			", " #name
+#define OF_ELEMENT(name)			", r." #name
+
 typedef enum PlanId
 {
 	PLAN_READ,
@@ -113,6 +120,13 @@ typedef enum PlanId
 	PLAN_BUDGET_WRITE,
 	PLAN_BUDGET_DROP,
 	PLAN_RATES,
+	PLAN_EVENTS,
+	PLAN_EVENTS_OLDEST,
+	PLAN_EVENTS_TRIM,
+	PLAN_EVENTS_TAKE,
+	PLAN_RUNS,
+	PLAN_RUNS_OLDEST,
+	PLAN_RUNS_TRIM,
 	NUM_PLANS,
 } PlanId;
 
@@ -121,6 +135,8 @@ typedef enum PlanId
 #define ARG_STATE		((Oid) 2)
 #define ARG_POLICY		((Oid) 3)
 #define ARG_SOURCES		((Oid) 4)
+#define ARG_EVENTS		((Oid) 5)
+#define ARG_RUNS		((Oid) 6)
 
 #define MAX_PLAN_ARGS	8
 
@@ -328,6 +344,61 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"OPERATOR(pg_catalog.*) 46.166::pg_catalog.float8) END",
 		4, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}, READS_ALL
 	},
+
+	[PLAN_EVENTS] = {
+		"INSERT INTO syncstate.sync_event (id" SYNC_EVENT_COLUMNS(NEWS_COLUMN) ") "
+		"SELECT pg_catalog.gen_random_uuid()" SYNC_EVENT_COLUMNS(OF_ELEMENT)
+		" FROM pg_catalog.unnest($1) AS r RETURNING true",
+		1, {ARG_EVENTS}, BY_KEY
+	},
+	[PLAN_EVENTS_OLDEST] = {
+		"SELECT e.ctid, e.at FROM syncstate.sync_event AS e "
+		"WHERE e.at OPERATOR(pg_catalog.>=) $1 ORDER BY e.at, e.id LIMIT $2",
+		2, {TIMESTAMPTZOID, INT8OID}, BY_KEY
+	},
+	[PLAN_EVENTS_TRIM] = {
+		"DELETE FROM syncstate.sync_event AS e "
+		"WHERE e.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT l.ctid FROM syncstate.sync_event AS l "
+		"WHERE l.ctid OPERATOR(pg_catalog.=) ANY ($1) "
+		"AND l.at OPERATOR(pg_catalog.<=) $2 FOR UPDATE SKIP LOCKED)) "
+		"RETURNING true",
+		2, {TIDARRAYOID, TIMESTAMPTZOID}, BY_KEY
+	},
+	[PLAN_EVENTS_TAKE] = {
+		"WITH taken AS (DELETE FROM syncstate.sync_event AS e "
+		"WHERE e.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT l.ctid FROM syncstate.sync_event AS l "
+		"ORDER BY l.at, l.id LIMIT $1 FOR UPDATE SKIP LOCKED)) "
+		"RETURNING e AS event, e.at, e.id) "
+		"SELECT t.event FROM taken AS t ORDER BY t.at, t.id",
+		1, {INT8OID}, BY_KEY
+	},
+
+	/* a key may have a lease for a second time only by hand */
+	[PLAN_RUNS] = {
+		"INSERT INTO syncstate.sync_run (user_id" SYNC_RUN_COLUMNS(NEWS_COLUMN) ") "
+		"SELECT r.user_id" SYNC_RUN_COLUMNS(OF_ELEMENT) " FROM pg_catalog.unnest($1) AS r "
+		"ON CONFLICT DO NOTHING RETURNING true",
+		1, {ARG_RUNS}, BY_KEY
+	},
+	[PLAN_RUNS_OLDEST] = {
+		"SELECT r.ctid, r.ended_at FROM syncstate.sync_run AS r "
+		"WHERE r.source OPERATOR(pg_catalog.=) $3 "
+		"AND r.ended_at OPERATOR(pg_catalog.>=) $1 "
+		"ORDER BY r.ended_at LIMIT $2",
+		3, {TIMESTAMPTZOID, INT8OID, ARG_SOURCE}, BY_KEY
+	},
+	[PLAN_RUNS_TRIM] = {
+		"DELETE FROM syncstate.sync_run AS r "
+		"WHERE r.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT l.ctid FROM syncstate.sync_run AS l "
+		"WHERE l.ctid OPERATOR(pg_catalog.=) ANY ($1) "
+		"AND l.ended_at OPERATOR(pg_catalog.<=) $2 "
+		"AND l.source OPERATOR(pg_catalog.=) $3 FOR UPDATE SKIP LOCKED)) "
+		"RETURNING true",
+		3, {TIDARRAYOID, TIMESTAMPTZOID, ARG_SOURCE}, BY_KEY
+	},
 };
 
 /*
@@ -398,6 +469,8 @@ fetch_plan(PlanId id)
 			text->args[i] == ARG_STATE ? ids->state_rowtype :
 			text->args[i] == ARG_POLICY ? ids->policy_rowtype :
 			text->args[i] == ARG_SOURCES ? get_array_type(ids->source_type) :
+			text->args[i] == ARG_EVENTS ? get_array_type(ids->event_rowtype) :
+			text->args[i] == ARG_RUNS ? get_array_type(ids->run_rowtype) :
 			text->args[i];
 	kept->source_type = ids->source_type;
 	prepared = SPI_prepare_cursor(text->sql, text->nargs, args,
@@ -478,6 +551,33 @@ run(PlanId id, Datum *values, const char *nulls)
 	}
 	PG_END_TRY();
 	return SPI_processed;
+}
+
+/*
+ * The same as the owner of a table of ours, as foreign keys do it: see
+ * ri_triggers.c.  An error gives the caller's identity back, with the end of its
+ * transaction.
+ */
+static uint64
+run_as_owner(PlanId id, Datum *values, const char *nulls, Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+	Oid			save_userid;
+	int			save_sec_context;
+	uint64		processed;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+
+	GetUserIdAndSecContext(&save_userid, &save_sec_context);
+	SetUserIdAndSecContext(owner, save_sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+	processed = run(id, values, nulls);
+	SetUserIdAndSecContext(save_userid, save_sec_context);
+	return processed;
 }
 
 static void
@@ -976,4 +1076,103 @@ syncstate_store_rates(Oid source, double mean_rate, TimestampTz since,
 	args[2] = TimestampTzGetDatum(since);
 	args[3] = TimestampTzGetDatum(late);
 	return run(PLAN_RATES, args, NULL);
+}
+
+/* An array of composite values. */
+static Datum
+row_array(Datum *rows, int nrows, Oid rowtype)
+{
+	return PointerGetDatum(construct_array(rows, nrows, rowtype, -1, false,
+										   TYPALIGN_DOUBLE));
+}
+
+/* Writes rows of sync_event. */
+void
+syncstate_store_events(Datum *events, int nevents)
+{
+	const CatalogIds *ids = syncstate_ids();
+	Datum		values[1] = {row_array(events, nevents, ids->event_rowtype)};
+
+	run_as_owner(PLAN_EVENTS, values, NULL, ids->event_rel);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Writes rows of sync_run. */
+void
+syncstate_store_runs(Datum *runs, int nruns)
+{
+	const CatalogIds *ids = syncstate_ids();
+	Datum		values[1] = {row_array(runs, nruns, ids->run_rowtype)};
+
+	run_as_owner(PLAN_RUNS, values, NULL, ids->run_rel);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * The oldest rows from a time on: of sync_event, or of sync_run where there is a
+ * source.
+ */
+OldRow *
+syncstate_store_oldest(Oid source, TimestampTz from, int max_rows, int *nrows)
+{
+	bool		of_runs = OidIsValid(source);
+	Datum		values[3];
+	OldRow	   *rows;
+
+	values[0] = TimestampTzGetDatum(from);
+	values[1] = Int64GetDatum(max_rows);
+	values[2] = ObjectIdGetDatum(source);
+	*nrows = (int) run_as_owner(of_runs ? PLAN_RUNS_OLDEST : PLAN_EVENTS_OLDEST,
+								values, NULL,
+								of_runs ? syncstate_ids()->run_rel : syncstate_ids()->event_rel);
+	rows = palloc(Max(*nrows, 1) * sizeof(OldRow));
+	for (int i = 0; i < *nrows; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	tupdesc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		rows[i].tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(tuple, tupdesc, 1, &isnull));
+		rows[i].at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 2, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return rows;
+}
+
+/* Deletes such rows, in the order of time, but for those that somebody has locked. */
+void
+syncstate_store_trim(Oid source, const OldRow *rows, int nrows)
+{
+	bool		of_runs = OidIsValid(source);
+	Datum	   *tids = palloc(nrows * sizeof(Datum));
+	Datum		values[3];
+
+	for (int i = 0; i < nrows; i++)
+		tids[i] = PointerGetDatum(&rows[i].tid);
+	values[0] = PointerGetDatum(construct_array(tids, nrows, TIDOID,
+												sizeof(ItemPointerData), false,
+												TYPALIGN_SHORT));
+	values[1] = TimestampTzGetDatum(rows[nrows - 1].at);
+	values[2] = ObjectIdGetDatum(source);
+	run_as_owner(of_runs ? PLAN_RUNS_TRIM : PLAN_EVENTS_TRIM, values, NULL,
+				 of_runs ? syncstate_ids()->run_rel : syncstate_ids()->event_rel);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Deletes the oldest rows of sync_event that nobody else is deleting; returns
+ * them in the order of time.
+ */
+HeapTuple *
+syncstate_store_take_events(int max_rows, int *nevents)
+{
+	Datum		values[1] = {Int64GetDatum(max_rows)};
+	HeapTuple  *events;
+
+	*nevents = (int) run(PLAN_EVENTS_TAKE, values, NULL);
+	events = palloc(Max(*nevents, 1) * sizeof(HeapTuple));
+	for (int i = 0; i < *nevents; i++)
+		events[i] = returned_row(SPI_tuptable->vals[i]);
+	SPI_freetuptable(SPI_tuptable);
+	return events;
 }

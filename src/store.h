@@ -26,6 +26,13 @@ typedef struct SyncAccount
 	int			nsources;
 } SyncAccount;
 
+/* A row of sync_event or sync_run that may be too old. */
+typedef struct OldRow
+{
+	ItemPointerData tid;
+	TimestampTz at;
+} OldRow;
+
 /* Rows of sync_state. */
 extern bool syncstate_store_read(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
@@ -56,5 +63,13 @@ extern void syncstate_store_budget_write(const SyncBudget *budget);
 extern void syncstate_store_budget_drop(Oid source);
 extern uint64 syncstate_store_rates(Oid source, double mean_rate,
 									TimestampTz since, TimestampTz late);
+
+/* Rows of sync_event and sync_run. */
+extern void syncstate_store_events(Datum *events, int nevents);
+extern void syncstate_store_runs(Datum *runs, int nruns);
+extern OldRow *syncstate_store_oldest(Oid source, TimestampTz from,
+									  int max_rows, int *nrows);
+extern void syncstate_store_trim(Oid source, const OldRow *rows, int nrows);
+extern HeapTuple *syncstate_store_take_events(int max_rows, int *nevents);
 
 #endif

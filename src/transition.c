@@ -7,6 +7,9 @@
  *
  * A direct write of a client amounts to one of these transitions too, which
  * syncstate_recognize() finds and syncstate_follow_write() applies.
+ *
+ * What is told of a transition, its events and the run that it ended, follows
+ * from the row before and after it: see tell().
  */
 #include "postgres.h"
 
@@ -22,6 +25,15 @@
 /* From this many cursor losses in a row on, the row waits; then it is parked. */
 #define LOSSES_TO_WAIT		3
 #define LOSSES_TO_PARK		10
+
+const char *const syncstate_outcomes[NUM_OUTCOMES] = {
+	[OUTCOME_COMPLETED] = "completed",
+	[OUTCOME_FAILED] = "failed",
+	[OUTCOME_RATE_LIMITED] = "rate_limited",
+	[OUTCOME_RELEASED] = "released",
+	[OUTCOME_LOST] = "lost",
+	[OUTCOME_REVOKED] = "revoked",
+};
 
 const char *const syncstate_failure_kinds[NUM_FAILURE_KINDS] = {
 	[FAILURE_TRANSIENT] = "transient",
@@ -143,6 +155,7 @@ start(SyncState *row, const Report *report, const SyncPolicy *policy,
 	row->lease_expires_at = now +
 		(report->lease_time != 0 ? report->lease_time : policy->lease_time);
 	row->last_sync_at = now;
+	row->run_requested_at = row->requested_at;
 	row->requested_at = NO_TIME;
 	row->error_message = NULL;
 	row->lease_required = report->is_claim;
@@ -162,6 +175,7 @@ end_run(SyncState *row, SyncStatus status, text *error_message)
 	row->status = status;
 	row->lease_expires_at = NO_TIME;
 	row->lease_required = false;
+	row->run_requested_at = NO_TIME;
 	row->error_message = error_message;
 }
 
@@ -175,8 +189,9 @@ park(SyncState *row, ParkedReason reason)
 
 /* A failure does not end a pause, which is the user's own, nor bring back what is gone. */
 static void
-park_failed(SyncState *row, ParkedReason reason)
+park_failed(SyncState *row, ParkedReason reason, TimestampTz now)
 {
+	row->troubled_at = now;
 	if (!syncstate_is_parked_for(row, PARKED_PAUSED) &&
 		!syncstate_is_parked_for(row, PARKED_GONE))
 		park(row, reason);
@@ -190,6 +205,7 @@ give_up(SyncState *row, const Report *report, const SyncPolicy *policy,
 	count_failure(row, now);
 	end_run(row, SYNC_ERROR, cstring_to_text(LEASE_EXPIRED_MESSAGE));
 	park(row, PARKED_FAILURES);
+	row->troubled_at = now;
 }
 
 /* Compares tidy history ids as numbers. */
@@ -257,6 +273,7 @@ complete(SyncState *row, const Report *report, const SyncPolicy *policy,
 	row->last_successful_sync_at = now;
 	forget_failures(row);
 	row->token_losses = 0;
+	row->troubled_at = NO_TIME;
 	set_due(row, syncstate_next_due(policy, row, now));
 }
 
@@ -284,9 +301,9 @@ fail(SyncState *row, const Report *report, const SyncPolicy *policy,
 	count_failure(row, now);
 	end_run(row, SYNC_ERROR, report->error_message);
 	if (syncstate_grant_is_dead(row, report, policy))
-		park_failed(row, PARKED_AUTH);
+		park_failed(row, PARKED_AUTH, now);
 	else if (syncstate_is_hopeless(policy, row->failures, row->failing_since, now))
-		park_failed(row, PARKED_FAILURES);
+		park_failed(row, PARKED_FAILURES, now);
 	else if (report->kind != FAILURE_TRANSIENT)
 		set_due(row, now + policy->retry_cap);
 	else
@@ -344,7 +361,7 @@ clear_token(SyncState *row, const Report *report, const SyncPolicy *policy,
 				cstring_to_text(psprintf("cursor lost %d times in a row",
 										 row->token_losses)));
 		if (row->token_losses >= LOSSES_TO_PARK)
-			park_failed(row, PARKED_TOKEN_LOOP);
+			park_failed(row, PARKED_TOKEN_LOOP, now);
 		else
 			wait_after_failure(row, policy, row->token_losses, now);
 	}
@@ -475,14 +492,158 @@ static const TransitionFunction transitions[NUM_TRANSITIONS] = {
 	[TRANSITION_LEAVE] = leave_row,
 };
 
+/* Whether a row is parked by a failure, and not by somebody's wish. */
+static bool
+is_parked_by_failure(const SyncState *row)
+{
+	return row->parked_reason != NULL &&
+		!syncstate_is_parked_for(row, PARKED_PAUSED) &&
+		!syncstate_is_parked_for(row, PARKED_GONE);
+}
+
+/*
+ * A row is in trouble from when it is parked by a failure, or is half-way there,
+ * until it completes.  It comes to be half-way there once in a run of failures.
+ */
+static bool
+begins_to_fail(const SyncState *old, const SyncState *row,
+			   const SyncPolicy *policy, TimestampTz now)
+{
+	return row->failures > old->failures &&
+		syncstate_is_failing(policy, row->failures, row->failing_since, now) &&
+		old->troubled_at <= row->failing_since;
+}
+
+/* Changes a row, which was *old before. */
+static void
+transit(Transition transition, const SyncState *old, SyncState *row,
+		const Report *report, const SyncPolicy *policy, TimestampTz now)
+{
+	if (transition != TRANSITION_NONE)
+		transitions[transition] (row, report, policy, now);
+	if (begins_to_fail(old, row, policy, now))
+		row->troubled_at = now;
+	row->updated_at = now;
+}
+
+/* The events that a transition makes, a bit for each. */
+static int
+events_of(const SyncState *old, const SyncState *row, Transition transition,
+		  const SyncPolicy *policy, TimestampTz now)
+{
+	bool		is_gone = syncstate_is_parked_for(row, PARKED_GONE);
+	int			events = 0;
+
+	if (old->parked_reason == NULL && row->parked_reason != NULL && !is_gone)
+		events |= 1 << EVENT_PARKED;
+	if (is_gone && !syncstate_is_parked_for(old, PARKED_GONE))
+		events |= 1 << EVENT_GONE;
+	if (!is_parked_by_failure(row) && begins_to_fail(old, row, policy, now))
+		events |= 1 << EVENT_FAILING;
+	if (transition == TRANSITION_COMPLETE && old->troubled_at != NO_TIME)
+		events |= 1 << EVENT_RECOVERED;
+	if (transition == TRANSITION_COMPLETE && old->last_successful_sync_at == NO_TIME)
+		events |= 1 << EVENT_FIRST_SYNC;
+	if (transition == TRANSITION_CLEAR_TOKEN && syncstate_has_cursor(old))
+		events |= 1 << EVENT_CURSOR_LOST;
+	return events;
+}
+
+/*
+ * How the run in flight ended, by the transition that ended it.  A report that
+ * comes without the lease, when the lease of a run that a claim handed out has run
+ * out, is not its worker's: that run was lost before.
+ */
+static Outcome
+outcome_of(const SyncState *old, Transition transition, const Report *report,
+		   TimestampTz now)
+{
+	bool		is_its_own = report->has_lease || !old->lease_required ||
+		old->lease_expires_at > now;
+
+	switch (transition)
+	{
+		case TRANSITION_START:	/* by a direct write also of a live lease */
+		case TRANSITION_GIVE_UP:
+			return old->lease_expires_at <= now ? OUTCOME_LOST : OUTCOME_REVOKED;
+		case TRANSITION_COMPLETE:
+			return is_its_own ? OUTCOME_COMPLETED : OUTCOME_LOST;
+		case TRANSITION_FAIL:
+			return is_its_own ? OUTCOME_FAILED : OUTCOME_LOST;
+		case TRANSITION_RATE_LIMIT:
+			return is_its_own ? OUTCOME_RATE_LIMITED : OUTCOME_LOST;
+		case TRANSITION_RELEASE:
+			return OUTCOME_RELEASED;
+		case TRANSITION_CLEAR_TOKEN:
+			return report->has_lease ? OUTCOME_FAILED : OUTCOME_REVOKED;
+		default:
+			return OUTCOME_REVOKED;
+	}
+}
+
+static bool
+keeps_run(const SyncPolicy *policy, Outcome outcome)
+{
+	return policy->keep_runs == KEEP_RUNS_ALL ||
+		(policy->keep_runs == KEEP_RUNS_FAILURES &&
+		 outcome != OUTCOME_COMPLETED && outcome != OUTCOME_RELEASED);
+}
+
+/*
+ * Tells of the run of a row that ended, if there was one and the policy keeps
+ * it.  *row is what became of *old, and may be the same: the row was deleted.
+ */
+void
+syncstate_tell_run(const SyncState *old, SyncState *row, Outcome outcome,
+				   const Report *report, const SyncPolicy *policy,
+				   TimestampTz now)
+{
+	News	   *news = &row->news;
+
+	if (old->status != SYNC_SYNCING || !keeps_run(policy, outcome))
+		return;
+	news->has_run = true;
+	news->run.outcome = outcome;
+	news->run.lease = old->lease;
+	news->run.started_at = old->last_sync_at;
+	news->run.ended_at = outcome == OUTCOME_LOST ? old->lease_expires_at : now;
+	news->run.was_full = !syncstate_has_cursor(old);
+	news->run.was_requested = old->run_requested_at != NO_TIME;
+	news->run.items = outcome == OUTCOME_COMPLETED ?
+		report->items_synced : old->progress_done;
+	news->run.error_message = outcome == OUTCOME_FAILED ? row->error_message :
+		outcome == OUTCOME_LOST ? cstring_to_text(LEASE_EXPIRED_MESSAGE) : NULL;
+}
+
+/* What is told of a transition of a row, with its write. */
+static void
+tell(const SyncState *old, SyncState *row, Transition transition,
+	 const Report *report, const SyncPolicy *policy, TimestampTz now)
+{
+	bool		ended = old->status == SYNC_SYNCING &&
+		(row->status != SYNC_SYNCING || row->lease != old->lease);
+	int			events = events_of(old, row, transition, policy, now);
+
+	if (events != 0)
+	{
+		row->news.events |= events;
+		row->news.at = now;
+		row->news.lease = old->status == SYNC_SYNCING ? old->lease : NO_COUNT;
+	}
+	if (policy->keep_runs != KEEP_RUNS_NONE && ended)
+		syncstate_tell_run(old, row, outcome_of(old, transition, report, now),
+						   report, policy, now);
+}
+
 /* Applies a transition to a row. */
 void
 syncstate_apply(Transition transition, SyncState *row, const Report *report,
 				const SyncPolicy *policy, TimestampTz now)
 {
-	if (transition != TRANSITION_NONE)
-		transitions[transition] (row, report, policy, now);
-	row->updated_at = now;
+	SyncState	old = *row;
+
+	transit(transition, &old, row, report, policy, now);
+	tell(&old, row, transition, report, policy, now);
 }
 
 /*
@@ -669,6 +830,18 @@ settle_parking(const SyncState *old, SyncState *row, const SyncState *written)
 	}
 }
 
+/* A row that a client parks for a failure, or lets fail, is in trouble. */
+static void
+settle_trouble(const SyncState *old, SyncState *row, const SyncPolicy *policy,
+			   TimestampTz now)
+{
+	bool		is_parked = old->parked_reason == NULL && is_parked_by_failure(row);
+
+	if (row->troubled_at == old->troubled_at &&
+		(is_parked || begins_to_fail(old, row, policy, now)))
+		row->troubled_at = now;
+}
+
 /* Whether a part of the cursor got another value, and not only lost one. */
 static bool
 got_cursor(const SyncState *old, const SyncState *row)
@@ -706,7 +879,9 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 {
 	SyncState	as_written;
 	SyncState	derived = *old;
+	SyncState	before;
 	Transition	parking = recognize_parking(old, row);
+	Transition	transition;
 	Report		report;
 
 	tidy_cursor(row);
@@ -722,13 +897,14 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 
 	/* what ends with the run waits, also where the same write brings the row back */
 	if (parking == TRANSITION_RESUME)
-		syncstate_apply(parking, &derived, &report, policy, now);
+		transit(parking, old, &derived, &report, policy, now);
 	if (row->failures != old->failures)
 		derived.failures = Max(row->failures - 1, 0);	/* without this one */
-	syncstate_apply(syncstate_recognize(old, row, written, now), &derived,
-					&report, policy, now);
+	transition = syncstate_recognize(old, row, written, now);
+	before = derived;
+	transit(transition, &before, &derived, &report, policy, now);
 	if (parking == TRANSITION_PAUSE)
-		syncstate_apply(parking, &derived, &report, policy, now);
+		transit(parking, &before, &derived, &report, policy, now);
 
 	/* each number is a start, also where a client counts */
 	derived.syncs_started = old->syncs_started;
@@ -742,6 +918,7 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 	{
 		row->lease_expires_at = NO_TIME;
 		row->lease_required = false;
+		row->run_requested_at = NO_TIME;
 	}
 	else
 	{
@@ -750,5 +927,7 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 		name_full_sync(row);
 	}
 	settle_failures(row, row->created_at);
+	settle_trouble(old, row, policy, now);
 	row->updated_at = now;
+	tell(old, row, transition, &report, policy, now);
 }

@@ -77,12 +77,16 @@ typedef struct Written
 	bool		updated_min;
 } Written;
 
+extern const char *const syncstate_outcomes[NUM_OUTCOMES];
 extern const char *const syncstate_failure_kinds[NUM_FAILURE_KINDS];
 extern const char *const syncstate_scopes[NUM_LIMIT_SCOPES];
 
 extern void syncstate_apply(Transition transition, SyncState *row,
 							const Report *report, const SyncPolicy *policy,
 							TimestampTz now);
+extern void syncstate_tell_run(const SyncState *old, SyncState *row,
+							   Outcome outcome, const Report *report,
+							   const SyncPolicy *policy, TimestampTz now);
 extern Transition syncstate_recognize(const SyncState *old,
 									  const SyncState *row,
 									  const Written *written,

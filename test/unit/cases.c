@@ -27,17 +27,17 @@ const uint64 own_columns[NUM_TRANSITIONS] = {
 	[TRANSITION_START] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(lease) | COLUMN(last_sync_at) |
 	COLUMN(requested_at) | COLUMN(due_at) | COLUMN(full_sync_id) |
-	COLUMN(syncs_started) | COLUMN(limited_until),
-	[TRANSITION_GIVE_UP] = RUN | FAILURES | PARKING,
+	COLUMN(syncs_started) | COLUMN(limited_until) | COLUMN(troubled_at),
+	[TRANSITION_GIVE_UP] = RUN | FAILURES | PARKING | COLUMN(troubled_at),
 	[TRANSITION_COMPLETE] = RUN | FAILURES | CURSOR | PROGRESS |
 	COLUMN(token_issued_at) | COLUMN(token_losses) | COLUMN(last_full_sync_at) |
 	COLUMN(last_successful_sync_at) | COLUMN(items_synced) |
 	COLUMN(changes_seen) | COLUMN(seconds_watched) | COLUMN(due_at) |
-	COLUMN(full_sync_id),
-	[TRANSITION_FAIL] = RUN | FAILURES | PARKING,
+	COLUMN(full_sync_id) | COLUMN(troubled_at),
+	[TRANSITION_FAIL] = RUN | FAILURES | PARKING | COLUMN(troubled_at),
 	[TRANSITION_RATE_LIMIT] = RUN | COLUMN(due_at) | COLUMN(limited_until),
 	[TRANSITION_CLEAR_TOKEN] = RUN | CURSOR | PROGRESS | COLUMN(token_issued_at) |
-	COLUMN(token_losses) | COLUMN(full_sync_id) | PARKING,
+	COLUMN(token_losses) | COLUMN(full_sync_id) | PARKING | COLUMN(troubled_at),
 	[TRANSITION_RENEW] = COLUMN(lease_expires_at),
 	[TRANSITION_CHECKPOINT] = PROGRESS | FAILURES | COLUMN(lease_expires_at),
 	[TRANSITION_RELEASE] = RUN | COLUMN(due_at),
@@ -237,6 +237,7 @@ print_policy(void)
 #define PRINT_FRACTION			PRINT_VALUE
 #define PRINT_PAUSE				PRINT_TIME
 #define PRINT_TIME_OR_OFF		PRINT_TIME
+#define PRINT_KEEP_RUNS			PRINT_VALUE
 #define PRINT_LABEL(value)		printf("%s", NameStr(value))
 #define PRINT_SETTING(name, kind, least, most, builtin) \
 	printf(" " #name "="); \
@@ -468,6 +469,7 @@ draw_policy(void)
 #define DRAW_TTL_FROM(least, most, builtin)	pick(NUM_TTL_FROM)
 #define DRAW_PAUSE(least, most, builtin)	(pick(4) == 0 ? pick_set_time() : NO_TIME)
 #define DRAW_TIME_OR_OFF(least, most, builtin)	DRAW_PAUSE(least, most, builtin)
+#define DRAW_KEEP_RUNS(least, most, builtin)	pick(NUM_KEEP_RUNS)
 #define DRAW_LABEL(least, most, builtin)	((NameData) {"google"})
 #define DRAW(name, kind, least, most, builtin) \
 	policy.name = DRAW_##kind(least, most, builtin);
@@ -557,6 +559,8 @@ draw_row(SyncState *row, int number)
 
 	/* as every row is, once it was written */
 	row->lease_required = row->lease_required && row->status == SYNC_SYNCING;
+	if (row->status != SYNC_SYNCING)
+		row->run_requested_at = NO_TIME;
 	if (row->status == SYNC_SYNCING && has_cursor(row))
 		row->full_sync_id = NO_COUNT;
 	else if (row->status == SYNC_SYNCING && row->full_sync_id == NO_COUNT)
@@ -749,6 +753,7 @@ is_legal(const SyncState *row)
 	return (row->due_at == NO_TIME) == (row->parked_reason != NULL) &&
 		(row->status == SYNC_SYNCING) == (row->lease_expires_at != NO_TIME) &&
 		(!row->lease_required || row->status == SYNC_SYNCING) &&
+		(row->run_requested_at == NO_TIME || row->status == SYNC_SYNCING) &&
 		(row->failures > 0) == (row->failing_since != NO_TIME) &&
 		(row->changes_seen == NO_AMOUNT) == (row->seconds_watched == NO_AMOUNT) &&
 		row->created_at != NO_TIME && row->updated_at != NO_TIME &&

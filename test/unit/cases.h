@@ -20,8 +20,19 @@
 	PROPERTY(FENCE_CLAIMED, "a run that a claim handed out is ended without its lease only when that has run out") \
 	PROPERTY(CLAIMABLE, "a row in the lanes can be claimed some day, and a parked one never") \
 	PROPERTY(LIMITED, "a limit of its account holds a row back, whatever else would let it out, and does nothing else") \
+	PROPERTY(TROUBLE, "a row is in trouble from a failure that parks it, or comes half as far, until it completes") \
+	PROPERTY(TOLD_PARKED, "that a row is parked is told once, and what is gone by a word of its own") \
+	PROPERTY(TOLD_FAILING, "that a row fails is told once in a run of failures, when it is half-way to being parked, and not of one that is") \
+	PROPERTY(TOLD_RECOVERED, "that a row recovered is told with its first completion after that, and only then") \
+	PROPERTY(TOLD_FIRST, "the first completion of a row is told, and no other") \
+	PROPERTY(TOLD_LOST, "a cursor that the provider forgot is told of, and no other loss") \
+	PROPERTY(TOLD_NOTHING, "nothing else of a row is told") \
+	PROPERTY(RUN_TOLD, "a run is told once, when it ends, if the policy keeps it") \
+	PROPERTY(RUN_OUTCOME, "a run ends as its worker says, or was lost when its lease ran out, or is revoked") \
+	PROPERTY(RUN_FACTS, "what is told of a run is what the row had") \
 	/* of each */ \
 	PROPERTY(START, "a start takes the row, and the request and the error are gone") \
+	PROPERTY(START_REQUEST, "a start remembers when the run was asked for, if it was") \
 	PROPERTY(START_DUE, "a started row is due when its lease ends, or by backoff after it where it fails") \
 	PROPERTY(START_CLAIM, "a claim says that the run takes its lease, and no other start does") \
 	PROPERTY(START_FULL, "a full sync has the number of its first lease, and no other sync has one") \
@@ -96,7 +107,8 @@ typedef enum Property
 #define CURSOR		(COLUMN(sync_token) | COLUMN(history_id) | COLUMN(updated_min))
 #define PROGRESS	(COLUMN(page_token) | COLUMN(progress_done) | COLUMN(progress_total))
 #define RUN			(COLUMN(status) | COLUMN(lease_expires_at) | \
-					 COLUMN(lease_required) | COLUMN(error_message))
+					 COLUMN(lease_required) | COLUMN(run_requested_at) | \
+					 COLUMN(error_message))
 #define FAILURES	(COLUMN(failures) | COLUMN(failing_since))
 #define PARKING		(COLUMN(due_at) | COLUMN(parked_reason))
 

@@ -132,6 +132,7 @@ expect_start(void)
 		  (report.lease_time != 0 ? report.lease_time : policy.lease_time));
 	holds(START, new.lease == old.lease + 1 &&
 		  new.syncs_started == one_more(old.syncs_started));
+	holds(START_REQUEST, new.run_requested_at == old.requested_at);
 	holds(START_DUE, new.due_at == (is_parked(&old) ? NO_TIME : Min(old.due_at, now)));
 	if (!is_parked(&new) && policy.paused_until == NO_TIME &&
 		new.limited_until == NO_TIME)
@@ -550,6 +551,121 @@ expect_common_lease(void)
 			transition == TRANSITION_CHECKPOINT)));
 }
 
+static bool
+is_parked_by_failure(const SyncState *row)
+{
+	return is_parked(row) && !keeps_reason(row);
+}
+
+/* Whether one more failure has come half as far as to park the row, and was not told. */
+static bool
+is_half_way(void)
+{
+	return new.failures > old.failures &&
+		new.failures * 2.0 >= policy.max_failures &&
+		now - new.failing_since >= policy.park_after / 2 &&
+		(old.troubled_at == NO_TIME || old.troubled_at <= new.failing_since);
+}
+
+/* Whether a failure parks the row, or would if it were not paused, or gone. */
+static bool
+is_parking_failure(void)
+{
+	switch (transition)
+	{
+		case TRANSITION_GIVE_UP:
+			return true;
+		case TRANSITION_FAIL:
+			return limits_are_reached(&new) ||
+				(report.kind == FAILURE_AUTH && new.failures >= policy.auth_failures);
+		case TRANSITION_CLEAR_TOKEN:
+			return new.token_losses >= 10;
+		default:
+			return false;
+	}
+}
+
+static bool
+is_told(Event event)
+{
+	return (new.news.events & (1 << event)) != 0;
+}
+
+/* The events of every transition. */
+static void
+expect_events(void)
+{
+	bool		is_gone = is_text(new.parked_reason, "gone");
+	bool		is_completion = transition == TRANSITION_COMPLETE;
+
+	holds(TROUBLE, new.troubled_at == (is_completion ? NO_TIME :
+									   is_parking_failure() || is_half_way() ? now :
+									   old.troubled_at));
+	holds(TOLD_PARKED, is_told(EVENT_PARKED) ==
+		  (!is_parked(&old) && is_parked(&new) && !is_gone));
+	holds(TOLD_PARKED, is_told(EVENT_GONE) ==
+		  (is_gone && !is_text(old.parked_reason, "gone")));
+	holds(TOLD_FAILING, is_told(EVENT_FAILING) ==
+		  (is_half_way() && !is_parked_by_failure(&new)));
+	holds(TOLD_RECOVERED, is_told(EVENT_RECOVERED) ==
+		  (is_completion && old.troubled_at != NO_TIME));
+	holds(TOLD_FIRST, is_told(EVENT_FIRST_SYNC) ==
+		  (is_completion && old.last_successful_sync_at == NO_TIME));
+	holds(TOLD_LOST, is_told(EVENT_CURSOR_LOST) ==
+		  (transition == TRANSITION_CLEAR_TOKEN && has_cursor(&old)));
+	holds(TOLD_NOTHING, !is_told(EVENT_SWEEP_WITHHELD) &&
+		  !is_told(EVENT_SOURCE_LIMITED) && !is_told(EVENT_SOURCE_RESUMED) &&
+		  (new.news.events == 0 ||
+		   (new.news.at == now && new.news.lease ==
+			(old.status == SYNC_SYNCING ? old.lease : NO_COUNT))));
+}
+
+/* How the run in flight ended. */
+static Outcome
+expected_outcome(void)
+{
+	bool		is_late = old.lease_required && !report.has_lease &&
+		old.lease_expires_at <= now;
+
+	if (transition == TRANSITION_START || transition == TRANSITION_GIVE_UP)
+		return old.lease_expires_at <= now ? OUTCOME_LOST : OUTCOME_REVOKED;
+	if (transition == TRANSITION_RELEASE)
+		return OUTCOME_RELEASED;
+	if (transition == TRANSITION_CLEAR_TOKEN)
+		return report.has_lease ? OUTCOME_FAILED : OUTCOME_REVOKED;
+	if (is_late)
+		return OUTCOME_LOST;
+	return transition == TRANSITION_COMPLETE ? OUTCOME_COMPLETED :
+		transition == TRANSITION_FAIL ? OUTCOME_FAILED : OUTCOME_RATE_LIMITED;
+}
+
+/* The run that a transition ended. */
+static void
+expect_run(void)
+{
+	const Run  *run = &new.news.run;
+	bool		has_ended = old.status == SYNC_SYNCING &&
+		(new.status != SYNC_SYNCING || new.lease != old.lease);
+	Outcome		outcome = has_ended ? expected_outcome() : NUM_OUTCOMES;
+	bool		is_good = outcome == OUTCOME_COMPLETED || outcome == OUTCOME_RELEASED;
+
+	holds(RUN_TOLD, new.news.has_run ==
+		  (has_ended && policy.keep_runs != KEEP_RUNS_NONE &&
+		   (policy.keep_runs == KEEP_RUNS_ALL || !is_good)));
+	if (!new.news.has_run)
+		return;
+	holds(RUN_OUTCOME, run->outcome == outcome);
+	holds(RUN_FACTS, run->lease == old.lease && run->started_at == old.last_sync_at &&
+		  run->ended_at == (outcome == OUTCOME_LOST ? old.lease_expires_at : now) &&
+		  run->was_full == !has_cursor(&old) &&
+		  run->was_requested == (old.run_requested_at != NO_TIME) &&
+		  run->items == (outcome == OUTCOME_COMPLETED ?
+						 report.items_synced : old.progress_done));
+	holds(RUN_FACTS, outcome == OUTCOME_FAILED ?
+		  same_text(run->error_message, new.error_message) :
+		  (run->error_message != NULL) == (outcome == OUTCOME_LOST));
+}
+
 /* What holds after every transition. */
 static void
 expect_common(void)
@@ -569,6 +685,8 @@ expect_common(void)
 	holds(CLAIMABLE, is_ever != is_parked(&new));
 	expect_common_cursor();
 	expect_common_lease();
+	expect_events();
+	expect_run();
 }
 
 static void

@@ -47,7 +47,7 @@ kept_columns(uint64 changed)
 	if (new.status != SYNC_SYNCING || written.lease_expires_at == NO_TIME)
 		kept &= ~COLUMN(lease_expires_at);
 	if (new.status != SYNC_SYNCING)
-		kept &= ~COLUMN(lease_required);
+		kept &= ~(COLUMN(lease_required) | COLUMN(run_requested_at));
 	if (new.status == SYNC_SYNCING && (written.full_sync_id == NO_COUNT || has_cursor(&new)))
 		kept &= ~COLUMN(full_sync_id);
 	if (new.failures == 0 || written.failing_since == NO_TIME)
@@ -403,8 +403,14 @@ try_others(void)
 	{
 		written.due_at = NO_TIME;
 		expect_call(WRITE_PAUSE, TRANSITION_PAUSE, 0);
-		written.parked_reason = cstring_to_text("auth");
+		written.parked_reason = cstring_to_text("paused");
 		expect_call(WRITE_PAUSE, TRANSITION_PAUSE, COLUMN(parked_reason));
+
+		/* for a reason of ours, as if we had parked it */
+		written.parked_reason = cstring_to_text("auth");
+		write_row();
+		holds(TROUBLE, is_text(new.parked_reason, "auth") && new.troubled_at == now);
+		written = old;
 	}
 }
 
