@@ -75,7 +75,9 @@ CREATE TYPE syncstate.sync_state AS (
 	full_sync_id bigint,
 	syncs_started integer,
 	lease_required boolean,
-	limited_until timestamptz
+	limited_until timestamptz,
+	run_requested_at timestamptz,
+	troubled_at timestamptz
 );
 COMMENT ON TYPE syncstate.sync_state IS 'A row of sync_state on a shard';
 
@@ -102,9 +104,42 @@ CREATE TYPE syncstate.sync_policy AS (
 	resync_spread interval,
 	max_vanished double precision,
 	provider text,
-	max_in_flight integer
+	max_in_flight integer,
+	keep_runs text,
+	keep_runs_for interval
 );
 COMMENT ON TYPE syncstate.sync_policy IS 'The settings of a source on all shards together';
+
+/* Here sync_event and sync_run are views, which have the names of the shards' tables. */
+CREATE TYPE syncstate_shard.event AS (
+	id uuid,
+	at timestamptz,
+	event text,
+	user_id uuid,
+	account text COLLATE pg_catalog."C",
+	source syncstate.sync_source,
+	resource text COLLATE pg_catalog."C",
+	lease bigint,
+	reason text,
+	detail text
+);
+COMMENT ON TYPE syncstate_shard.event IS 'A row of sync_event on a shard';
+
+CREATE TYPE syncstate_shard.run AS (
+	user_id uuid,
+	account text COLLATE pg_catalog."C",
+	source syncstate.sync_source,
+	resource text COLLATE pg_catalog."C",
+	lease bigint,
+	started_at timestamptz,
+	ended_at timestamptz,
+	outcome text,
+	was_full boolean,
+	was_requested boolean,
+	items bigint,
+	error_message text
+);
+COMMENT ON TYPE syncstate_shard.run IS 'A row of sync_run on a shard';
 
 /* ----------------------------------------------------------------- shards */
 
@@ -958,35 +993,27 @@ $$;
 COMMENT ON FUNCTION syncstate_shard.commit(syncstate_shard.answer[], syncstate_shard.place[]) IS 'Ends transactions on shards: all of them are committed, or none if a shard refused the call';
 
 /*
- * A shard is asked for each hundred rows, by turns, since each one more that is
- * asked costs as much as some twenty rows.  What they do not have is asked of all
- * others, until it is enough or none has more.
+ * Takes rows.  A shard is asked for each hundred of them, by turns, since each one
+ * more that is asked costs as much as some twenty rows.  What they do not have is
+ * asked of all others, until it is enough or none has more.  Their transactions
+ * stay open: the caller ends them by commit().
  *
- * A session counts the turns of each source and kind apart: otherwise a worker
- * that goes through as many sources as there are shards would always meet the
- * same shard for each, and rows on the others would starve.
+ *	what		what is taken.  A session counts the turns of each apart
+ *	head, tail	the SELECT, before and after the number of rows
  *
  * Loops, where a query would be shorter: its plan would be made anew for each
  * call, because the arrays here are shorter than a generic plan expects, and
  * cost more than all else together.
- *
- * Errors: as on a shard; 08006 if no shard answers.  Where some do not, that is
- *		   a warning.
  */
-CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL,
-										  max_rows integer DEFAULT 10,
-										  lease_time interval DEFAULT NULL,
-										  kind text DEFAULT 'any')
-	RETURNS SETOF syncstate.sync_state
-	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 10
+CREATE FUNCTION syncstate_shard.take(what text, head text, max_rows integer, tail text, places syncstate_shard.place[])
+	RETURNS syncstate_shard.answer[]
+	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
-	SET intervalstyle = postgres
 	AS $$
 DECLARE
-	shards pg_catalog.int4 = syncstate_shard.enter('claim_due_syncs');
-	places syncstate_shard.place[] = syncstate_shard.places();
+	shards CONSTANT pg_catalog.int4 = pg_catalog.cardinality(places);
 	counter CONSTANT pg_catalog.text = 'syncstate_router.turn_' OPERATOR(pg_catalog.||)
-		pg_catalog.to_hex(pg_catalog.hashtextextended(pg_catalog.concat_ws(' ', source, kind), 0));
+		pg_catalog.to_hex(pg_catalog.hashtextextended(what, 0));
 	turn pg_catalog.int4 = COALESCE(NULLIF(pg_catalog.current_setting(counter, true), '')::pg_catalog.int4,
 		pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) shards)::pg_catalog.int4);
 	hungry pg_catalog.int4[];		-- shards that may have more, by turns
@@ -997,14 +1024,10 @@ DECLARE
 	statements pg_catalog.text[];
 	answers syncstate_shard.answer[] = '{}';
 	answer syncstate_shard.answer;
-	syncs syncstate.sync_state[];
-	open pg_catalog.bool = true;	-- whether there may be open transactions
 BEGIN
 	-- a bad number is for a shard to refuse
 	IF max_rows BETWEEN 1 AND 10000 IS NOT TRUE THEN
-		PERFORM syncstate_shard.check(syncstate_shard.ask(ARRAY[pg_catalog.format(
-			'SELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c', source, max_rows, lease_time, kind)]), true);
-		RETURN;
+		RETURN syncstate_shard.ask(ARRAY[pg_catalog.format('%s%L%s', head, max_rows, tail)], places => places);
 	END IF;
 
 	FOR n IN 0 .. shards OPERATOR(pg_catalog.-) 1 LOOP
@@ -1019,9 +1042,9 @@ BEGIN
 		FOR i IN 1 .. asked LOOP
 			parts[hungry[i] OPERATOR(pg_catalog.+) 1] = missing OPERATOR(pg_catalog./) asked
 				OPERATOR(pg_catalog.+) (i OPERATOR(pg_catalog.<=) (missing OPERATOR(pg_catalog.%) asked))::pg_catalog.int4;
-			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%sSELECT c::text FROM syncstate.claim_due_syncs(%L, %L, %L, %L) AS c',
+			statements[hungry[i] OPERATOR(pg_catalog.+) 1] = pg_catalog.format('%s%s%L%s',
 				CASE WHEN hungry[i] OPERATOR(pg_catalog.=) ANY (begun) THEN '' ELSE 'BEGIN; ' END,
-				source, parts[hungry[i] OPERATOR(pg_catalog.+) 1], lease_time, kind);
+				head, parts[hungry[i] OPERATOR(pg_catalog.+) 1], tail);
 		END LOOP;
 		FOREACH answer IN ARRAY syncstate_shard.ask(statements, begun, places) LOOP
 			IF answer.state IS NOT NULL THEN
@@ -1042,6 +1065,38 @@ BEGIN
 		END LOOP;
 		asked = LEAST(missing, pg_catalog.cardinality(hungry));
 	END LOOP;
+	RETURN answers;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.take(text, text, integer, text, syncstate_shard.place[]) IS 'Takes rows of as few shards as have them, in transactions that stay open';
+
+/*
+ * A session counts the turns of each source and kind apart: otherwise a worker
+ * that goes through as many sources as there are shards would always meet the
+ * same shard for each, and rows on the others would starve.
+ *
+ * Errors: as on a shard; 08006 if no shard answers.  Where some do not, that is
+ *		   a warning.
+ */
+CREATE FUNCTION syncstate.claim_due_syncs(source syncstate.sync_source DEFAULT NULL,
+										  max_rows integer DEFAULT 10,
+										  lease_time interval DEFAULT NULL,
+										  kind text DEFAULT 'any')
+	RETURNS SETOF syncstate.sync_state
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 10
+	SET search_path = pg_catalog, pg_temp
+	SET intervalstyle = postgres
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter('claim_due_syncs');
+	places syncstate_shard.place[] = syncstate_shard.places();
+	answers syncstate_shard.answer[];
+	syncs syncstate.sync_state[];
+	open pg_catalog.bool = true;	-- whether there may be open transactions
+BEGIN
+	answers = syncstate_shard.take(pg_catalog.concat_ws(' ', source, kind),
+		pg_catalog.format('SELECT c::text FROM syncstate.claim_due_syncs(%L, ', source), max_rows,
+		pg_catalog.format(', %L, %L) AS c', lease_time, kind), places);
 	-- what cannot be read here, as of a source that only shards know, must not be committed
 	syncs = ARRAY(SELECT r.line::syncstate.sync_state FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
 	answers = syncstate_shard.commit(answers, places);
@@ -1546,7 +1601,7 @@ BEGIN
 	EXECUTE pg_catalog.format('SELECT pg_catalog.array_agg(u) FROM deleted AS d, syncstate.user_id_of(d.%I::pg_catalog.text) AS u WHERE u IS NOT NULL', TG_ARGV[0]) INTO users;
 	answers = syncstate_shard.ask(
 		ARRAY(SELECT CASE WHEN pg_catalog.count(u.u) OPERATOR(pg_catalog.>) 0 THEN pg_catalog.format(
-				'DO $forget$ DECLARE rows tid[]; BEGIN rows = ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%L::uuid[]) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE); DELETE FROM syncstate.sync_state WHERE ctid = ANY (rows); END $forget$',
+				'DO $forget$ DECLARE rows tid[]; BEGIN rows = ARRAY(SELECT s.ctid FROM syncstate.sync_state AS s WHERE s.user_id = ANY (%1$L::uuid[]) ORDER BY s.user_id, s.account, s.source, s.resource FOR UPDATE); DELETE FROM syncstate.sync_state WHERE ctid = ANY (rows); DELETE FROM syncstate.sync_event WHERE user_id = ANY (%1$L::uuid[]); DELETE FROM syncstate.sync_run WHERE user_id = ANY (%1$L::uuid[]); END $forget$',
 				pg_catalog.array_agg(u.u)) END
 			FROM pg_catalog.generate_series(0, shards OPERATOR(pg_catalog.-) 1) AS n
 				LEFT JOIN pg_catalog.unnest(users) AS u (u)
@@ -1581,47 +1636,140 @@ END
 $$;
 COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Deletes the rows of users when they are deleted: puts the trigger forget_users() on the application''s table of users';
 
+/* ---------------------------------------------------------- what happened */
+
+/* The views read functions, which read all that the shards have. */
+CREATE FUNCTION syncstate.get_sync_events() RETURNS SETOF syncstate_shard.event
+	LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN QUERY SELECT e.*
+		FROM syncstate_shard.ask_all('SELECT e::text FROM syncstate.sync_event AS e', true) AS a,
+			LATERAL pg_catalog.unnest(a.rows::syncstate_shard.event[]) AS e;
+END
+$$;
+COMMENT ON FUNCTION syncstate.get_sync_events() IS 'The events of all shards; read it as view sync_event';
+
+CREATE VIEW syncstate.sync_event WITH (security_invoker = true) AS
+	SELECT e.* FROM syncstate.get_sync_events() AS e;
+REVOKE ALL ON TABLE syncstate.sync_event FROM PUBLIC;
+COMMENT ON VIEW syncstate.sync_event IS 'What an application must act on, until take_sync_events() takes it, at most 30 days';
+
+CREATE FUNCTION syncstate.get_sync_runs() RETURNS SETOF syncstate_shard.run
+	LANGUAGE plpgsql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN QUERY SELECT r.*
+		FROM syncstate_shard.ask_all('SELECT r::text FROM syncstate.sync_run AS r', true) AS a,
+			LATERAL pg_catalog.unnest(a.rows::syncstate_shard.run[]) AS r;
+END
+$$;
+COMMENT ON FUNCTION syncstate.get_sync_runs() IS 'The runs of all shards; read it as view sync_run';
+
+CREATE VIEW syncstate.sync_run WITH (security_invoker = true) AS
+	SELECT r.* FROM syncstate.get_sync_runs() AS r;
+REVOKE ALL ON TABLE syncstate.sync_run FROM PUBLIC;
+COMMENT ON VIEW syncstate.sync_run IS 'Runs that ended, of sources whose policy keep_runs is not none, for as long as keep_runs_for';
+
+/*
+ * As a claim.  But what a shard does not confirm is given all the same: no lease
+ * would bring it back, and who gets an event twice knows it by its id.
+ *
+ * Errors: as on a shard; 08006 if no shard answers.  Where some do not, that is
+ *		   a warning.
+ */
+CREATE FUNCTION syncstate.take_sync_events(max_rows integer DEFAULT 100)
+	RETURNS SETOF syncstate.sync_event
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER ROWS 100
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter('take_sync_events');
+	places syncstate_shard.place[] = syncstate_shard.places();
+	answers syncstate_shard.answer[];
+	answer syncstate_shard.answer;
+	events syncstate.sync_event[];
+	unconfirmed syncstate_shard.answer[];
+	open pg_catalog.bool = true;	-- whether there may be open transactions
+BEGIN
+	answers = syncstate_shard.take('events', 'SELECT e::text FROM syncstate.take_sync_events(', max_rows, ') AS e', places);
+	-- what cannot be read here must not be committed
+	events = ARRAY(SELECT r.line::syncstate.sync_event FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
+	unconfirmed = syncstate_shard.commit(answers, places);
+	open = false;
+
+	PERFORM syncstate_shard.check(answers, false);
+	FOREACH answer IN ARRAY unconfirmed LOOP
+		CONTINUE WHEN answer.state OPERATOR(pg_catalog.=) '08007' IS NOT TRUE;
+		RAISE WARNING USING
+			ERRCODE = 'transaction_resolution_unknown',
+			MESSAGE = pg_catalog.format('shard %s has not confirmed that its events are taken', answer.shard),
+			DETAIL = COALESCE(NULLIF(answer.message, ''), answer.state),
+			HINT = 'They may come again, each by the same id.';
+	END LOOP;
+	RETURN QUERY SELECT e.* FROM pg_catalog.unnest(events) AS e ORDER BY e.at, e.id;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+	IF open THEN
+		PERFORM syncstate_shard.disconnect_all();
+	END IF;
+	RAISE;
+END
+$$;
+COMMENT ON FUNCTION syncstate.take_sync_events(integer) IS 'Takes the oldest events that nobody else is taking: deletes and returns them';
+
 /* ------------------------------------------------------------------ views */
 
 /*
  * The views read functions, which read the shards.  Shown is what the caller's
  * own identity says.
  */
-CREATE FUNCTION syncstate_shard.my_syncs(who uuid)
-	RETURNS TABLE (user_id uuid, account text, source syncstate.sync_source, resource text,
-		status syncstate.sync_status, due_at timestamptz, requested_at timestamptz,
-		parked_reason text, sync_interval interval, last_full_sync_at timestamptz,
-		last_sync_at timestamptz, last_successful_sync_at timestamptz,
-		items_synced bigint, progress_done bigint, progress_total bigint,
-		failures integer, failing_since timestamptz, token_losses integer,
-		error_message text, created_at timestamptz, updated_at timestamptz,
-		limited_until timestamptz)
-	LANGUAGE plproxy VOLATILE
-	AS $$
-	CLUSTER 'syncstate';
-	RUN ON syncstate_shard.hash(who);
-	SELECT s.user_id, s.account, s.source, s.resource, s.status, s.due_at, s.requested_at,
-		s.parked_reason, s.sync_interval, s.last_full_sync_at, s.last_sync_at,
-		s.last_successful_sync_at, s.items_synced, s.progress_done,
-		s.progress_total, s.failures, s.failing_since, s.token_losses,
-		s.error_message, s.created_at, s.updated_at, s.limited_until
-	FROM syncstate.sync_state AS s WHERE s.user_id = who;
-$$;
-COMMENT ON FUNCTION syncstate_shard.my_syncs(uuid) IS 'What a user may see of their own rows, from their shard';
+DO $install$
+DECLARE
+	mine pg_catalog.record;
+	names pg_catalog.text;
+	shown pg_catalog.text;
+BEGIN
+	FOR mine IN SELECT * FROM (VALUES
+		('my_syncs', 'sync_state',
+		 $$user_id uuid, account text, source syncstate.sync_source, resource text,
+			status syncstate.sync_status, due_at timestamptz, requested_at timestamptz,
+			parked_reason text, sync_interval interval, last_full_sync_at timestamptz,
+			last_sync_at timestamptz, last_successful_sync_at timestamptz,
+			items_synced bigint, progress_done bigint, progress_total bigint,
+			failures integer, failing_since timestamptz, token_losses integer,
+			error_message text, created_at timestamptz, updated_at timestamptz,
+			limited_until timestamptz$$,
+		 'What a user may see of their own rows', 'no cursor, no page token, no lease'),
+		('my_sync_runs', 'sync_run',
+		 $$user_id uuid, account text, source syncstate.sync_source, resource text,
+			started_at timestamptz, ended_at timestamptz, outcome text, was_full boolean,
+			was_requested boolean, items bigint, error_message text$$,
+		 'What a user may see of their own runs', 'no lease'))
+		AS m (name, of, columns, comment, but)
+	LOOP
+		SELECT pg_catalog.string_agg(c[1], ', ' ORDER BY n),
+				pg_catalog.string_agg(CASE WHEN c[1] OPERATOR(pg_catalog.=) ANY ('{account,resource}')
+					THEN pg_catalog.format('m.%1$s COLLATE pg_catalog."C" AS %1$s', c[1])
+					ELSE 'm.' OPERATOR(pg_catalog.||) c[1] END, ', ' ORDER BY n)
+			INTO names, shown
+			FROM pg_catalog.regexp_matches(mine.columns, '([a-z_]+) [a-z_.]+(,|$)', 'g') WITH ORDINALITY AS c (c, n);
+		EXECUTE pg_catalog.format($f$CREATE FUNCTION syncstate_shard.%1$I(who uuid)
+			RETURNS TABLE (%3$s)
+			LANGUAGE plproxy VOLATILE
+			AS 'CLUSTER ''syncstate''; RUN ON syncstate_shard.hash(who); SELECT %4$s FROM syncstate.%2$I WHERE user_id = who;'$f$,
+			mine.name, mine.of, mine.columns, names);
+		EXECUTE pg_catalog.format('COMMENT ON FUNCTION syncstate_shard.%I(uuid) IS %L', mine.name,
+			mine.comment OPERATOR(pg_catalog.||) ', from their shard');
 
-CREATE FUNCTION syncstate.get_my_syncs()
-	RETURNS TABLE (user_id uuid, account text, source syncstate.sync_source, resource text,
-		status syncstate.sync_status, due_at timestamptz, requested_at timestamptz,
-		parked_reason text, sync_interval interval, last_full_sync_at timestamptz,
-		last_sync_at timestamptz, last_successful_sync_at timestamptz,
-		items_synced bigint, progress_done bigint, progress_total bigint,
-		failures integer, failing_since timestamptz, token_losses integer,
-		error_message text, created_at timestamptz, updated_at timestamptz,
-		limited_until timestamptz)
-	LANGUAGE plpgsql STABLE SECURITY DEFINER
-	SET search_path = pg_catalog, pg_temp
-	SET client_min_messages = warning
-	AS $$
+		EXECUTE pg_catalog.format($f$CREATE FUNCTION syncstate.%1$I()
+			RETURNS TABLE (%2$s)
+			LANGUAGE plpgsql STABLE SECURITY DEFINER
+			SET search_path = pg_catalog, pg_temp
+			SET client_min_messages = warning
+			AS %3$L$f$, 'get_' OPERATOR(pg_catalog.||) mine.name, mine.columns,
+			pg_catalog.format($body$
 DECLARE
 	who pg_catalog.uuid = syncstate.current_user_id();
 	state pg_catalog.text;
@@ -1633,7 +1781,7 @@ BEGIN
 		RETURN;
 	END IF;
 	PERFORM syncstate_shard.enter();
-	RETURN QUERY SELECT m.* FROM syncstate_shard.my_syncs(who) AS m;
+	RETURN QUERY SELECT m.* FROM syncstate_shard.%I(who) AS m;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
 	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
 		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
@@ -1643,21 +1791,18 @@ EXCEPTION WHEN query_canceled OR OTHERS THEN
 	END IF;
 	PERFORM syncstate_shard.fail_routed(who, state, message, detail, hint);
 END
-$$;
-COMMENT ON FUNCTION syncstate.get_my_syncs() IS 'What a user may see of their own rows; read it as view my_syncs';
+$body$, mine.name));
+		EXECUTE pg_catalog.format('COMMENT ON FUNCTION syncstate.%I() IS %L', 'get_' OPERATOR(pg_catalog.||) mine.name,
+			mine.comment OPERATOR(pg_catalog.||) '; read it as view ' OPERATOR(pg_catalog.||) mine.name);
 
-CREATE VIEW syncstate.my_syncs
-	WITH (security_invoker = true, security_barrier = true) AS
-	SELECT m.user_id, m.account COLLATE pg_catalog."C" AS account, m.source,
-		m.resource COLLATE pg_catalog."C" AS resource, m.status, m.due_at,
-		m.requested_at, m.parked_reason, m.sync_interval, m.last_full_sync_at,
-		m.last_sync_at, m.last_successful_sync_at, m.items_synced,
-		m.progress_done, m.progress_total, m.failures, m.failing_since,
-		m.token_losses, m.error_message, m.created_at, m.updated_at,
-		m.limited_until
-	FROM syncstate.get_my_syncs() AS m;
-REVOKE ALL ON TABLE syncstate.my_syncs FROM PUBLIC;
-COMMENT ON VIEW syncstate.my_syncs IS 'What a user may see of their own rows: no cursor, no page token, no lease';
+		EXECUTE pg_catalog.format('CREATE VIEW syncstate.%I WITH (security_invoker = true, security_barrier = true) AS SELECT %s FROM syncstate.%I() AS m',
+			mine.name, shown, 'get_' OPERATOR(pg_catalog.||) mine.name);
+		EXECUTE pg_catalog.format('REVOKE ALL ON TABLE syncstate.%I FROM PUBLIC', mine.name);
+		EXECUTE pg_catalog.format('COMMENT ON VIEW syncstate.%I IS %L', mine.name,
+			pg_catalog.concat_ws(': ', mine.comment, mine.but));
+	END LOOP;
+END
+$install$;
 
 CREATE FUNCTION syncstate.get_sync_overview()
 	RETURNS TABLE (source syncstate.sync_source, rows bigint, idle bigint, syncing bigint,
@@ -1715,7 +1860,7 @@ BEGIN
 			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.sync_overview TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.my_sync_runs, syncstate.sync_overview, syncstate.sync_event, syncstate.sync_run TO %s', role);
 	-- one name is one function
 	FOR fn IN SELECT p.oid FROM pg_catalog.pg_proc AS p
 		WHERE p.pronamespace OPERATOR(pg_catalog.=) 'syncstate'::pg_catalog.regnamespace
@@ -1724,7 +1869,7 @@ BEGIN
 				'mark_sync_failed', 'mark_rate_limited', 'clear_sync_token',
 				'renew_sync_lease', 'checkpoint_sync', 'release_sync', 'may_sweep',
 				'report_syncs', 'update_sync_state', 'get_users_needing_sync',
-				'next_sync_due', 'get_sync_policy', 'set_sync_policy',
+				'next_sync_due', 'take_sync_events', 'get_sync_policy', 'set_sync_policy',
 				'pause_sync_source', 'resume_sync_source', 'resync_source',
 				'revive_syncs', 'rebalance_syncs',
 				'get_sync_state', 'get_sync_states', 'connect_sync',
@@ -1732,7 +1877,7 @@ BEGIN
 				'connect_account', 'disconnect_account', 'pause_account',
 				'resume_account', 'request_account', 'set_sync_resources',
 				'current_user_id', 'user_id_of', 'sync_clock', 'shard_of', 'get_my_syncs',
-				'get_sync_overview'])
+				'get_my_sync_runs', 'get_sync_overview', 'get_sync_events', 'get_sync_runs'])
 	LOOP
 		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', fn, role);
 	END LOOP;
@@ -1750,8 +1895,8 @@ BEGIN
 			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs TO %s', role);
-	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text, text), syncstate.request_account(uuid, text, text), syncstate.get_my_syncs(), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock() TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.my_sync_runs TO %s', role);
+	EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION syncstate.request_sync(uuid, syncstate.sync_source, text, text), syncstate.request_account(uuid, text, text), syncstate.get_my_syncs(), syncstate.get_my_sync_runs(), syncstate.current_user_id(), syncstate.user_id_of(text), syncstate.sync_clock() TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION syncstate.grant_user(regrole) IS 'Grants a role all that users need: to see their own rows and to request syncs';

@@ -1,5 +1,5 @@
 -- Growing, 4: on each old shard, as superuser, after the switch.  Deletes the
--- rows that have moved, page by page of the table, and takes the fence away.
+-- rows that have moved, page by page of each table, and takes the fence away.
 --
 --	psql -f cleanup.sql "host=b dbname=shard1"
 --
@@ -9,21 +9,32 @@ SET search_path = pg_catalog;
 
 DO $$
 DECLARE
-	stays text = (SELECT qual FROM pg_policies WHERE policyname = 'syncstate_grow');
-	pages int = pg_relation_size('syncstate.sync_state') / current_setting('block_size')::int;
+	place regclass;
+	stays text;
+	pages int;
 BEGIN
 	-- it would delete them there as well
 	IF EXISTS (SELECT FROM pg_publication WHERE pubname = 'syncstate_grow') THEN
 		RAISE 'the new shard still follows this one' USING HINT = 'DROP SUBSCRIPTION syncstate_grow there, and DROP PUBLICATION syncstate_grow here.';
-	ELSIF stays IS NULL THEN
+	ELSIF NOT EXISTS (SELECT FROM pg_policies WHERE policyname = 'syncstate_grow') THEN
 		RAISE 'no switch has been made, or all is done';
 	END IF;
-	FOR page IN 0 .. pages BY 1000 LOOP
-		EXECUTE format('DELETE FROM syncstate.sync_state WHERE ctid >= %L AND ctid < %L AND NOT %s',
-			format('(%s,0)', page), format('(%s,0)', page + 1000), stays);
-		COMMIT;
+	-- runs last: a run that ends with its row here has not ended where the row is
+	FOREACH place IN ARRAY '{syncstate.sync_state,syncstate.sync_event,syncstate.sync_run}'::regclass[] LOOP
+		stays = (SELECT pg_get_expr(polqual, polrelid) FROM pg_policy WHERE polname = 'syncstate_grow' AND polrelid = place);
+		pages = pg_relation_size(place) / current_setting('block_size')::int;
+		FOR page IN 0 .. pages BY 1000 LOOP
+			EXECUTE format('DELETE FROM %s WHERE ctid >= %L AND ctid < %L AND NOT %s', place,
+				format('(%s,0)', page), format('(%s,0)', page + 1000), stays);
+			COMMIT;
+		END LOOP;
 	END LOOP;
 END
 $$;
+BEGIN;
 DROP POLICY syncstate_grow ON syncstate.sync_state;
-VACUUM (ANALYZE) syncstate.sync_state;
+DROP POLICY syncstate_grow ON syncstate.sync_event;
+DROP POLICY syncstate_grow ON syncstate.sync_run;
+ALTER TABLE syncstate.sync_event REPLICA IDENTITY DEFAULT;
+COMMIT;
+VACUUM (ANALYZE) syncstate.sync_state, syncstate.sync_event, syncstate.sync_run;

@@ -64,19 +64,24 @@ LOCK TABLE syncstate.shard IN ACCESS EXCLUSIVE MODE;
 -- Also those that a shard is still at while their caller has given them up.
 SELECT syncstate_shard.exec(name, $$
 	BEGIN;
-	LOCK TABLE syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget IN SHARE ROW EXCLUSIVE MODE$$)
+	LOCK TABLE syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.sync_event, syncstate.sync_run IN SHARE ROW EXCLUSIVE MODE$$)
 	FROM place WHERE NOT is_new ORDER BY shard;
 SELECT syncstate_shard.exec(name || ' wait', format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
 
 -- The old shards keep the rows that have moved until cleanup.sql, and the fence
--- keeps workers from them: also those of a router that does not know of it.
+-- keeps workers from them: also those of a router that does not know of it.  What
+-- is of no user has not moved.
 -- Budgets and rates are halved with it, and the new shards take them over.
 SELECT syncstate_shard.exec(name, format($sql$DO $do$
+	DECLARE
+		place regclass;
 	BEGIN
 		IF NOT EXISTS (SELECT FROM pg_policies WHERE policyname = 'syncstate_grow') THEN
-			CREATE POLICY syncstate_grow ON syncstate.sync_state AS RESTRICTIVE
-				USING (((get_byte(sha256(uuid_send(user_id)), 0)
-					| (get_byte(sha256(uuid_send(user_id)), 1) << 8)) & %s) = 0);
+			FOREACH place IN ARRAY '{syncstate.sync_state,syncstate.sync_event,syncstate.sync_run}'::regclass[] LOOP
+				EXECUTE format('CREATE POLICY syncstate_grow ON %%s AS RESTRICTIVE
+					USING ((((get_byte(sha256(uuid_send(user_id)), 0)
+						| (get_byte(sha256(uuid_send(user_id)), 1) << 8)) & %%s) <> 0) IS NOT TRUE)', place, %1$s);
+			END LOOP;
 			UPDATE syncstate.sync_policy SET
 				daily_budget = CASE WHEN daily_budget > 1 THEN daily_budget / 2 ELSE daily_budget END,
 				rate_per_minute = CASE WHEN rate_per_minute > 1 THEN rate_per_minute / 2 ELSE rate_per_minute END

@@ -4,12 +4,14 @@
     client.py CONNINFO ROLE NUMBER LOG STOP
 
 ROLE is "worker" (claims and reports), "user" (requests, and looks at their own
-rows) or "backend" (connects, disconnects, and looks).  It ends when the file
-STOP is there.  LOG gets a line for each call, tabs between the fields; times
+rows and runs), "backend" (connects, disconnects, and looks) or "taker" (takes
+events, fewer than there are).  It ends when the file STOP is there.  LOG gets a line for each call, tabs between the fields; times
 are seconds by the clock of all:
 
     claim FROM TO ROW LEASE
     report FROM TO ROW LEASE CURSOR
+    withheld FROM TO ROW LEASE
+    taken FROM TO ID EVENT ROW LEASE
     connect FROM TO ROW
     disconnect FROM TO ROW
     look FROM TO
@@ -34,6 +36,7 @@ class Client:
     def __init__(self, conninfo, number, log):
         self.number = number
         self.random = random.Random(number)
+        self.runs = {}
         self.log = open(log, 'w', encoding='ascii', buffering=1)
         # prepared statements are one more thing that has to notice a change
         self.db = psycopg.connect(conninfo, autocommit=True, prepare_threshold=0)
@@ -55,6 +58,12 @@ class Client:
         time.sleep(self.random.uniform(0.002, 0.02))
         reports = []
         for u, account, source, resource, lease in rows:
+            if self.random.random() < 0.3:
+                done, when = self.call('SELECT syncstate.may_sweep(%s, %s, %s, 50, 100, resource => %s, account => %s)',
+                                       u, source, lease, resource, account)
+                self.write('withheld', when, f'{u} {account} {source} {resource}', lease)
+                if done != [(False,)]:
+                    self.write('wrong', f'a sweep of {u}: {done}, {when}')
             report = {'user_id': str(u), 'account': account, 'source': source, 'resource': resource, 'lease': lease,
                       'sync_token': f'{lease:012d}'}
             if self.random.random() < 0.5:
@@ -82,6 +91,15 @@ class Client:
         self.write('report', when, f'{report["user_id"]} {report["account"]} {report["source"]} {report["resource"]}',
                    report['lease'], report['sync_token'])
 
+    def taker(self):
+        rows, when = self.call('SELECT id, event, user_id, account, source::text, resource, lease, at'
+                               ' FROM syncstate.take_sync_events(%s)', self.random.randint(1, 3))
+        for ident, event, u, account, source, resource, lease, _ in rows:
+            self.write('taken', when, ident, event, f'{u} {account} {source} {resource}', lease)
+        if [row[7] for row in rows] != sorted(row[7] for row in rows):
+            self.write('wrong', f'events out of order, {when}')
+        time.sleep(0.1)
+
     def user(self):
         me = f'00000000-0000-4000-8000-{self.random.randrange(100):012d}'
         self.db.execute("SELECT set_config('request.jwt.claims', %s, false)", (json.dumps({'sub': me}),))
@@ -90,6 +108,11 @@ class Client:
         self.write('look', when)
         if rows != [('', 'google_gmail'), ('work', 'custom_crm'), ('work', 'google_gmail')]:
             self.write('wrong', f'{me} sees {rows}, {when}')
+        rows, when = self.call('SELECT count(*) FROM syncstate.my_sync_runs')
+        self.write('look', when)
+        if rows[0][0] < self.runs.get(me, 0):
+            self.write('wrong', f'{me} had {self.runs[me]} runs, and has {rows[0][0]}, {when}')
+        self.runs[me] = rows[0][0]
         rows, when = self.call("SELECT syncstate.request_sync(%s, 'google_gmail')", me)
         self.write('look', when)
         if rows != [(True,)]:

@@ -105,7 +105,7 @@ my @rules = (
 		q{GRANT SELECT ON syncstate.my_syncs TO PUBLIC} ],
 	[   '0027 authenticated may read more than its own syncs',
 		qq{SELECT relname FROM pg_class c WHERE relnamespace = $ours AND relkind IN ('r', 'v', 'm', 'p')
-			AND relname NOT IN ('sync_state', 'my_syncs')
+			AND relname NOT IN ('sync_state', 'sync_run', 'my_syncs', 'my_sync_runs')
 			AND has_any_column_privilege('authenticated', c.oid, 'SELECT')},
 		q{GRANT SELECT ON syncstate.sync_overview TO authenticated} ],
 	[   '0028/0029 users may execute a SECURITY DEFINER function',
@@ -132,7 +132,7 @@ foreach my $rule (@rules)
 }
 
 # The same rules for a router, where there can be one.  Its functions speak to
-# the shards as their owner, so the three that are for users are SECURITY DEFINER,
+# the shards as their owner, so the four that are for users are SECURITY DEFINER,
 # and check who is asking.  Functions of PL/Proxy, which only these call, have no
 # path, which a test of their text replaces; those of the language are in public.
 SKIP:
@@ -140,7 +140,7 @@ SKIP:
 	skip 'PL/Proxy is not installed for this server', 1 unless -e "$sharedir/extension/plproxy.control";
 	$node->safe_psql('postgres', 'CREATE DATABASE router');
 	$node->safe_psql('router', 'CREATE EXTENSION syncstate_router CASCADE');
-	my %found = ('0028/0029 users may execute a SECURITY DEFINER function' => "get_my_syncs\nrequest_account\nrequest_sync");
+	my %found = ('0028/0029 users may execute a SECURITY DEFINER function' => "get_my_sync_runs\nget_my_syncs\nrequest_account\nrequest_sync");
 
 	foreach my $rule (@rules)
 	{
@@ -159,7 +159,7 @@ SKIP:
 			$none, "$name: found where there is one, router");
 	}
 	is($node->safe_psql('router', q{SELECT string_agg(DISTINCT regexp_replace(prosrc, 'TARGET syncstate\.\w+', 'TARGET'), '')
-			FROM pg_proc p JOIN pg_language l ON l.oid = prolang WHERE lanname = 'plproxy' AND proname <> 'my_syncs'}),
+			FROM pg_proc p JOIN pg_language l ON l.oid = prolang WHERE lanname = 'plproxy' AND proname <> ALL ('{my_syncs,my_sync_runs}')}),
 		q{CLUSTER 'syncstate'; RUN ON syncstate_shard.hash(user_id); TARGET;}, 'what PL/Proxy runs here is named in full');
 }
 

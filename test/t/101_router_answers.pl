@@ -113,13 +113,14 @@ sub compare
 			next;
 		}
 		# here, which statement could not be executed
-		s/(ERROR:  25006: cannot execute) \S+/$1 .../ foreach $router[$i], $single[$i];
+		s/(ERROR:  25006: cannot execute) .*? in a/$1 ... in a/ foreach $router[$i], $single[$i];
 		is($router[$i], $single[$i], $name);
 	}
 	return;
 }
 
-# All rows, and what is set for sources, are the same in the end.
+# All rows, and what is set for sources, are the same in the end, and so is what
+# was told since the last time.
 sub compare_states
 {
 	my ($when) = @_;
@@ -129,14 +130,20 @@ sub compare_states
 	is( join("\n", sort grep { $_ ne '' } map { split /\n/, $s->shard_query($_, $rows) } 0 .. $shards - 1),
 		join("\n", sort split /\n/, $node->safe_psql('single', $rows)),
 		"the same rows on the shards as on a single database $when");
+	# events of a source each shard tells by itself
+	my $told = 'SELECT at, event, user_id, account, source, resource, lease, reason, detail FROM syncstate.%s WHERE user_id IS NOT NULL ORDER BY 1, 2, 3, 4, 5, 6, 7';
 	compare('service_role', 'SELECT to_jsonb(o) FROM syncstate.sync_overview AS o',
+		map({ sprintf $told, $_ } 'sync_event', 'take_sync_events(10000)', 'sync_event'),
+		'SELECT to_jsonb(r) FROM syncstate.sync_run AS r ORDER BY user_id, account, source, resource, lease',
 		map { "get_sync_policy('$_')" } qw(google_calendar google_tasks google_gmail google_contacts));
 	return;
 }
 
 sub empty
 {
-	my $sql = 'DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy; DELETE FROM syncstate.sync_budget';
+	my $sql = q{DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy; DELETE FROM syncstate.sync_budget;
+		DELETE FROM syncstate.sync_event; DELETE FROM syncstate.sync_run;
+		INSERT INTO syncstate.sync_policy (source, keep_runs) SELECT s, 'all' FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s};
 	$s->shard_query($_, $sql) foreach 0 .. $shards - 1;
 	$node->safe_psql('single', $sql);
 	return;
@@ -159,6 +166,7 @@ sub settle
 
 ### Errors: what sql/errors.sql calls, with a row under lease 1, and a parked one
 
+empty();
 my @wrong = slurp_file('expected/errors.out') =~ /^(\w+\(.*)\n {4}[0-9A-Z]{5}: /mg;
 s/\bK\b/$mine/ foreach @wrong;
 cmp_ok(scalar @wrong, '>', 300, 'there are calls to get wrong');
@@ -184,7 +192,8 @@ $node->safe_psql($_, 'CREATE SCHEMA regress_errors; CREATE TABLE regress_errors.
   foreach qw(router single);
 compare('none', grep { /^(grant_|register_|watch_)/ } @wrong);
 compare('anon', grep { !$differs{$_} } @wrong);
-compare('service_role', 'BEGIN READ ONLY', 'claim_due_syncs()', 'ROLLBACK', 'BEGIN READ ONLY', "connect_sync($mine)", 'ROLLBACK',
+compare('service_role', map { "take_sync_events($_)" } '0', '-1', '10001', 'NULL');
+compare('service_role', map({ ('BEGIN READ ONLY', $_, 'ROLLBACK') } 'claim_due_syncs()', 'take_sync_events()'), 'BEGIN READ ONLY', "connect_sync($mine)", 'ROLLBACK',
 	'BEGIN READ ONLY', "get_sync_state($mine)", "get_sync_policy('google_tasks')", $next_due, 'ROLLBACK');
 
 ### A life: each function, each outcome, while time goes by
@@ -261,12 +270,15 @@ compare('service_role', 'LISTEN syncstate', q{set_sync_policy('google_tasks', '{
 	q{pause_sync_source('google_gmail')}, q{get_sync_policy('google_gmail')},
 	q{resync_source('google_gmail', '2 days')}, q{get_sync_policy('google_gmail')}, q{resync_source('google_gmail', NULL)},
 	q{set_sync_policy('google_gmail', '{"resync_from": null}')}, 'resync_source(NULL)',
+	map({ "set_sync_policy('google_gmail', '{$_}')" } '"keep_runs": "failures", "keep_runs_for": "2 days"', '"keep_runs": "some"', '"keep_runs_for": "1 month"', '"keep_runs": "all", "keep_runs_for": null'),
 	q{claim_due_syncs('google_calendar', 3, kind => 'full')}, q{claim_due_syncs('google_calendar', 3, kind => 'incremental')},
 	q{claim_due_syncs(kind => 'neither')});
 compare_states('after policies');
 
 # A limit of the source, told by one, stops all; a longer one is not cut short.
+# Each shard tells of it.
 settle();
+$s->query('SELECT syncstate.take_sync_events(10000)');
 set_clock('2026-01-10 13:00:00+00');
 compare('service_role', q{set_sync_policy('google_calendar', '{"rate_limit_wait": "7 minutes"}')},
 	'connect_sync(' . key(26) . ')', 'connect_sync(' . key(27) . ')', 'connect_sync(' . key(28) . ')', 'mark_sync_started(' . key(26) . ')',
@@ -276,6 +288,9 @@ compare('service_role', q{set_sync_policy('google_calendar', '{"rate_limit_wait"
 	'claim_due_syncs()', 'mark_rate_limited(' . key(27) . q{, '1 minute', 'source')}, "get_sync_policy('google_calendar')");
 is(join(' ', uniq map { $s->shard_query($_, q{SELECT paused_until FROM syncstate.sync_policy WHERE source = 'google_calendar'}) } 0 .. $shards - 1),
 	'2026-01-10 13:10:00+00', 'every shard waits until then');
+is($s->query(q{SELECT event, source, reason, detail, count(*) FROM syncstate.sync_event WHERE user_id IS NULL GROUP BY 1, 2, 3, 4 ORDER BY 3}),
+	join("\n", map { "source_limited|google_calendar|$_" } 'paused|2026-01-10T13:10:00+00:00|3', 'rate_limited|2026-01-10T13:10:00+00:00|1'),
+	'and tells of it, the one where it was met of a limit, and the others of a pause');
 compare('service_role', 'mark_sync_started(' . key(28, 'google_contacts') . ')',
 	reports(report(28, 'rate_limited', ', "scope": "source", "retry_after": "20 minutes", "source": "google_contacts"')),
 	"get_sync_policy('google_contacts')", $next_due, "claim_due_syncs('google_contacts')");
@@ -313,8 +328,11 @@ $node->safe_psql($_, 'CREATE TABLE users (id uuid PRIMARY KEY, person uuid);
 	INSERT INTO users SELECT (\'00000000-0000-4000-8000-\' || lpad(to_hex(i), 12, \'0\'))::uuid FROM generate_series(1, 20) AS i')
   foreach qw(router single);
 compare('none', "watch_users('users')", "watch_users('users')", q{SELECT tgname, tgenabled, tgnargs, encode(tgargs, 'escape') FROM pg_trigger WHERE tgrelid = 'users'::regclass});
+compare('service_role', map { 'pause_sync(' . key($_) . ')' } 2, 3, 4);
+is($s->query("SELECT count(*) > 0 FROM syncstate.$_ WHERE user_id = '" . user(3) . "'"), 't', "there is something to forget in $_") foreach 'sync_event', 'sync_run';
 compare('service_role', "DELETE FROM users WHERE id IN ('" . user(1) . "', '" . user(2) . "', '" . user(3) . "', '" . user(19) . "')",
 	'DELETE FROM users WHERE false', map { "get_sync_states('" . user($_) . "')" } 1, 2, 3, 4, 19);
+is($s->query("SELECT count(*) FROM syncstate.$_ WHERE user_id = '" . user(3) . "'"), '0', "it is forgotten in $_") foreach 'sync_event', 'sync_run';
 compare_states('after users were deleted');
 compare('none', 'ALTER TABLE users ALTER id TYPE text', 'INSERT INTO users VALUES (\'user_2NNE\')',
 	"connect_sync(syncstate.user_id_of('user_2NNE'), 'google_tasks')", "DELETE FROM users WHERE id = 'user_2NNE'",
@@ -707,6 +725,108 @@ foreach my $how ('a timeout', 'a cancel')
 	is(join(' ', map { scalar @$_ } held()), '0 0 0 0', "$how: no shard holds a row");
 	is(sum0(claim('NULL, 20', "after $how")), 20, 'and the next claim finds them');
 }
+
+### Events: taken as rows are claimed, and none is lost
+
+# So many on each shard, the oldest of them in turn on one after the other
+sub fill_events
+{
+	my (@count) = @_;
+
+	foreach my $n (0 .. $shards - 1)
+	{
+		$at[$n]->query_safe("DELETE FROM syncstate.sync_event; INSERT INTO syncstate.sync_event (at, event, user_id)
+			SELECT timestamptz '2026-01-10 12:00:00+00' + i * interval '1 s' + interval '$n ms', 'parked', '$users_of[$n][0]' FROM generate_series(1, $count[$n]) AS i");
+	}
+	return;
+}
+
+# What is there, shard by shard, oldest first
+sub events
+{
+	return map { [ split /\n/, $_->query_safe(q{SELECT to_char(at, 'HH24:MI:SS.MS'), id FROM syncstate.sync_event ORDER BY at, id}) ] } @at;
+}
+
+# Takes some, and gives how many of each shard are gone, or the error.
+sub take
+{
+	my ($max, $what) = @_;
+	my @before = events();
+	my @got = split /\n/, $worker->query("SELECT to_char(at, 'HH24:MI:SS.MS'), id FROM syncstate.take_sync_events($max)");
+	my @after = events();
+	my @gone = map { @{ $before[$_] } - @{ $after[$_] } } 0 .. $shards - 1;
+
+	is(join(' ', @got), join(' ', sort map { @{ $before[$_] }[ 0 .. $gone[$_] - 1 ] } 0 .. $shards - 1), "$what: what is gone came, the oldest first");
+	is(join(' ', map { @$_ } @after), join(' ', map { @{ $before[$_] }[ $gone[$_] .. $#{ $before[$_] } ] } 0 .. $shards - 1), "$what: and the rest is there");
+	my $error = error();
+	return $error if $error ne '';
+	return @gone;
+}
+
+$worker->query_safe('SET ROLE service_role');
+foreach my $max (1 .. 12)
+{
+	my @count = map { int(rand 2) * int rand 8 } @at;
+	my $sum = sum0(@count);
+	fill_events(@count);
+	is(sum0(take($max, "$max of @count")), $sum < $max ? $sum : $max, "as many as there are, and no more than $max");
+}
+foreach my $case ([ 1, 1 ], [ 100, 1 ], [ 101, 2 ], [ 301, 4 ])
+{
+	my ($max, $asked) = @$case;
+	my %gave;
+	foreach my $turn (1 .. $shards / $asked)
+	{
+		fill_events((110) x $shards);
+		my @got = take($max, "turn $turn of $max");
+		is(scalar(my @of = grep { $got[$_] } 0 .. $#got), $asked, "$max events of as few shards as have them: @got");
+		$gave{$_}++ foreach grep { $got[$_] } 0 .. $#got;
+	}
+	is(join(' ', map { $gave{$_} // 0 } 0 .. $shards - 1), join(' ', (1) x $shards), "each shard has its turn of $max events");
+}
+fill_events(20, 3, 20, 20);
+$worker->query_safe(Shards::turn_of_events(1));
+is(join(' ', take(20, 'too few on a shard')), '5 3 6 6', 'what one has not is asked of the others');
+is(take(0, 'none'), "ERROR:  max_rows must be between 1 and 10000\nDETAIL:  Got 0.", 'none cannot be taken');
+
+# What a rollback on the router undoes on a single database it does not here.
+$worker->query_safe('BEGIN');
+take(10, 'in a transaction');
+$worker->query_safe('ROLLBACK');
+is(sum0(map { scalar @$_ } events()), 33, 'what is taken is gone, also after a rollback');
+
+# A shard that does not want, one that does not at COMMIT, and one that keeps it waiting
+$at[2]->query_safe(q{
+	CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not this one'; END $$;
+	CREATE TRIGGER refuse AFTER DELETE ON syncstate.sync_event FOR EACH ROW WHEN (OLD.at >= '2026-01-10') EXECUTE FUNCTION public.refuse()});
+$at[2]->query_safe('SET session_replication_role = replica');
+fill_events((3) x $shards);
+is(take(12, 'refused'), 'ERROR:  not this one', 'a shard that refuses');
+is(sum0(map { scalar @$_ } events()), 12, 'nothing is lost');
+$at[2]->query_safe(q{DROP TRIGGER refuse ON syncstate.sync_event;
+	CREATE CONSTRAINT TRIGGER refuse AFTER DELETE ON syncstate.sync_event DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.refuse()});
+my @all = sort map { @$_ } events();
+is($worker->query("SELECT to_char(at, 'HH24:MI:SS.MS'), id FROM syncstate.take_sync_events(12)"), join("\n", @all), 'what a shard does not confirm comes all the same');
+is(error(), "WARNING:  shard 2 has not confirmed that its events are taken\nDETAIL:  not this one\nHINT:  They may come again, each by the same id.", 'with a warning');
+is(join(' ', map { scalar @$_ } events()), '0 0 3 0', 'and may come again');
+$at[2]->query_safe(q{SET client_min_messages = warning; DROP FUNCTION public.refuse() CASCADE; RESET session_replication_role});
+is($worker->query("SELECT to_char(at, 'HH24:MI:SS.MS'), id FROM syncstate.take_sync_events(12)"), join("\n", grep { /\.002/ } @all), 'as the same');
+fill_events((3) x $shards);
+$at[1]->query_safe('BEGIN; LOCK TABLE syncstate.sync_event');
+$worker->query_safe(q{SET statement_timeout = '300 ms'});
+is($worker->query('SELECT id FROM syncstate.take_sync_events(12)'), '', 'a timeout: nothing came');
+like(error(), qr/canceling statement due to statement timeout/, 'but the error');
+$worker->query_safe('RESET statement_timeout');
+$at[1]->query_safe('ROLLBACK');
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'router' AND state <> 'idle'}), 'shards have given it up');
+is(sum0(take(12, 'after a timeout')), 12, 'and nothing is lost');
+
+# One of a source that the router does not know
+fill_events((3) x $shards);
+$at[2]->query_safe("SELECT syncstate.register_sync_source('only_there')");
+$at[2]->query_safe("INSERT INTO syncstate.sync_event (at, event, source) VALUES ('2026-01-01', 'source_resumed', 'only_there')");
+is(take(12, 'an unknown source'), 'ERROR:  invalid input value for enum syncstate.sync_source: "only_there"', 'an unknown source');
+is(sum0(map { scalar @$_ } events()), 13, 'nothing is lost');
 
 $_->quit foreach $worker, @at;
 $s->stop;

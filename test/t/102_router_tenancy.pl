@@ -118,6 +118,8 @@ foreach my $database (qw(router single))
 		"SELECT syncstate.checkpoint_sync('$b', 'google_gmail', 1, 'secret page', 5, 42)",
 		"SELECT syncstate.update_sync_state('$b', 'google_calendar', '{\"sync_token\": \"secret token\", \"error_message\": \"secret error\"}')",
 		"SELECT syncstate.pause_sync('$a', 'google_tasks')",
+		q{SELECT syncstate.set_sync_policy('google_gmail', '{"keep_runs": "all"}')},
+		(map { "SELECT syncstate.mark_sync_started('$_', 'google_gmail', account => 'work'), syncstate.mark_sync_completed('$_', 'google_gmail', 3, 'secret token', account => 'work')" } $a, $b),
 		"SELECT syncstate.mark_rate_limited('$b', 'google_gmail', '1 day', account => 'work')");
 }
 isnt($s->query("SELECT syncstate.shard_of('$a')"), $s->query("SELECT syncstate.shard_of('$b')"), 'the two users are on different shards');
@@ -129,7 +131,7 @@ my %call = slurp_file('sql/acl.sql') =~ /^\t\('(\w+)',\n\t\t\$\$(SELECT [^\n]*?)
 delete @call{qw(is_legal due_from is_ahead watch_users grant_worker grant_user register_sync_source)};    # not a router's, or shown below
 is($s->query(q{SELECT proname FROM pg_proc WHERE pronamespace = 'syncstate'::regnamespace
 		AND proname <> ALL (ARRAY['} . join("','", keys %call) . q{']) ORDER BY 1}),
-	join("\n", qw(forget_users get_my_syncs get_sync_overview grant_user grant_worker register_sync_source shard_of watch_users)),
+	join("\n", qw(forget_users get_my_sync_runs get_my_syncs get_sync_events get_sync_overview get_sync_runs grant_user grant_worker register_sync_source shard_of watch_users)),
 	'all but these are called');
 foreach my $case ([ 'anon', undef ], [ 'anon', $claims_a ], [ 'looker', $claims_a ], [ 'nobody_special', $claims_a ], [ 'none', $claims_a ],
 	[ 'authenticated', $claims_a ], [ 'authenticated', undef ])
@@ -143,17 +145,17 @@ foreach my $case ([ 'anon', undef ], [ 'anon', $claims_a ], [ 'looker', $claims_
 		  if $role ne 'authenticated' || $names[$i] !~ /^(request_account|request_sync|current_user_id|user_id_of|sync_clock)$/;
 	}
 }
-foreach my $call ('get_my_syncs()', 'get_sync_overview()', "shard_of('$a')", "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')")
+foreach my $call ('get_my_syncs()', 'get_my_sync_runs()', 'get_sync_overview()', 'get_sync_events()', 'get_sync_runs()', "shard_of('$a')", "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')")
 {
 	foreach my $role ('anon', 'looker', 'none', 'authenticated', 'service_role')
 	{
-		next if $role eq 'authenticated' && $call =~ /my_syncs/ || $role eq 'service_role' && $call =~ /my_syncs|overview|shard_of/;
+		next if $role eq 'authenticated' && $call =~ /get_my/ || $role eq 'service_role' && $call =~ /get_|shard_of/;
 		like(as('router', $role, $claims_a, "SELECT syncstate.$call"), qr/^ERROR:  42501: permission denied/, "$call by $role");
 	}
 }
 is($s->query(q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc AS p
 		WHERE pronamespace = 'syncstate'::regnamespace AND has_function_privilege('authenticated', p.oid, 'EXECUTE')}),
-	'current_user_id get_my_syncs request_account request_sync sync_clock user_id_of', 'these are a user\'s');
+	'current_user_id get_my_sync_runs get_my_syncs request_account request_sync sync_clock user_id_of', 'these are a user\'s');
 is($s->query(q{SELECT count(*) FROM pg_proc AS p WHERE has_function_privilege('public', p.oid, 'EXECUTE')
 		AND pronamespace IN ('syncstate'::regnamespace, 'syncstate_shard'::regnamespace)}), '0', 'and none is everybody\'s');
 
@@ -166,6 +168,17 @@ same("my_syncs of $_", 'authenticated', $claims_b, $_) foreach 'SELECT count(*) 
 same('my_syncs of nobody', 'authenticated', undef, $view);
 same("my_syncs of $_", 'authenticated', $_, $view) foreach '', '{}', '{"sub": null}', '{"sub": ""}', '{"sub": "00000000-0000-4000-8000-000000000000"}',
   qq({"sub": "{$a}"}), qq({"sub": "@{[ uc $a ]}"});
+my $runs = 'SELECT * FROM syncstate.my_sync_runs';
+like(same('my_sync_runs', 'authenticated', $claims_a, $runs), qr/^$a\|work\|google_gmail\|\|[^\n]*\|completed\|t\|t\|3\|\z/, 'and runs, one\'s own');
+like(same('my_sync_runs', 'authenticated', $claims_b, $runs), qr/^$b\|work\|google_gmail\|\|[^\n]*\z/, 'each for themselves');
+is(same('my_sync_runs of nobody', 'authenticated', $_, $runs), '', 'and none of others') foreach undef, '{}', '{"sub": "00000000-0000-4000-8000-000000000000"}';
+same('my_sync_runs with a malformed identity', 'authenticated', '{"sub": 42}', $runs);
+is(same('runs', 'service_role', undef, "SELECT user_id, lease, outcome FROM syncstate.sync_run ORDER BY user_id"), "$a|1|completed\n$b|1|completed", 'a worker sees all');
+like(same('events', 'service_role', undef, 'SELECT event, user_id, account, source, resource, lease, reason, detail FROM syncstate.sync_event ORDER BY at'), qr/^parked\|$a\|\|google_tasks\|\|\|paused\|$/m, 'and all events');
+foreach my $role (qw(anon looker none authenticated))
+{
+	like(as('router', $role, $claims_a, "SELECT * FROM syncstate.$_"), qr/^ERROR:  42501: permission denied for/, "$_ by $role") foreach 'sync_event', 'sync_run', 'take_sync_events()';
+}
 same('my_syncs of a worker', 'service_role', undef, $view);
 same('my_syncs of a worker with claims', 'service_role', $claims_b, $view);
 same('requests', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$a', 'google_tasks')", "SELECT syncstate.request_sync('$a', 'google_gmail', '', 'work')", $view);
@@ -216,7 +229,7 @@ foreach my $claims ('{"sub": "not-a-uuid"}', '{"sub": 42}', 'no JSON', '{"sub": 
 }
 like(as('router', 'authenticated', '{"sub": ["no subject"]}', $_), qr/^ERROR:  22P02: /, 'a malformed identity is an error') foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a')";
 like(same("$_ by a worker of no identity", 'service_role', '{"sub": ["no subject"]}', "SELECT * FROM syncstate.$_"), qr/^(t|google_calendar\|)\z/, 'which a worker is never asked for') foreach "request_sync('$a', 'google_calendar')", "request_account('$a')";
-foreach my $view (qw(my_syncs sync_overview))
+foreach my $view (qw(my_syncs my_sync_runs sync_overview))
 {
 	same("$view by $_->[0]", @$_, "SELECT count(*) FROM syncstate.$view") foreach [ 'anon', $claims_a ], [ 'looker', $claims_a ], [ 'none', $claims_a ], [ 'authenticated', $claims_a ], [ 'service_role', undef ];
 }
@@ -387,9 +400,12 @@ my @worker = (
 	(map { "SELECT account, source, parked_reason FROM syncstate.$_('$a', 'home', 'google')" } qw(connect_account pause_account resume_account)),
 	"SELECT * FROM syncstate.set_sync_resources('$a', 'google_contacts', '{x,y}', 'home')", "SELECT * FROM syncstate.set_sync_resources('$a', 'google_contacts', '{y}', 'home')",
 	"SELECT * FROM syncstate.request_account('$a', 'home')", "SELECT resource FROM syncstate.disconnect_account('$a', 'home')",
+	'SELECT event FROM syncstate.sync_event ORDER BY at', 'SELECT event FROM syncstate.take_sync_events(1000)', 'SELECT outcome FROM syncstate.sync_run GROUP BY outcome ORDER BY outcome',
 	'SELECT source, rows FROM syncstate.sync_overview', "SELECT syncstate.disconnect_sync('$a', 'google_contacts')", "SELECT syncstate.shard_of('$a')");
-my @user = ('SELECT source, status FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a', 'work')", "SELECT * FROM syncstate.request_account('$b', 'work')",
+my @user = ('SELECT source, status FROM syncstate.my_syncs', 'SELECT source, outcome FROM syncstate.my_sync_runs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a', 'work')", "SELECT * FROM syncstate.request_account('$b', 'work')",
 	"SELECT syncstate.request_sync('$b', 'google_calendar')");
+# without what was before
+as('router', 'service_role', undef, q{SELECT syncstate.set_sync_policy('google_contacts', '{"keep_runs": "all"}')}, 'SELECT syncstate.take_sync_events(1000)');
 my %life = (service_role => \@worker, authenticated => \@user);
 foreach my $role (sort keys %life)
 {

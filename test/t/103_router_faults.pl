@@ -201,6 +201,8 @@ is(count($lost), 3, 'the one that will be down has its part');
 
 # connections of PL/Proxy as well
 ask($router, "SELECT syncstate.get_sync_state('$users[$_][0]', 'google_tasks')") for 0 .. 3;
+# and an event of a user of each
+$s->shard_query($_, "INSERT INTO syncstate.sync_event (at, event, user_id, detail) VALUES (clock_timestamp(), 'parked', '$users[$_][4]', 'before')") for 0 .. 3;
 $s->{shards}[2]->stop('fast');
 
 my ($more, $warning) = ask($router, claim());
@@ -219,6 +221,11 @@ foreach my $looks ('next_sync_due()', "get_users_needing_sync('google_tasks')", 
 	unlike($err, qr/ERROR/, "$looks is no error");
 	like($out, qr/^told/, "$looks tells") unless $looks =~ /users/;
 }
+
+my $take = q{SELECT user_id FROM syncstate.take_sync_events(1000) WHERE detail = 'before' ORDER BY 1};
+my ($taken, $of_events) = ask($router, $take);
+is($taken, join("\n", sort map { $users[$_][4] } 0, 1, 3), 'events of the others are taken');
+like($of_events, qr/WARNING:  08006: not all shards answer: not 2\nDETAIL:  Shard 2: [^\n]+/, 'with a warning that names the shard');
 
 # A bad report whose shard is not there to refuse it, beside a good one
 ask($router, "SELECT syncstate.mark_sync_started('$users[0][0]', 'google_contacts')");
@@ -287,7 +294,7 @@ my @all = (
 	[ q{SELECT syncstate.revive_syncs('google_tasks')}, q{SELECT 'done'}, 'done' ],
 	[ q{SELECT syncstate.rebalance_syncs('google_tasks')}, q{SELECT 'done'}, 'done' ],
 	[ q{DELETE FROM app_user}, q{SELECT count(*) FROM syncstate.sync_state WHERE user_id = '%s'}, '0' ],
-	[ q{SELECT * FROM syncstate.sync_overview}, q{SELECT 'done'}, 'done' ]);
+	map({ [ "SELECT * FROM syncstate.$_", q{SELECT 'done'}, 'done' ] } 'sync_overview', 'sync_event', 'sync_run'));
 foreach my $call (@all)
 {
 	my ($statement, $look, $then) = @$call;
@@ -305,6 +312,7 @@ is(count(of($more, 2)), 3, 'and gives what nobody holds');
 (undef, $messages) = ask($router, "SELECT syncstate.get_sync_state('$users[2][0]', 'google_tasks')");
 is($messages, '', 'so does the next call about a user');
 is(of(held(), 2), join("\n", sort split(/\n/, $lost), split /\n/, of($more, 2)), 'a lease is not lost with the shard');
+is((ask($router, $take))[0], $users[2][4], 'nor is an event');
 
 ask($router, 'RESET ROLE');
 foreach my $call (@all)
@@ -657,7 +665,7 @@ $session->quit;
 # -------------------------------------------------------------- all are down
 
 $s->{shards}[$_]->stop('immediate') for 0 .. 3;
-foreach my $call (claim(), report($claimed), 'SELECT syncstate.next_sync_due()', "SELECT syncstate.get_users_needing_sync('google_tasks')",
+foreach my $call (claim(), report($claimed), 'SELECT syncstate.take_sync_events(1000)', 'SELECT syncstate.next_sync_due()', "SELECT syncstate.get_users_needing_sync('google_tasks')",
 	"SELECT syncstate.pause_sync_source('google_tasks')")
 {
 	($out, $error) = ask($router, $call);

@@ -1,11 +1,13 @@
 # Two shards become four by examples/shards, while workers claim and report,
-# users request and look, and rows come and go, without pause: no call fails,
-# each row is in one place and loses nothing, and nobody holds one twice.
+# users request and look, rows come and go, and events are taken, without pause:
+# no call fails, each row is in one place and loses nothing, nobody holds one
+# twice, and each event and run is told once.
 use strict;
 use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use List::Util qw(sum0);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Shards;
@@ -29,7 +31,7 @@ sub run_file
 
 $s->query("SELECT syncstate.register_sync_source('custom_crm')");
 $s->query(q{
-	SELECT syncstate.set_sync_policy(s, '{"sync_interval": "1 s", "jitter": 0}') FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+	SELECT syncstate.set_sync_policy(s, '{"sync_interval": "1 s", "jitter": 0, "keep_runs": "all"}') FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
 	SELECT syncstate.set_sync_policy('custom_crm', '{"rate_per_minute": 600000}');
 	SELECT syncstate.set_sync_policy('google_tasks', '{"daily_budget": 1001, "rate_per_minute": 2}')});
 my $python = -x '/usr/bin/python3' ? '/usr/bin/python3' : 'python3';
@@ -46,11 +48,14 @@ foreach my $n (0, 1)
 	$s->shard_query($n, "$item; INSERT INTO item SELECT DISTINCT user_id, 1 FROM syncstate.sync_state");
 }
 
+# Those that will be added
+$s->add_shard($_) foreach 2, 3;
+
 ### clients
 
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my (@pids, @logs);
-my @roles = (('worker') x 3, 'user', 'backend');
+my @roles = (('worker') x 3, 'user', 'backend', 'taker');
 foreach my $n (0 .. $#roles)
 {
 	push @logs, "$dir/$roles[$n].$n";
@@ -88,16 +93,16 @@ work_goes_on(200, 'before');
 
 ### growing
 
+my $condition;
 foreach my $n (2, 3)
 {
-	$s->add_shard($n);
 	my $old = $s->{shards}[ $n - 2 ];
 	$old->safe_psql('shard' . ($n - 2), q{
 		CREATE ROLE mover LOGIN REPLICATION BYPASSRLS;
 		GRANT USAGE ON SCHEMA syncstate TO mover;
-		GRANT SELECT ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source TO mover});
+		GRANT SELECT ON syncstate.sync_state, syncstate.sync_event, syncstate.sync_run, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source TO mover});
 	is(run_file('publish', $old->connstr('shard' . ($n - 2)), 'shards=2', "new=$n"), '', "publish.sql for shard $n");
-	my ($condition) = $old->safe_psql('shard' . ($n - 2), q{SELECT rowfilter FROM pg_publication_tables WHERE tablename = 'sync_state'});
+	$condition = $old->safe_psql('shard' . ($n - 2), q{SELECT rowfilter FROM pg_publication_tables WHERE tablename = 'sync_state'});
 	$old->safe_psql('shard' . ($n - 2), "GRANT SELECT ON item TO mover; ALTER PUBLICATION syncstate_grow ADD TABLE item WHERE ($condition)");
 	$s->shard_query($n, $item);
 	is(run_file('subscribe', $s->{shards}[$n]->connstr("shard$n"), "new=$n", 'old=' . $s->connection($n - 2) . ' user=mover'), '', "subscribe.sql on shard $n");
@@ -112,7 +117,7 @@ work_goes_on(200, 'while copying');
 $s->query("SELECT syncstate.set_sync_policy('google_tasks', '{\"retry_base\": \"17 s\"}')");
 foreach my $n (2, 3)
 {
-	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 5 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
+	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 7 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
 }
 
 # A switch that fails late, at the second of two shards, leaves all as it was.
@@ -133,6 +138,11 @@ $s->{router}->safe_psql('forgotten', q{CREATE EXTENSION syncstate_router CASCADE
 	CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked');
 	SELECT syncstate.register_sync_source('custom_crm')});
 
+# What is taken last: an event of a source, and one of a user who moves
+my $moved = $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate_shard.hash(u) & 2 <> 0 LIMIT 1");
+$s->shard_query($_, q{INSERT INTO syncstate.sync_event (at, event, source) VALUES ('2100-01-01', 'source_limited', 'google_tasks')}) foreach 0, 1;
+$s->query("SELECT syncstate.connect_sync('$moved', 'google_tasks', 'last'), syncstate.pause_sync('$moved', 'google_tasks', 'last')");
+$s->shard_query($_, "UPDATE syncstate.sync_event SET at = '2100-01-02' WHERE resource = 'last'") foreach 0, 1;
 
 # The new shards stop following, again and again, so that there is something to
 # wait for when no more calls come.
@@ -156,10 +166,19 @@ $_->{run}->finish foreach @stoppers;
 work_goes_on(200, 'after the switch');
 
 # It reaches no row that has moved, and makes none where it would not be found.
-my $moved = $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2 LIMIT 1");
+foreach my $n (0, 1)
+{
+	isnt($s->shard_query($n, "SELECT count(*) FROM syncstate.$_ WHERE $condition"), '0', "shard $n still has what has moved of $_") foreach 'sync_state', 'sync_event', 'sync_run';
+	is($s->shard_query($n, "SET ROLE router; SELECT count(*) FROM syncstate.$_ WHERE $condition"), '0', "and shows nothing of it") foreach 'sync_state', 'sync_event', 'sync_run';
+	is($s->shard_query($n, "SET ROLE router; SELECT count(*) FROM syncstate.sync_event WHERE event = 'source_limited'"), '1', "but what is of no user");
+}
+is($s->query("SELECT count(*) FROM syncstate.sync_event WHERE resource = 'last'"), '1', 'an event that has moved is there once');
+is($s->query('SELECT count(DISTINCT (user_id, account, source, resource, lease)) = count(*) FROM syncstate.sync_run'), 't', 'and so is each run');
 foreach my $call (
 	[ 'takes no row that has moved', q{SELECT count(*) FROM syncstate.claim_due_syncs('google_contacts', 100)}, '0' ],
 	[ 'sees none', "SELECT count(*) FROM syncstate.get_sync_states('$moved')", '0' ],
+	[ 'sees no event of one', "SELECT count(*) FROM syncstate.sync_event WHERE user_id = '$moved'", '0' ],
+	[ 'sees no run of one', "SELECT count(*) FROM syncstate.sync_run WHERE user_id = '$moved'", '0' ],
 	[ 'reports nothing', qq{SELECT count(*) FROM syncstate.report_syncs('[{"user_id": "$moved", "account": "home", "source": "google_contacts", "lease": 1, "outcome": "completed"}]')}, '0' ],
 	[ 'makes no row', "SELECT syncstate.connect_sync('$moved', 'google_contacts', account => 'home')", '42501' ],
 	[ 'starts none', "SELECT syncstate.mark_sync_started('$moved', 'google_contacts', account => 'home')", '42501' ])
@@ -173,11 +192,10 @@ $s->shard_query($_, 'DROP FUNCTION follow CASCADE') foreach 2, 3;
 like(run_file(@switch), qr/the new shards must be 4, 5, 6, 7, as many as there are/, 'switch.sql is not run twice');
 foreach my $n (0, 1)
 {
-	isnt($s->shard_query($n, 'SELECT count(*) FROM syncstate.sync_state'), '0', "shard $n still has rows");
 	is(run_file('cleanup', $s->{shards}[$n]->connstr("shard$n")), '', "cleanup.sql on shard $n");
 }
 $s->{router}->safe_psql('forgotten', 'INSERT INTO syncstate.shard VALUES ' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3));
-is($s->{router}->safe_psql('forgotten', "SELECT count(*) FROM syncstate.get_sync_states('$moved')"), '4', 'a router that was forgotten goes on when it knows of the new shards');
+is($s->{router}->safe_psql('forgotten', "SELECT count(*) FROM syncstate.get_sync_states('$moved')"), '5', 'a router that was forgotten goes on when it knows of the new shards');
 work_goes_on(200, 'at the end');
 append_to_file("$dir/stop", '');
 waitpid($_, 0) foreach @pids;
@@ -186,7 +204,7 @@ waitpid($_, 0) foreach @pids;
 
 is(join("\n", map { join(' ', @$_) } lines('wrong')), '', 'no call failed, and none was told a wrong thing');
 
-my (%there, %gone, %cursor, %holder, $twice, $overlap);
+my (%there, %gone, %cursor, %holder, %run, $twice, $overlap);
 my @claims = lines('claim');
 my @reports = lines('report');
 foreach (@claims)
@@ -199,6 +217,7 @@ foreach (@reports)
 {
 	my (undef, $from, undef, $row, $lease, $cursor) = @$_;
 	$holder{$row}{$lease}[1] = $from;
+	$run{"$row $lease completed"} = 1;
 	$cursor{$row} = $cursor if $cursor gt ($cursor{$row} // '');
 }
 foreach my $row (keys %holder)
@@ -216,10 +235,14 @@ is($overlap, undef, 'no two leases of a row overlapped');
 
 $there{$_}{known} = 1 foreach map({ ("$_  google_gmail ", "$_ work google_gmail ", "$_ work custom_crm ") } @users), map { $_->[3] } lines('connect');
 delete $there{ $_->[3] } foreach lines('disconnect');
+$there{"$moved  google_tasks last"}{known} = 1;
 $there{"$_ home google_contacts "}{known} = 1 foreach split /\n/, $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2");
-my (@misplaced, @back);
+my (@misplaced, @back, @runs);
 foreach my $n (0 .. 3)
 {
+	is($s->query("SELECT count(*) FROM unnest('{" . join(',', split /\n/, $s->shard_query($n, "SELECT user_id FROM syncstate.$_ WHERE user_id IS NOT NULL")) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) <> $n"),
+		'0', "shard $n has no others' $_") foreach 'sync_event', 'sync_run';
+	push @runs, split /\n/, $s->shard_query($n, q{SELECT concat_ws(' ', user_id, account, source, resource, lease, outcome) FROM syncstate.sync_run});
 	my @rows = map { [ split /\|/ ] }
 		split /\n/, $s->shard_query($n, q{SELECT user_id || ' ' || account || ' ' || source || ' ' || resource, sync_token, user_id FROM syncstate.sync_state});
 	my %shard_of = map { split /\|/ }
@@ -235,6 +258,28 @@ foreach my $n (0 .. 3)
 is(join("\n", @misplaced), '', 'every row is on the shard of its user');
 is(join("\n", @back), '', 'every acknowledged cursor is there, or a later one');
 is(join("\n", grep { !$there{$_}{known} || ($there{$_}{places} // 0) != 1 } sort keys %there), '', 'every row is there once, and no other');
+
+my %runs;
+$runs{$_}++ foreach @runs;
+is(join("\n", grep { ($run{$_} // 0) != ($runs{$_} // 0) } sort keys %{ { %run, %runs } }), '', 'every run that was reported is there once, and no other');
+
+my (%event, %events);
+$events{ $_->[4] }{"$_->[5] $_->[6]"}++, $event{ $_->[3] }++ foreach lines('taken');
+my $taken = keys %event;
+while (my @left = split /\n/, $s->query(q{SELECT id, event, concat_ws(' ', user_id, account, source, resource), coalesce(lease::text, 'None') FROM syncstate.take_sync_events(10000)}))
+{
+	$events{ $_->[1] }{"$_->[2] $_->[3]"}++, $event{ $_->[0] }++ foreach map { [ split /\|/ ] } @left;
+}
+cmp_ok($taken, '>', 20, 'events were taken');
+cmp_ok(keys(%event), '>', 20 + $taken, 'and others left');
+is(join("\n", grep { $event{$_} > 1 } keys %event), '', 'no event was taken twice');
+my %withheld = map { ("$_->[3] $_->[4]" => 1) } lines('withheld');
+is(join("\n", grep { ($withheld{$_} // 0) != ($events{sweep_withheld}{$_} // 0) } sort keys %{ { %withheld, %{ $events{sweep_withheld} } } }), '', 'every sweep that was withheld was told of once');
+my %first;
+$first{ s/ \d+$//r }++ foreach keys %{ $events{first_sync} };
+is(join("\n", grep { ($first{$_} // 0) != 1 } sort keys %{ { %first, %cursor } }), '', 'and so was the first sync of each row');
+is(join(' ', map { "$_ " . sum0(values %{ $events{$_} }) } sort grep { !/first_sync|withheld/ } keys %events), 'parked 1 source_limited 2', 'and all else');
+is($s->shard_query($_, 'SELECT count(*) FROM syncstate.sync_event'), '0', "no event is hidden on shard $_") foreach 0 .. 3;
 is($s->shard_query($_, q{SELECT count(*) > 0, (SELECT count(DISTINCT user_id) FROM syncstate.sync_state WHERE source = 'custom_crm') = count(*) FROM item}), 't|t', "the users of shard $_ have their items") foreach 2, 3;
 cmp_ok($s->shard_query($_, 'SELECT count(*) FROM syncstate.sync_state'), '>', 20, "shard $_ has rows") foreach 0 .. 3;
 
@@ -242,7 +287,8 @@ is($s->query(q{SELECT retry_base, daily_budget, rate_per_minute FROM syncstate.g
 is($s->query(q{SELECT rate_per_minute FROM syncstate.get_sync_policy('custom_crm')}), '600000', 'and all together what they were');
 like(run_file('cleanup', $s->{shards}[0]->connstr('shard0')), qr/no switch has been made, or all is done/, 'cleanup.sql has nothing to do twice');
 is($s->shard_query($_, q{SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()))
-		+ (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_policies WHERE policyname = 'syncstate_grow')}), '0', "nothing of it is left on shard $_") foreach 0 .. 3;
+		+ (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_policies WHERE policyname = 'syncstate_grow')
+		+ (SELECT count(*) FROM pg_class WHERE oid = 'syncstate.sync_event'::regclass AND relreplident <> 'd')}), '0', "nothing of it is left on shard $_") foreach 0 .. 3;
 
 my @waits = sort { $b <=> $a } map { $_->[2] - $_->[1] } grep { $_->[2] > $before && $_->[1] < $after } map { lines($_) } qw(claim report connect disconnect look);
 my @usual = sort { $a <=> $b } map { $_->[2] - $_->[1] } grep { $_->[2] < $before } map { lines($_) } qw(claim report connect disconnect look);

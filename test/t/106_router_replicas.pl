@@ -51,7 +51,8 @@ foreach my $user (@users)
 	$s->query("SELECT syncstate.connect_sync('$user', source), syncstate.update_sync_state('$user', source, '{\"sync_token\": \"old\"}')
 		FROM unnest(enum_range(NULL::syncstate.sync_source)) AS source");
 }
-$s->query(q{SELECT syncstate.set_sync_policy('google_gmail', '{"sync_interval": "7 min", "daily_budget": 1000}')});
+$s->query(q{SELECT syncstate.set_sync_policy('google_gmail', '{"sync_interval": "7 min", "daily_budget": 1000, "keep_runs": "all"}')});
+$s->query("SELECT syncstate.mark_sync_started('$_', 'google_gmail'), syncstate.mark_sync_completed('$_', 'google_gmail')") foreach @users;
 
 # Rows, or the SQLSTATE of the first error.
 sub ask
@@ -64,6 +65,9 @@ sub ask
 my $me = qq{SET request.jwt.claims = '{"sub": "$users[1]"}'; SET ROLE authenticated;};
 my %readers = (
 	my_syncs => "$me SELECT * FROM syncstate.my_syncs ORDER BY source",
+	my_sync_runs => "$me SELECT * FROM syncstate.my_sync_runs",
+	sync_event => 'SELECT * FROM syncstate.sync_event ORDER BY at',
+	sync_run => 'SELECT * FROM syncstate.sync_run ORDER BY user_id',
 	sync_overview => 'SELECT source, rows, idle, due, requested, without_cursor FROM syncstate.sync_overview',
 	get_sync_state => "SELECT * FROM syncstate.get_sync_state('$users[0]', 'google_gmail')",
 	get_sync_states => "SELECT * FROM syncstate.get_sync_states('$users[1]') ORDER BY source",
@@ -96,6 +100,7 @@ $session->quit;
 my $key = "'$users[0]', 'google_gmail'";
 my %writers = (
 	claim_due_syncs => 'claim_due_syncs()',
+	take_sync_events => 'take_sync_events()',
 	mark_sync_started => "mark_sync_started($key)",
 	mark_sync_completed => "mark_sync_completed($key)",
 	mark_sync_failed => "mark_sync_failed($key, 'x')",

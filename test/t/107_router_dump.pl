@@ -21,7 +21,9 @@ $s->query(q{
 	CREATE ROLE worker;
 	SELECT syncstate.grant_worker('worker')});
 my $user = q{'aaaaaaaa-0000-4000-8000-00000000000a'};
-$s->query(qq{SELECT syncstate.connect_sync($user, 'custom_crm')});
+$s->query(qq{SELECT syncstate.set_sync_policy('custom_crm', '{"keep_runs": "failures"}'), syncstate.mark_sync_started($user, 'custom_crm'),
+	syncstate.clear_sync_token($user, 'custom_crm'), syncstate.connect_sync($user, 'custom_crm'),
+	syncstate.connect_sync($user, 'custom_crm', 'paused'), syncstate.pause_sync($user, 'custom_crm', 'paused'), syncstate.disconnect_sync($user, 'custom_crm', 'paused')});
 is($s->query('DELETE FROM syncstate.custom_source; TRUNCATE syncstate.custom_source; TABLE syncstate.custom_source'),
 	'custom_crm', 'whoever empties all tables does not empty this one');
 
@@ -42,11 +44,13 @@ my $calls = qq{
 	SELECT source, resource FROM syncstate.get_sync_states($user);
 	SELECT user_id, source FROM syncstate.claim_due_syncs('custom_crm');
 	SELECT status FROM syncstate.release_sync($user, 'custom_crm', (syncstate.get_sync_state($user, 'custom_crm')).lease);
+	SELECT source, event, user_id FROM syncstate.sync_event;
+	SELECT source, outcome FROM syncstate.sync_run;
 	SELECT source, rows FROM syncstate.sync_overview};
 my $was = $s->query($settings);
 my $answers = $s->query($calls);
 like($was, qr/query_timeout=7.*password=it's \\/s, 'there is something to keep');
-like($answers, qr/^custom_crm\|\n.*\|custom_crm\nidle\n.*custom_crm\|1\z/s, 'and it answers');
+like($answers, qr/^custom_crm\|\n.*\|custom_crm\nidle\ncustom_crm\|parked\|.*\ncustom_crm\|revoked\n.*custom_crm\|1\z/s, 'and it answers');
 
 foreach my $format ('plain', 'custom', 'directory')
 {

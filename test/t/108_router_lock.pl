@@ -22,7 +22,9 @@ sub fill
 	{
 		$s->shard_query($n, qq{DELETE FROM syncstate.sync_state;
 			SELECT syncstate.mark_sync_started('$users[$n]', 'google_gmail');
-			SELECT syncstate.connect_sync('$users[$n]', 'google_tasks')});
+			SELECT syncstate.connect_sync('$users[$n]', 'google_tasks');
+			DELETE FROM syncstate.sync_event;
+			SELECT syncstate.connect_sync('$users[$n]', 'google_contacts'), syncstate.pause_sync('$users[$n]', 'google_contacts'), syncstate.disconnect_sync('$users[$n]', 'google_contacts')});
 	}
 	return;
 }
@@ -32,6 +34,8 @@ foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 {
 	foreach my $call (
 		[ 'claim_due_syncs', 'SELECT count(*) FROM syncstate.claim_due_syncs()', 4 ],
+		[ 'take_sync_events', 'SELECT count(*) FROM syncstate.take_sync_events()', 4 ],
+		[ 'sync_event', 'SELECT count(*) FROM syncstate.sync_event', 4 ],
 		[ 'report_syncs', "SELECT count(*) FROM syncstate.report_syncs('$reports')", 4 ],
 		[ 'mark_sync_completed', "SELECT lease FROM syncstate.mark_sync_completed('$users[3]', 'google_gmail', lease => 1)", 1 ],
 		[ 'get_sync_state', "SELECT lease FROM syncstate.get_sync_state('$users[2]', 'google_gmail')", 1 ],

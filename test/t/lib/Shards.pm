@@ -22,8 +22,16 @@ use Test::More;
 sub turn
 {
 	my ($n, $source) = @_;
-	$source = defined $source ? "'$source'" : 'NULL';
-	return "SELECT set_config('syncstate_router.turn_' || to_hex(hashtextextended(concat_ws(' ', $source, 'any'), 0)), '$n', false)";
+	return turn_of($n, defined $source ? "$source any" : 'any');
+}
+
+# The same of events
+sub turn_of_events { return turn_of($_[0], 'events') }
+
+sub turn_of
+{
+	my ($n, $what) = @_;
+	return "SELECT set_config('syncstate_router.turn_' || to_hex(hashtextextended('$what', 0)), '$n', false)";
 }
 
 # PL/Proxy is a package of its own.
