@@ -36,7 +36,7 @@ sub prepare
 		CREATE TABLE journal (number bigint PRIMARY KEY DEFAULT nextval('journal_number'), client int, n int, call text,
 			user_id uuid, account text, source syncstate.sync_source, resource text, lease bigint, image text);
 		SELECT syncstate.set_sync_policy(s, '{"sync_interval": "1 s", "lease_time": "1 s", "retry_base": "1 s",
-				"retry_cap": "1 s", "rate_limit_wait": "1 s", "jitter": 0}')
+				"retry_cap": "1 s", "rate_limit_wait": "1 s", "jitter": 0, "keep_runs": "all"}')
 			FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
 		SET TimeZone = 'UTC';
 		WITH made AS (
@@ -172,6 +172,15 @@ sub check
 				FROM lives)
 			SELECT count(*) FROM befores WHERE lease < before OR call IN ('claim', 'start') AND lease = before}),
 		'0', "$when: no fencing number was given twice or went back");
+	is($node->safe_psql('postgres', q{
+			WITH runs AS (
+				SELECT DISTINCT user_id, account, source, resource, lease, true AS started FROM journal
+				WHERE call IN ('claim', 'start') OR call = 'by hand' AND image LIKE '%,syncing,%'
+				UNION ALL SELECT user_id, account, source, resource, lease, false FROM syncstate.sync_run
+				UNION ALL SELECT user_id, account, source, resource, lease, false FROM syncstate.sync_state WHERE status = 'syncing')
+			SELECT count(*) FROM (SELECT FROM runs GROUP BY user_id, account, source, resource, lease
+				HAVING count(*) FILTER (WHERE started) <> 1 OR count(*) FILTER (WHERE NOT started) <> 1) AS wrong}),
+		'0', "$when: each run that was started goes on or is told of, once");
 	note("$when: " . keys(%tried) . ' calls, ' . grep({ $_ eq 'done' } values %outcome) . ' acknowledged, ' . @doubtful . ' in doubt, '
 		. grep({ exists $journal{$_} } @doubtful) . ' of these there');
 	return;

@@ -46,8 +46,9 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 MICROSECOND = datetime.timedelta(microseconds=1)
 SECOND = 1_000_000
 
-TIMES = ("updated_min", "token_issued_at", "last_full_sync_at", "due_at", "requested_at", "lease_expires_at",
-         "last_sync_at", "last_successful_sync_at", "created_at", "updated_at", "failing_since", "limited_until")
+TIMES = ("updated_min", "token_issued_at", "last_full_sync_at", "due_at", "requested_at", "run_requested_at", "lease_expires_at",
+         "last_sync_at", "last_successful_sync_at", "created_at", "updated_at", "failing_since", "limited_until",
+         "troubled_at")
 CURSOR = ("sync_token", "history_id", "updated_min")
 
 # By how much the clocks of client and server may seem to differ.
@@ -76,19 +77,19 @@ MAX_FAILURES, PARK_AFTER = 4, SECOND
 RESYNC_SPREAD = SECOND
 RATE_LIMIT_WAIT = SECOND
 
-RUN = {"status", "lease_expires_at", "lease_required", "error_message", "updated_at"}
+RUN = {"status", "lease_expires_at", "lease_required", "run_requested_at", "error_message", "updated_at"}
 LOSS = set(CURSOR) | {"token_issued_at", "full_sync_id", "page_token", "progress_done", "progress_total"}
 # What each call may change.
 COLUMNS = {
     "start": RUN | LOSS | {"lease", "syncs_started", "last_sync_at", "requested_at", "due_at", "failures", "failing_since",
-                           "limited_until"},
+                           "limited_until", "troubled_at"},
     "complete": RUN | LOSS | {"due_at", "last_successful_sync_at", "items_synced", "failures", "failing_since",
-                              "token_losses", "last_full_sync_at", "changes_seen", "seconds_watched"},
-    "fail": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
+                              "token_losses", "last_full_sync_at", "changes_seen", "seconds_watched", "troubled_at"},
+    "fail": RUN | {"due_at", "parked_reason", "failures", "failing_since", "troubled_at"},
     "limit": RUN | {"due_at", "limited_until"},
     "limited": {"limited_until", "updated_at"},
     "revoked": {"due_at", "parked_reason", "updated_at"},
-    "clear": RUN | LOSS | {"due_at", "parked_reason", "token_losses"},
+    "clear": RUN | LOSS | {"due_at", "parked_reason", "token_losses", "troubled_at"},
     "renew": {"lease_expires_at", "updated_at"},
     "checkpoint": {"lease_expires_at", "page_token", "progress_done", "progress_total", "updated_at",
                    "failures", "failing_since"},
@@ -99,7 +100,7 @@ COLUMNS = {
     "gone": {"due_at", "parked_reason", "updated_at"},
     "resume": RUN | {"due_at", "parked_reason", "failures", "failing_since", "token_losses"},
     "revive": RUN | {"due_at", "parked_reason", "failures", "failing_since", "token_losses"},
-    "hopeless": RUN | {"due_at", "parked_reason", "failures", "failing_since"},
+    "hopeless": RUN | {"due_at", "parked_reason", "failures", "failing_since", "troubled_at"},
 }
 OUTCOMES = {"completed": "complete", "failed": "fail", "rate_limited": "limit", "released": "release"}
 MAKES_ROW = {"start", "complete", "fail", "limit", "clear", "connect", "update"}
@@ -556,8 +557,11 @@ class Judge:
                 if old[column] != new[column] and column not in COLUMNS[kind]:
                     self.complain("columns", f"{kind} changed {column} from {old[column]} to {new[column]}", key)
         if (new["status"] == "syncing") != (new["lease_expires_at"] is not None) or \
-                (new["due_at"] is None) != (new["parked_reason"] is not None):
+                (new["due_at"] is None) != (new["parked_reason"] is not None) or \
+                new["run_requested_at"] is not None and new["status"] != "syncing":
             self.complain("columns", f"{kind} left a row that is not legal", key)
+        if new["troubled_at"] not in (old["troubled_at"], at) and not (kind in ("complete", "update") and new["troubled_at"] is None):
+            self.complain("columns", f"{kind} changed troubled_at from {old['troubled_at']} to {new['troubled_at']}", key)
 
         # who held it
         live = old["status"] == "syncing" and old["lease_expires_at"] > at
@@ -623,11 +627,12 @@ class Judge:
             limited = old["limited_until"] if (old["limited_until"] or 0) > at else None
             if new["requested_at"] is not None or new["failures"] != old["failures"] + failed or \
                     new["last_sync_at"] != at or new["limited_until"] != limited or \
+                    new["run_requested_at"] != old["requested_at"] or \
                     new["full_sync_id"] != name and not (may_resync and is_full and new["full_sync_id"] == new["lease"]):
                 self.complain("columns", "a start did not do what a start does", key)
         elif kind == "complete":
             if new["status"] != "idle" or new["failures"] or new["last_successful_sync_at"] != at or \
-                    new["full_sync_id"] is not None or \
+                    new["full_sync_id"] is not None or new["troubled_at"] is not None or \
                     new["due_at"] is not None and new["due_at"] <= at:
                 self.complain("columns", "a completion did not do what a completion does", key)
         elif kind == "fail":

@@ -510,6 +510,22 @@ def full_sync_renamed(h):
     return write
 
 
+@fault("columns")
+def requested_run_not_called_so(h):
+    call, write = first(h, "claim", lambda c, w: started(c, w) and w["old"]["requested_at"] is not None)
+    if write:
+        set_from(h, write, "run_requested_at", None)
+    return write
+
+
+@fault("columns")
+def trouble_outlives_a_completion(h):
+    call, write = first(h, "complete")
+    if write:
+        instead(h, write["new"], {"troubled_at": write["new"]["updated_at"]})
+    return write
+
+
 @fault("claimable")
 def claimed_from_paused_source(h):
     call, write = first(h, "claim", started)

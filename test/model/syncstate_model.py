@@ -185,10 +185,11 @@ COLUMNS = ('user_id account source resource status sync_token history_id '
            'last_successful_sync_at items_synced page_token progress_done '
            'progress_total failures token_losses error_message created_at '
            'updated_at failing_since changes_seen seconds_watched full_sync_id '
-           'syncs_started lease_required limited_until').split()
+           'syncs_started lease_required limited_until run_requested_at '
+           'troubled_at').split()
 TIMES = ('updated_min token_issued_at last_full_sync_at due_at requested_at '
          'lease_expires_at last_sync_at last_successful_sync_at created_at '
-         'updated_at failing_since limited_until').split()
+         'updated_at failing_since limited_until run_requested_at troubled_at').split()
 MINE = ('user_id account source resource status due_at requested_at parked_reason '
         'sync_interval last_full_sync_at last_sync_at '
         'last_successful_sync_at items_synced progress_done progress_total '
@@ -197,8 +198,8 @@ MINE = ('user_id account source resource status due_at requested_at parked_reaso
 SETTINGS = ('sync_interval lease_time retry_base retry_cap rate_limit_wait '
             'max_failures park_after token_ttl token_ttl_from jitter '
             'daily_budget min_interval max_interval request_gap auth_failures '
-            'resync_spread max_vanished provider max_in_flight resync_from '
-            'paused_until').split()
+            'resync_spread max_vanished provider max_in_flight keep_runs '
+            'keep_runs_for resync_from paused_until').split()
 BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                retry_base=30 * SECOND, retry_cap=HOUR,
                rate_limit_wait=60 * SECOND, max_failures=30,
@@ -207,7 +208,7 @@ BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                min_interval=MINUTE, max_interval=DAY, rate_per_minute=None,
                request_gap=10 * SECOND, auth_failures=1,
                resync_from=None, resync_spread=DAY, max_vanished=0.1,
-               max_in_flight=None)
+               max_in_flight=None, keep_runs='none', keep_runs_for=7 * DAY)
 GOOGLE = {'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts'}
 REASONS = 'paused', 'auth', 'failures', 'token_loop', 'gone'
 # Reasons that nothing but their own name takes back.
@@ -218,6 +219,13 @@ BUILTIN_TTL = {'google_gmail': (7 * DAY, 'token'),
 LOSSES_WAIT, LOSSES_PARK = 3, 10
 # A limit with no cursor's life in it.
 ERROR_MAX = 8192
+# What is told: the columns of sync_event and of sync_run.
+EVENT = 'at event user_id account source resource lease reason detail'.split()
+RUN = ('user_id account source resource lease started_at ended_at outcome '
+       'was_full was_requested items error_message').split()
+KEEP_EVENTS_FOR = 30 * DAY
+# So many rows that are too old does a call delete at once, if there are.
+TRIMMED = 100
 
 
 class Model:
@@ -236,6 +244,13 @@ class Model:
         self.plans = {}
         self.sources = ['google_calendar', 'google_tasks', 'google_gmail',
                         'google_contacts']
+        # What is told and was not taken yet, by id; and ended runs, by key and lease.
+        self.events = {}
+        self.runs = {}
+        # What the call at hand tells, the runs that it ended, and whether this
+        # transaction has told of anything.
+        self.tells = False
+        self.begin()
         # Sources whose work became available in this transaction by a request,
         # and those that may be announced, because a row was resumed.
         self.announced = self.perhaps = frozenset()
@@ -248,12 +263,20 @@ class Model:
 
     def save(self):
         return dict(self.rows), dict(self.overrides), self.announced, \
-            self.perhaps, dict(self.plans)
+            self.perhaps, dict(self.plans), dict(self.events), \
+            dict(self.runs), self.tells
 
     def restore(self, saved):
         self.rows, self.overrides = dict(saved[0]), dict(saved[1])
         self.announced, self.perhaps = saved[2:4]
-        self.plans = dict(saved[4])
+        self.plans, self.events, self.runs = map(dict, saved[4:7])
+        self.tells = saved[7]
+        self.begin()
+
+    def begin(self):
+        """Nothing is told yet of the call at hand."""
+        self.told, self.ended, self.forgotten = [], [], None
+        self.source_limits, self.domain_limits, self.dead_grants = {}, [], []
 
     # ---------------------------------------------------------- policies
 
@@ -273,6 +296,7 @@ class Model:
         refuse_unless(changes.get('provider') is None
                       or is_label(changes['provider']))
         refuse_unless(changes.get('max_in_flight') != 0)
+        refuse_unless(changes.get('keep_runs') in (None, 'none', 'failures', 'all'))
         o = dict(self.overrides.get(source, {}))
         o.update(changes)
         before, self.overrides[source] = self.overrides.get(source), o
@@ -281,6 +305,17 @@ class Model:
                 or p['min_interval'] > p['max_interval']:
             self.overrides[source] = before or {}
             raise Refused('22023')
+
+    def pause_source(self, source, until, reason='paused'):
+        """Pauses a source, or with None resumes it; tells if that is news"""
+        was_paused, is_paused = (
+            t is not None and t > self.now for t in (
+                self.policy(source)['paused_until'], until))
+        self.set_policy(source, {'paused_until': until})
+        if is_paused and not was_paused:
+            self.tell('source_limited', source=source, reason=reason, detail=until)
+        elif was_paused and not is_paused:
+            self.tell('source_resumed', source=source)
 
     # -------------------------------------------------------- arithmetic
 
@@ -537,7 +572,9 @@ class Model:
                    syncs_started=row['syncs_started'] + 1,
                    lease_expires_at=now + (
                        lease_time or self.policy(row['source'])['lease_time']),
-                   last_sync_at=now, requested_at=None, error_message=None,
+                   last_sync_at=now,
+                   run_requested_at=row['requested_at'],
+                   requested_at=None, error_message=None,
                    lease_required=claim, updated_at=now)
         if isinstance(row['due_at'], int) and row['due_at'] > now:
             row['due_at'] = now
@@ -615,10 +652,12 @@ class Model:
         if not dead and not alive:
             dead = got is not None and not has_cursor(got)
             self.learn_death(row, dead)
-        row = self.start(row, lease_time, claim)
+        old, row = row, self.start(row, lease_time, claim)
         if dead:
             drop_cursor(row)
         name_full_sync(row)
+        self.tell_row(old, row)
+        self.tell_run(old, row, 'lost')
         return row
 
     def count_failure(self, row):
@@ -631,6 +670,7 @@ class Model:
 
     def park_failed(self, row, reason):
         """A failure does not end a pause, nor bring back what is gone."""
+        row['troubled_at'] = self.now
         if row['parked_reason'] not in ('paused', 'gone'):
             self.park(row, reason)
 
@@ -640,7 +680,8 @@ class Model:
             row['due_at'] = due
 
     def end(self, row, status):
-        row.update(status=status, lease_expires_at=None, lease_required=False)
+        row.update(status=status, lease_expires_at=None, lease_required=False,
+                   run_requested_at=None)
 
     def complete(self, row, a):
         now = self.now
@@ -681,7 +722,7 @@ class Model:
                 self.policy(row['source'])['auth_failures']:
             self.park_failed(row, 'auth')
             if a.get('scope', 'account') == 'account':
-                self.park_account(row)
+                self.dead_grants.append((row, a))
         elif self.at_limits(row['source'], row['failures'],
                             row['failing_since']):
             self.park_failed(row, 'failures')
@@ -691,22 +732,55 @@ class Model:
         else:
             self.wait_until(row, self.backoff(row['source'], row['failures']))
 
+    def grant(self, key):
+        """All that is under one grant"""
+        return key[USER], key[ACCOUNT], self.policy(key[SOURCE])['provider']
+
     def park_account(self, row):
-        """A grant was revoked: it is that of all sources of the provider."""
-        provider = self.policy(row['source'])['provider']
+        """A grant was revoked: it is that of all sources of the provider.
+        Returns whether that parked another row."""
+        parked = False
         for key in self.keys_of(row['user_id'], row['account']):
-            if key != key_of(row) and self.rows[key]['parked_reason'] is None \
-                    and self.policy(key[SOURCE])['provider'] == provider:
+            if self.rows[key]['parked_reason'] is None \
+                    and self.grant(key) == self.grant(key_of(row)):
                 other = self.rows[key] = dict(self.rows[key], updated_at=self.now)
                 self.park(other, 'auth')
+                parked = True
+        return parked
 
-    def limit_account(self, row, until):
+    def limit_account(self, domain, until):
         """A quota is that of all resources of the source."""
-        for key in self.keys_of(*key_of(row)[:RESOURCE]):
-            if key != key_of(row) and (self.rows[key]['limited_until'] or 0) < until:
+        for key in self.keys_of(*domain):
+            if (self.rows[key]['limited_until'] or 0) < until:
                 self.rows[key] = dict(self.rows[key], limited_until=until,
                                       updated_at=self.now)
-        row['limited_until'] = max(row['limited_until'] or 0, until)
+
+    def spread(self, changes):
+        """What reports of rows say of the account, and of the source: after
+        they made of their own rows what they did.  changes: of each row the
+        key, the state before, and the state after"""
+        # one event for each grant, which names the first row that said so
+        grants = {}
+        for row, a in sorted(self.dead_grants, key=lambda x: self.place(key_of(x[0]))):
+            grants.setdefault(self.grant(key_of(row)), (row, a))
+        news = {g: False for g in grants}
+        for key, old, row in changes:
+            g = self.grant(key)
+            if g in grants and old['parked_reason'] is None \
+                    and row['parked_reason'] == 'auth':
+                news[g] = True
+            else:
+                self.tell_row(old, row)
+        for domain, until in self.domain_limits:
+            self.limit_account(domain, until)
+        for source, until in self.source_limits.items():
+            was = self.overrides.get(source, {}).get('paused_until')
+            if was is None or was <= until - SECOND:     # a moment more is no news
+                self.pause_source(source, until, 'rate_limited')
+        for g, (row, a) in grants.items():
+            if self.park_account(row) or news[g]:
+                self.tell('parked', row, lease=a.get('lease'), reason='auth',
+                          detail=cut(a['error_message']))
 
     def limit(self, row, a):
         p = self.policy(row['source'])
@@ -723,11 +797,11 @@ class Model:
         self.wait_until(row, Within(lo - SLOP, hi + SLOP))
         until = self.now + wait
         if a.get('scope', 'account') == 'account':
-            self.limit_account(row, until)
+            row['limited_until'] = max(row['limited_until'] or 0, until)
+            self.domain_limits.append((key_of(row)[:RESOURCE], until))
         elif a['scope'] == 'source':
-            was = self.overrides.get(row['source'], {}).get('paused_until')
-            if was is None or was < until:
-                self.set_policy(row['source'], {'paused_until': until})
+            self.source_limits[row['source']] = max(
+                until, self.source_limits.get(row['source'], 0))
 
     def lose_cursor(self, row, has_lease):
         drop_cursor(row)
@@ -747,6 +821,117 @@ class Model:
             self.wait_until(row, self.now)
         else:
             row['full_sync_id'] = row['lease']
+
+    # ------------------------------------------------------- what is told
+
+    def tell(self, event, row=None, **told):
+        told = dict.fromkeys(EVENT) | {'at': self.now, 'event': event} | told
+        if row is not None:
+            told.update(zip(EVENT[2:6], key_of(row)))
+        self.told.append(told)
+        self.tells = True
+
+    def tell_row(self, old, row, completed=False, cleared=False, quiet=False):
+        """What is told of a row that became another.  quiet: not that it is
+        parked"""
+        lease = old['lease'] if old['status'] == 'syncing' else None
+        was, reason = old['parked_reason'], row['parked_reason']
+        if completed:
+            if old['troubled_at'] is not None:
+                self.tell('recovered', row, lease=lease)
+            if old['last_successful_sync_at'] is None:
+                self.tell('first_sync', row, lease=lease)
+            row['troubled_at'] = None
+        if cleared and has_cursor(old):
+            self.tell('cursor_lost', row, lease=lease)
+        if reason == 'gone':
+            if was != 'gone':
+                self.tell('gone', row, lease=lease)
+        elif reason is not None:
+            if was is None and not quiet:
+                self.tell('parked', row, lease=lease, reason=reason,
+                          detail=row['error_message'])
+                if reason != 'paused':
+                    row['troubled_at'] = self.now
+        if row['failures'] > old['failures'] and self.half_way(row) and (
+                old['troubled_at'] is None
+                or old['troubled_at'] <= row['failing_since']):
+            # once per run of failures
+            row['troubled_at'] = self.now
+            if reason in (None, *STAY_PARKED):
+                self.tell('failing', row, lease=lease, detail=row['error_message'])
+
+    def trouble_of_call(self, old, row, call):
+        """troubled_at, did a direct write nothing but what it amounts to"""
+        told, tells, row = list(self.told), self.tells, dict(row)
+        self.tell_row(old, row, completed=call == 'complete')
+        self.told, self.tells = told, tells
+        return row['troubled_at']
+
+    def half_way(self, row):
+        p = self.policy(row['source'])
+        return 2 * row['failures'] >= p['max_failures'] \
+            and 2 * (self.now - row['failing_since']) >= p['park_after']
+
+    def tell_run(self, old, row, outcome, items=None, is_own=True):
+        """The run in flight, if that has ended.  is_own: whether the worker
+        that had it may have said how; otherwise it was lost before."""
+        if old['status'] != 'syncing' or row is not None \
+                and row['status'] == 'syncing' and row['lease'] == old['lease']:
+            return
+        if not is_own and outcome in ('completed', 'failed', 'rate_limited'):
+            outcome = 'lost'
+        ended_at = old['lease_expires_at'] if outcome == 'lost' else self.now
+        ended_at = min(ended_at, self.now)
+        kept = self.policy(old['source'])['keep_runs']
+        if kept == 'none' or kept == 'failures' and outcome in ('completed', 'released'):
+            return
+        self.ended.append(dict(
+            {c: old[c] for c in RUN[:5]}, started_at=old['last_sync_at'],
+            ended_at=ended_at, outcome=outcome, was_full=not has_cursor(old),
+            was_requested=old['run_requested_at'] is not None,
+            items=items if outcome == 'completed' else old['progress_done'],
+            error_message=row['error_message'] if outcome == 'failed' else
+            Something() if outcome == 'lost' else None))
+
+    def events_after(self):
+        """Of the events that there were, those that must be there still after
+        what was told, and those that may be"""
+        if not self.told:
+            return self.events, self.events
+        old = sorted((e['at'], i) for i, e in self.events.items()
+                     if e['at'] < self.now - KEEP_EVENTS_FOR)
+        kept = {i: e for i, e in self.events.items()
+                if e['at'] >= self.now - KEEP_EVENTS_FOR}
+        return kept, kept | {i: self.events[i] for _, i in old[TRIMMED:]}
+
+    def runs_after(self):
+        """The same of runs, with those that have ended: old ones of their
+        sources go, and may of any other"""
+        runs = self.runs | {run_of(r): r for r in self.ended}
+        if not self.ended:
+            return runs, runs
+        sources = {r['source'] for r in self.ended}
+        old = sorted((r['ended_at'], i) for i, r in runs.items() if r['ended_at']
+                     < self.now - self.policy(r['source'])['keep_runs_for'])
+        must_go = {i for s in sources for _, i in
+                   [x for x in old if runs[x[1]]['source'] == s][:TRIMMED]}
+        kept = {i: r for i, r in runs.items() if i not in {x[1] for x in old}}
+        return kept, {i: r for i, r in runs.items() if i not in must_go}
+
+    def take_sync_events(self, max_rows):
+        """The oldest events: their ids, in order"""
+        refuse_unless(max_rows is not None and 1 <= max_rows <= 10000)
+        ids = [i for _, i in sorted((e['at'], i) for i, e in self.events.items())]
+        for i in ids[:max_rows]:
+            del self.events[i]
+        return ids[:max_rows]
+
+    def delete(self, key):
+        """A run that is in flight is revoked with its row."""
+        row = self.rows.pop(key)
+        self.tell_run(row, None, 'revoked')
+        return row
 
     # ------------------------------------------------------------- calls
     #
@@ -784,6 +969,8 @@ class Model:
 
     REPORTS = {'mark_sync_completed': 'complete', 'mark_sync_failed': 'fail',
                'mark_rate_limited': 'limit'}
+    ENDS = {'complete': 'completed', 'fail': 'failed', 'limit': 'rate_limited',
+            'release': 'released'}
 
     def refuse_without_lease(self, row, a):
         """What a claim handed out is its worker's alone."""
@@ -794,14 +981,28 @@ class Model:
         self.check_report(name, a)
         row = self.locate(key, a, make=True)
         self.refuse_without_lease(row, a)
-        getattr(self, self.REPORTS[name])(row, a)
-        self.rows[key] = row
-        return row
+        self.spread([self.apply(self.REPORTS[name], key, row, a)])
+        return self.rows[key]
+
+    def apply(self, call, key, old, a):
+        """What a report makes of its own row: the key, the row before and
+        after"""
+        row = self.rows[key] = dict(old)
+        getattr(self, call)(row, a)
+        self.tell_run(old, row, self.ENDS[call], a.get('items_synced', 0),
+                      is_own=a.get('lease') is not None or not old['lease_required'])
+        if call == 'complete':
+            self.tell_row(old, row, completed=True)
+            old = row
+        return key, old, row
 
     def clear_sync_token(self, key, a):
-        row = self.locate(key, a, make=True)
-        self.lose_cursor(row, a.get('lease') is not None)
-        self.rows[key] = row
+        old = self.locate(key, a, make=True)
+        row = self.rows[key] = dict(old)
+        has_lease = a.get('lease') is not None
+        self.lose_cursor(row, has_lease)
+        self.tell_row(old, row, cleared=True)
+        self.tell_run(old, row, 'failed' if has_lease else 'revoked')
         return row
 
     def mark_sync_started(self, key, a, got):
@@ -847,9 +1048,8 @@ class Model:
         refuse_unless(a.get('lease') is not None)
         refuse_unless(0 <= (a.get('delay') or 0) <= DAY)
         row = self.locate(key, a, make=False)
-        self.release(row, a)
-        self.rows[key] = row
-        return row
+        self.apply('release', key, row, a)
+        return self.rows[key]
 
     def release(self, row, a):
         self.end(row, 'idle')
@@ -941,13 +1141,17 @@ class Model:
         return keys
 
     def pause_sync(self, key):
-        row = self.locate(key, {}, make=False)
-        self.park(row, 'paused')
-        self.rows[key] = row
+        return self.park_by_name(key, 'paused')
+
+    def park_by_name(self, key, reason, quiet=False):
+        old = self.locate(key, {}, make=False)
+        row = self.rows[key] = dict(old)
+        self.park(row, reason)
+        self.tell_row(old, row, quiet=quiet)
         return row
 
     def disconnect_sync(self, key):
-        return self.rows.pop(key, None) is not None
+        return key in self.rows and self.delete(key) is not None
 
     def keys_with(self, user, account, provider):
         """The keys that a call about an account is about, in order"""
@@ -960,13 +1164,18 @@ class Model:
         return [self.connect_sync(k) for k in keys]
 
     def pause_account(self, keys):
-        return [self.pause_sync(k) for k in self.not_gone(keys)]
+        keys = self.not_gone(keys)
+        running = [k for k in keys if self.rows[k]['parked_reason'] is None]
+        if running:
+            self.tell('parked', user_id=keys[0][USER], account=keys[0][ACCOUNT],
+                      reason='paused')
+        return [self.park_by_name(k, 'paused', quiet=True) for k in keys]
 
     def resume_account(self, keys):
         return [self.resume_sync(k) for k in self.not_gone(keys)]
 
     def disconnect_account(self, keys):
-        return [self.rows.pop(k) for k in keys]
+        return [self.delete(k) for k in keys]
 
     def request_account(self, keys):
         return [k for k in keys if self.request_sync(k)]
@@ -995,9 +1204,7 @@ class Model:
             elif resource in resources or reason == 'paused':
                 changes[resource] = 'kept'
             elif reason != 'gone':
-                row = self.locate(key, {}, make=False)
-                self.park(row, 'gone')
-                self.rows[key] = row
+                self.park_by_name(key, 'gone')
                 changes[resource] = 'gone'
         return changes
 
@@ -1014,13 +1221,10 @@ class Model:
                 row = self.locate(key, r, make=False)
             except Refused:
                 continue
-            if r['outcome'] == 'released':
-                self.release(row, r)
-            else:
-                getattr(self, self.REPORTS[self.OUTCOMES[r['outcome']]])(row, r)
-            self.rows[key] = row
-            done.append(key)
-        return done
+            call = self.REPORTS.get(self.OUTCOMES[r['outcome']], 'release')
+            done.append(self.apply(call, key, row, r))
+        self.spread(done)
+        return [key for key, _, _ in done]
 
     OUTCOMES = {'completed': 'mark_sync_completed',
                 'failed': 'mark_sync_failed',
@@ -1179,11 +1383,14 @@ class Model:
                 'passed over': passed_over}, mine)
 
     def park_expired(self, key):
-        row = dict(self.rows[key], updated_at=self.now)
+        old = self.rows[key]
+        row = dict(old, updated_at=self.now)
         self.count_failure(row)
         self.end(row, 'error')
         row['error_message'] = Something()
         self.park(row, 'failures')
+        self.tell_row(old, row)
+        self.tell_run(old, row, 'lost')
         self.rows[key] = row
 
     # ------------------------------------------------------------- looks
@@ -1309,7 +1516,8 @@ class Model:
                 'due_at' in given and 'parked_reason' not in given or
                 'parked_reason' in given and said['parked_reason'] is None):
             self.revive(row)
-        row = self.amounts_to(row, old, said, changes, given, got)
+        row, call = self.amounts_to(row, old, said, changes, given, got)
+        troubled_at = self.trouble_of_call(old, row, call)
         if old['parked_reason'] is None and (
                 'parked_reason' in given or
                 'due_at' in given and said['due_at'] is None):
@@ -1329,15 +1537,22 @@ class Model:
         elif any(c in given and said[c] is not None for c in CURSOR):
             row['token_issued_at'] = self.now
         if row['status'] != 'syncing':
-            row['lease_expires_at'] = None
-            row['lease_required'] = False
+            self.end(row, row['status'])
         else:
             name_full_sync(row)
+        self.tell_row(old, row, completed=call == 'complete', cleared=call == 'clear')
+        if troubled_at == self.now:
+            row['troubled_at'] = self.now
+        is_live = old['status'] == 'syncing' and old['lease_expires_at'] > self.now
+        self.tell_run(old, row, {'start': 'revoked' if is_live else 'lost', 'clear': 'revoked'}.get(
+            call, self.ENDS.get(call)), changes.get('items_synced', 0),
+            is_own=is_live or not old['lease_required'])
         self.rows[key] = row
         return row
 
     def amounts_to(self, row, old, said, changes, given, got):
-        """The row after the call that a direct write amounts to"""
+        """The row after the call that a direct write amounts to, and that"""
+        call = None
         running = old['status'] == 'syncing'
         expired = running and old['lease_expires_at'] <= self.now
         lost = has_cursor(old) and not has_cursor(said)
@@ -1357,7 +1572,9 @@ class Model:
             row = self.start(row, None)
             if dead:
                 drop_cursor(row)
+            call = 'start'
         elif status == 'idle' and running:
+            call = 'complete'
             self.complete(row, dict(
                 {c: said[c] for c in CURSOR if c in changes},
                 items_synced=said['items_synced']
@@ -1366,17 +1583,23 @@ class Model:
                 and old['parked_reason'] is None:
             self.revive(row)
         elif status == 'error' and old['status'] != 'error':
+            call = 'fail'
             self.fail(row, {'error_message': said['error_message'] or ''})
             row['error_message'] = said['error_message']
         elif status == 'rate_limited' and 'status' in changes:
+            call = 'limit'
             self.limit(row, {'scope': 'row'})
         elif lost:
+            call = 'clear'
             self.lose_cursor(row, False)
-        return row
+        return row, call
 
     def forget_user(self, user):
+        """And with the rows of a user all that is told of them"""
         for key in [k for k in self.rows if k[USER] == user]:
-            del self.rows[key]
+            self.delete(key)
+        self.events = {i: e for i, e in self.events.items() if e['user_id'] != user}
+        self.forgotten = user
 
 
 # The parts of a key.  All rows of an account share the first two, those of a
@@ -1386,6 +1609,10 @@ USER, ACCOUNT, SOURCE, RESOURCE = range(4)
 
 def key_of(row):
     return row['user_id'], row['account'], row['source'], row['resource']
+
+
+def run_of(run):
+    return tuple(run[c] for c in RUN[:5])
 
 
 def reported_key(report):
@@ -1444,7 +1671,7 @@ class Session:
             raise SystemExit(self.pg.error_message.decode())
         self.clock = None
         self.pid = self.pg.backend_pid
-        self.must('LISTEN syncstate')
+        self.must('LISTEN syncstate; LISTEN syncstate_events')
         self.must("SET TimeZone = 'UTC'; SET IntervalStyle = postgres; "
                   "SET client_min_messages = warning")
         self.must('PREPARE row_of(uuid, text, text, text) AS '
@@ -1485,7 +1712,7 @@ class Session:
             if n is None:
                 return out
             if n.be_pid == self.pid:
-                out.append(n.extra.decode())
+                out.append((n.relname.decode(), n.extra.decode()))
 
     def set_clock(self, now):
         if self.clock != now:
@@ -1507,6 +1734,13 @@ def parse_row(data):
     if row.get('sync_interval') is not None:
         row['sync_interval'] = parse_interval(row['sync_interval'])
     return row
+
+
+def parse_run(data):
+    run = json.loads(data)
+    for c in 'started_at', 'ended_at':
+        run[c] = parse_time(run[c])
+    return run
 
 
 # ----------------------------------------------------------------- histories
@@ -1537,6 +1771,8 @@ class Runner:
         """A clean slate, for each history that is run"""
         root = Session(self.conninfo, None)
         root.must('DELETE FROM syncstate.sync_state; '
+                  'DELETE FROM syncstate.sync_event; '
+                  'DELETE FROM syncstate.sync_run; '
                   'DELETE FROM syncstate.sync_policy; '
                   'DELETE FROM syncstate.sync_budget; '
                   'DROP TABLE IF EXISTS regress_model_users; '
@@ -1856,12 +2092,19 @@ class Runner:
                 'resync_spread': [0, MINUTE, HOUR, DAY],
                 'max_vanished': [0, 0.5, 1],
                 'provider': ['google', 'other', 'outlook_mail'],
+                'keep_runs': ['failures', 'all', 'all', 'all', 'none'],
+                'keep_runs_for': [SECOND, MINUTE, HOUR, DAY],
                 'max_in_flight': [1, 1, 2, 3, 1000],
                 'jitter': [0, 0.05, 0.1, 0.5, 0.9]}[k] + [None])
         if r.random() < 0.02:
             changes.update(r.choice([{'jitter': 0.95}, {'max_in_flight': 0},
-                                     {'provider': ''}, {'provider': 'Google'}]))
+                                     {'provider': ''}, {'provider': 'Google'},
+                                     {'keep_runs': 'some'}]))
         return {'source': r.choice(self.model.sources), 'changes': changes}
+
+    def invent_take(self):
+        return {'max_rows': self.rnd.choice([1, 2, 5, 20, 100, 10000, None])
+                if self.rnd.random() < 0.95 else self.rnd.choice([0, -1, 10001])}
 
     def invent_rebalance(self):
         return {'source': self.rnd.choice(self.model.sources + [None])}
@@ -1988,7 +2231,9 @@ class Runner:
             if call.name in NOT_INSIDE:
                 return
         self.log.append(call)
+        self.model.begin()
         getattr(self, 'do_' + call.name.replace(' ', '_'))(call)
+        self.compare_news()
         if self.owner is None:
             self.check_announced()
         if self.owner is None and self.step % 40 == 0:
@@ -1996,12 +2241,89 @@ class Runner:
 
     def check_announced(self):
         """Each source with new requests once per transaction, at its end"""
-        got = [n for s in self.sessions.values() for n in s.notified()]
+        heard = [n for s in self.sessions.values() for n in s.notified()]
+        got = [n for channel, n in heard if channel == 'syncstate']
+        events = [n for channel, n in heard if channel == 'syncstate_events']
+        if events != [''] * self.model.tells:
+            raise Mismatch('notifications of events', self.model.tells, events)
+        self.facts['notifications of events'] += len(events)
+        self.model.tells = False
         want, perhaps = self.model.announced, self.model.perhaps
         if len(set(got)) < len(got) or not want <= set(got) <= want | perhaps:
             raise Mismatch('notifications', (want, perhaps), got)
         self.facts['notifications'] += len(got)
         self.model.announced = self.model.perhaps = frozenset()
+
+    def compare_news(self):
+        """The events and the runs that the call made, and that there are no
+        others"""
+        m = self.model
+        session = self.sessions['admin'] if self.owner is None else \
+            self.session(self.owner)
+        n = tuple(map(int, session.must(
+            'SELECT count(*) FROM syncstate.sync_event '
+            'UNION ALL SELECT count(*) FROM syncstate.sync_run')))
+        if n != (len(m.events), len(m.runs)) or m.told or m.ended or m.forgotten:
+            self.compare_events(session)
+            self.compare_runs(session)
+
+    def compare_events(self, session):
+        m = self.model
+        got = {}
+        for x in session.must('SELECT row_to_json(e)::text FROM syncstate.sync_event AS e'):
+            e = json.loads(x)
+            e['at'] = parse_time(e['at'])
+            if e['event'] == 'source_limited':
+                e['detail'] = parse_time(e['detail'])
+            got[e.pop('id')] = e
+        kept, perhaps = m.events_after()
+        want = {told_of(e): e for e in m.told}
+        new = {told_of(e): e for i, e in got.items() if i not in m.events}
+        known = {i: e for i, e in got.items() if i in m.events}
+        if want.keys() != new.keys() or len(new) + len(known) != len(got):
+            raise Mismatch('events', list(want.values()), list(new.values()))
+        for i, e in want.items():
+            self.same_row(e, new[i], 'event ' + e['event'], EVENT)
+            self.facts['events ' + ' '.join(filter(None, (e['event'], e['reason'])))] += 1
+        if not kept.keys() <= known.keys() <= perhaps.keys() \
+                or any(e != m.events[i] for i, e in known.items()):
+            raise Mismatch('events that there were', list(kept.values()), list(known.values()))
+        self.facts['events too old'] += len(m.events) - len(known)
+        m.events, m.told = got, []
+
+    def compare_runs(self, session):
+        m = self.model
+        got = {}
+        for x in session.must('SELECT row_to_json(r)::text FROM syncstate.sync_run AS r'):
+            r = parse_run(x)
+            got[run_of(r)] = r
+        kept, perhaps = m.runs_after()
+        if m.forgotten is not None:
+            kept, perhaps = ({i: r for i, r in x.items() if i[USER] != m.forgotten}
+                             for x in (kept, perhaps))
+        if not kept.keys() <= got.keys() <= perhaps.keys():
+            raise Mismatch('runs', [(r, r['outcome']) for r in kept.values() if run_of(r) not in got],
+                           [r for i, r in got.items() if i not in perhaps])
+        for i, r in got.items():
+            self.same_row(perhaps[i], r, 'run ' + perhaps[i]['outcome'], RUN)
+        for r in m.ended:
+            self.facts['runs ' + r['outcome']] += 1
+        if m.forgotten is None:
+            self.facts['runs too old'] += len(m.runs.keys() - got.keys())
+        m.runs, m.ended, m.forgotten = got, [], None
+
+    def do_take(self, call):
+        session = self.session(call.who)
+        max_rows = call.args['max_rows']
+        out = self.call(session, 'SELECT row_to_json(e)::text FROM '
+                        'syncstate.take_sync_events(%s) AS e' % literal(max_rows))
+        known = self.model.events
+        want = self.settle(session, lambda: self.model.take_sync_events(max_rows))
+        if want is not None:
+            got = [json.loads(x)['id'] for x in out]
+            if got != want:
+                raise Mismatch('events taken', [known[i] for i in want], list(map(known.get, got)))
+            self.facts['events taken'] += len(got)
 
     def call(self, session, sql):
         """Executes; None instead of rows if the call was refused."""
@@ -2053,12 +2375,12 @@ class Runner:
         self.same_row(want, got, what)
         self.model.rows[key] = got
 
-    def same_row(self, want, got, what):
+    def same_row(self, want, got, what, columns=COLUMNS):
         if want == got:
             return
         wrong = {}
         learn = []
-        for c in COLUMNS:
+        for c in columns:
             w, g = want[c], got[c]
             if w is not g and w != g:
                 if isinstance(w, Within):
@@ -2118,6 +2440,8 @@ class Runner:
         if got != want:
             raise Mismatch('sync_policy', want, got)
         self.compare_plans(root)
+        self.compare_events(root)
+        self.compare_runs(root)
 
     def resolve(self, key, args):
         """The arguments with the lease as a number"""
@@ -2401,6 +2725,9 @@ class Runner:
             "UPDATE syncstate.sync_state SET due_at = now()",
             "DELETE FROM syncstate.sync_state",
             "SELECT * FROM syncstate.sync_policy",
+            "SELECT * FROM syncstate.sync_event",
+            "SELECT * FROM syncstate.take_sync_events()",
+            "SELECT lease FROM syncstate.sync_run",
             "SELECT * FROM syncstate.sync_overview"]))
         self.settle(session, lambda: refuse_unless(False, '42501'))
 
@@ -2419,6 +2746,13 @@ class Runner:
                        if k[USER] == USERS[user]), key=key_of)
         if got != want:
             raise Mismatch('my_syncs', want, got)
+        got = sorted(map(parse_run, session.must(
+            'SELECT row_to_json(m)::text FROM syncstate.my_sync_runs AS m')), key=str)
+        want = sorted(({c: r[c] for c in RUN if c != 'lease'}
+                       for i, r in self.model.runs.items() if i[USER] == USERS[user]), key=str)
+        if got != want:
+            raise Mismatch('my_sync_runs', want, got)
+        self.facts['runs of one\'s own'] += len(got)
 
     def do_get(self, call):
         session = self.session(call.who)
@@ -2624,7 +2958,7 @@ class Runner:
 
         def expect():
             refuse_unless(until is not None)
-            self.model.set_policy(source, {'paused_until': until})
+            self.model.pause_source(source, until)
             return True
 
         if self.settle(session, expect):
@@ -2637,7 +2971,7 @@ class Runner:
                         "syncstate.resume_sync_source('%s') AS p" % source)
 
         def expect():
-            self.model.set_policy(source, {'paused_until': None})
+            self.model.pause_source(source, None)
             self.model.perhaps |= {source}
             return True
 
@@ -2696,6 +3030,10 @@ class Runner:
                 self.model.policy(key[SOURCE])['max_vanished'] * a['total']
             if (out[0] == b't') != want:
                 raise Mismatch('whether to sweep', want, out[0])
+            if not want:
+                row = self.model.rows[key]
+                self.model.tell('sweep_withheld', row, lease=row['lease'],
+                                detail=Something())
 
     def do_register(self, call):
         session = self.sessions['admin']
@@ -2781,6 +3119,11 @@ class Runner:
             self.sessions.pop(call.who).close()
 
 
+def told_of(event):
+    """What is told only once by a call"""
+    return tuple(event[c] for c in EVENT[1:6])
+
+
 def nice(column, value):
     if column in TIMES and isinstance(value, (int, float)):
         return time_text(value)
@@ -2791,7 +3134,7 @@ def nice(column, value):
 INTERVAL_SETTINGS = ('sync_interval', 'lease_time', 'retry_base', 'retry_cap',
                      'rate_limit_wait', 'park_after', 'token_ttl',
                      'min_interval', 'max_interval', 'request_gap',
-                     'resync_spread')
+                     'resync_spread', 'keep_runs_for')
 
 
 def parse_policy(data):
@@ -2826,7 +3169,7 @@ MIX = dict(claim=22, start=7, complete=15, fail=10, limit=5, clear=3,
            resume_account=1, disconnect_account=0.15, request_account=1,
            user_request_account=1, set_resources=4,
            policy=1.5, pause_source=0.5, resume_source=0.7,
-           resync=0.3, revive=1, sweep=1,
+           resync=0.3, revive=1, sweep=2, take=1,
            get=1, get_all=0.5, my_syncs=1, users=3, next=3, overview=2,
            get_policy=0.5, rebalance=0.7, user_forbidden=0.7, key_change=0.2,
            forget=0.05, register=0.01, reconnect=0.3)

@@ -50,7 +50,7 @@ like($out, qr/^$calls calls agree/m, 'all of them were made');
 
 # The histories get everywhere: a kind of call or of refusal that no longer
 # occurs would no longer be tested.
-my %seen = $out =~ /[:,] ([a-zA-Z][\w ,]*?|\d{5}|\w{5}) (\d+)(?=,|$)/mg;
+my %seen = $out =~ /[:,] ([a-zA-Z][\w ,']*?|\d{5}|\w{5}) (\d+)(?=,|$)/mg;
 my @rare = grep { ($seen{$_} // 0) < $calls / 4000 }
 	'claim', 'start', 'complete', 'fail', 'limit', 'clear', 'renew', 'checkpoint', 'release', 'batch', 'update',
 	'upsert', 'request', 'user_request', 'connect', 'disconnect', 'pause', 'resume', 'policy', 'pause_source',
@@ -59,8 +59,15 @@ my @rare = grep { ($seen{$_} // 0) < $calls / 4000 }
 	'connect_account', 'pause_account', 'resume_account', 'disconnect_account', 'request_account', 'user_request_account',
 	'set_resources', 'other rows changed by fail', 'other rows changed by limit', 'rows made under a limit',
 	'rows held back by a cap', (map { "resources $_" } 'added', 'gone', 'returned', 'kept'),
+	'take', 'events taken', 'notifications of events',
 	map { "rows returned parked, $_" } 'paused', 'auth', 'failures', 'token_loop', 'gone';
 is("@rare", '', 'every kind of call was made, and refused, often enough');
+
+my @missing = grep { !$seen{$_} } 'events too old', 'runs too old', "runs of one's own",
+	(map { "events $_" } 'parked paused', 'parked auth', 'parked failures', 'failing', 'recovered', 'first_sync', 'cursor_lost',
+		'gone', 'sweep_withheld', 'source_limited paused', 'source_limited rate_limited', 'source_resumed'),
+	(map { "runs $_" } 'completed', 'failed', 'rate_limited', 'released', 'lost', 'revoked');
+is("@missing", '', 'every kind of event was told, and every outcome of a run');
 
 # The control: a function that does a little more than it should is found.
 $node->safe_psql('broken', <<'EOSQL');

@@ -134,6 +134,7 @@ my %writers = (
 	register_sync_source => q{register_sync_source('another')},
 	grant_worker => q{grant_worker('regress_syncstate_user')},
 	grant_user => q{grant_user('regress_syncstate_worker')},
+	take_sync_events => 'take_sync_events()',
 	watch_users => q{watch_users('journal', 'user_id')});
 is($standby->safe_psql('postgres', q{SELECT string_agg(proname, ' ' ORDER BY proname COLLATE "C") FROM pg_proc
 		WHERE pronamespace = 'syncstate'::regnamespace AND provolatile = 'v' AND prorettype <> 'trigger'::regtype AND proname <> 'sync_clock'}),
