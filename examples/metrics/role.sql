@@ -4,10 +4,16 @@
 --     psql -v role=monitor -f role.sql
 --
 -- Run it in each database that has the extension, as who ran CREATE EXTENSION. The counts are of
--- all rows, which only workers see. So the function is SECURITY DEFINER, and gives counts only: no
--- user, cursor or message. It reads the whole table once, as sync_overview does.
+-- all rows, which only workers see. So the functions are SECURITY DEFINER, and give counts and times
+-- only: no user, cursor or message.
+--
+-- Where a source keeps all runs, run it as a superuser, or as a role with BYPASSRLS that was given
+-- to grant_worker(). To any other owner of runs(), row security denies the index by source and time
+-- (comparing two sources is not leakproof), and each call reads all runs that are kept.
 BEGIN;
 CREATE SCHEMA syncstate_metrics;
+
+-- It reads the whole table once, as sync_overview does.
 CREATE FUNCTION syncstate_metrics.overview(
     OUT source text, OUT rows bigint, OUT active bigint,
     OUT idle bigint, OUT syncing bigint, OUT error bigint, OUT rate_limited bigint,
@@ -30,7 +36,44 @@ CREATE FUNCTION syncstate_metrics.overview(
         extract(epoch FROM p.sync_interval)::float8
     FROM syncstate.sync_overview AS o, syncstate.get_sync_policy(o.source) AS p
     $$;
-REVOKE ALL ON FUNCTION syncstate_metrics.overview() FROM PUBLIC;
+
+-- Runs that ended in the last hour, by each outcome that the source keeps; what it does not keep is
+-- no row, rather than zero, and durations of no runs are null. A lost run ends with its lease, but is
+-- found by the next claim of its row, which may have to wait for retry_cap: hence a whole hour.
+CREATE FUNCTION syncstate_metrics.runs(
+    OUT source text, OUT outcome text, OUT ended bigint,
+    OUT p50_seconds double precision, OUT p95_seconds double precision, OUT max_seconds double precision)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH counted AS (
+        SELECT r.source, r.outcome, count(*) AS ended,
+            percentile_disc(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY r.ended_at - r.started_at) AS took
+        FROM syncstate.sync_run AS r
+        WHERE r.source = ANY (enum_range(NULL::syncstate.sync_source))   -- it leads the index
+            AND r.ended_at > now() - interval '1 hour'      -- sync_clock() is volatile: no index
+        GROUP BY r.source, r.outcome)
+    SELECT p.source::text, o.outcome, coalesce(c.ended, 0),
+        extract(epoch FROM c.took[1])::float8, extract(epoch FROM c.took[2])::float8,
+        extract(epoch FROM c.took[3])::float8
+    FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s (source)
+        CROSS JOIN LATERAL syncstate.get_sync_policy(s.source) AS p
+        JOIN (VALUES ('completed', 'all'), ('failed', 'failures'), ('rate_limited', 'failures'),
+            ('released', 'all'), ('lost', 'failures'), ('revoked', 'failures')) AS o (outcome, kept_by)
+            ON p.keep_runs = 'all' OR p.keep_runs = o.kept_by
+        LEFT JOIN counted AS c ON c.source = p.source AND c.outcome = o.outcome
+    $$;
+
+-- Events that nobody has taken, counted up to 100,000, and the age of the oldest.
+CREATE FUNCTION syncstate_metrics.events(OUT waiting bigint, OUT oldest_seconds double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT (SELECT count(*) FROM (SELECT FROM syncstate.sync_event LIMIT 100000) AS counted),
+        coalesce(extract(epoch FROM syncstate.sync_clock()
+            - (SELECT e.at FROM syncstate.sync_event AS e ORDER BY e.at LIMIT 1)), 0)::float8
+    $$;
+
+REVOKE ALL ON FUNCTION syncstate_metrics.overview(), syncstate_metrics.runs(), syncstate_metrics.events() FROM PUBLIC;
 GRANT USAGE ON SCHEMA syncstate_metrics TO :"role";
-GRANT EXECUTE ON FUNCTION syncstate_metrics.overview() TO :"role";
+GRANT EXECUTE ON FUNCTION syncstate_metrics.overview(), syncstate_metrics.runs(), syncstate_metrics.events() TO :"role";
 COMMIT;

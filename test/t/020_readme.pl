@@ -7,6 +7,8 @@
 # page has a database of its own.  A ```text block right behind it is what psql
 # must print; without one, there must be no error and no warning.
 # README_ACCEPT=1 writes into the pages what psql did print.
+#
+# A page whose questions need a history finds one in its database: see %history.
 
 use strict;
 use warnings FATAL => 'all';
@@ -103,6 +105,110 @@ sub cells
 	return @body;
 }
 
+# What has happened before a page begins.
+#
+# doc/monitoring.md: two weeks of some users, one of a kind for each answer.  By
+# a: a day with each outcome.  b: failing, 20 runs of 1 to 20 seconds, one of them
+# lost.  c, d, e, f and g were parked with their grants; c came back after two
+# days, d after ten, e never, f has two days left, and g connected anew.  h: a
+# pause, and a run of failures that began with a lost one.  Row '' of each.
+my %history = ('doc/monitoring.md' => <<'EOS');
+SET client_min_messages = error;
+CREATE EXTENSION syncstate;
+SELECT syncstate.set_sync_policy(s, '{"keep_runs": "all"}') FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+
+CREATE FUNCTION pg_temp.u(letter text) RETURNS uuid LANGUAGE sql
+RETURN (translate(letter, 'gh', '12') || '0000000-0000-4000-8000-00000000000' || ascii(letter) - 96)::uuid;
+
+CREATE PROCEDURE pg_temp.at(new_time timestamptz) LANGUAGE sql
+AS $$ SELECT set_config('syncstate.clock', new_time::text, false) $$;
+
+-- A run as a worker would report it, one that is lost not at all.
+CREATE PROCEDURE pg_temp.run(started timestamptz, letter text, source syncstate.sync_source, took interval,
+	outcome text DEFAULT 'completed', error text DEFAULT NULL) LANGUAGE plpgsql AS $$
+DECLARE
+	u uuid = pg_temp.u(letter);
+	lease bigint;
+BEGIN
+	CALL pg_temp.at(started);
+	lease = (syncstate.mark_sync_started(u, source)).lease;
+	CALL pg_temp.at(started + took);
+	CASE outcome
+	WHEN 'completed' THEN PERFORM syncstate.mark_sync_completed(u, source, 3, 'token', lease => lease);
+	WHEN 'failed' THEN PERFORM syncstate.mark_sync_failed(u, source, error, lease => lease);
+	WHEN 'auth' THEN PERFORM syncstate.mark_sync_failed(u, source, 'HTTP 401: invalid_grant', 'auth', lease);
+	WHEN 'rate_limited' THEN PERFORM syncstate.mark_rate_limited(u, source, lease => lease);
+	WHEN 'released' THEN PERFORM syncstate.release_sync(u, source, lease);
+	WHEN 'lost' THEN NULL;
+	END CASE;
+END
+$$;
+
+-- all have synced once
+DO $$
+DECLARE
+	letter text;
+BEGIN
+	FOREACH letter IN ARRAY '{a,b,c,d,f,g}'::text[] LOOP
+		CALL pg_temp.run('2026-02-09 12:00+00', letter, 'google_gmail', '5 s');
+	END LOOP;
+END
+$$;
+CALL pg_temp.run('2026-02-09 12:00+00', 'b', 'google_contacts', '5 s');
+CALL pg_temp.run('2026-02-09 12:00+00', 'e', 'google_calendar', '5 s');
+CALL pg_temp.run('2026-02-09 12:00+00', 'h', 'google_tasks', '5 s');
+
+-- grants that were revoked
+CALL pg_temp.run('2026-02-10 12:00+00', 'c', 'google_gmail', '1 s', 'auth');
+CALL pg_temp.run('2026-02-10 12:00+00', 'd', 'google_gmail', '1 s', 'auth');
+CALL pg_temp.run('2026-02-10 12:00+00', 'g', 'google_gmail', '1 s', 'auth');
+CALL pg_temp.at('2026-02-11 12:00+00');
+SELECT syncstate.disconnect_account(pg_temp.u('g'));
+SELECT syncstate.connect_sync(pg_temp.u('g'), 'google_gmail');
+CALL pg_temp.run('2026-02-11 12:01+00', 'g', 'google_gmail', '5 s');
+CALL pg_temp.at('2026-02-12 12:00+00');
+SELECT syncstate.connect_account(pg_temp.u('c'));
+CALL pg_temp.run('2026-02-12 12:01+00', 'c', 'google_gmail', '5 s');
+CALL pg_temp.run('2026-02-20 12:00+00', 'e', 'google_calendar', '1 s', 'auth');
+CALL pg_temp.at('2026-02-20 12:00+00');
+SELECT syncstate.connect_account(pg_temp.u('d'));
+CALL pg_temp.run('2026-02-20 12:01+00', 'd', 'google_gmail', '5 s');
+CALL pg_temp.run('2026-02-25 09:00+00', 'f', 'google_gmail', '1 s', 'auth');
+CALL pg_temp.at('2026-02-25 12:00+00');
+SELECT syncstate.pause_account(pg_temp.u('h'));
+SELECT syncstate.resume_account(pg_temp.u('h'));
+
+-- the last days
+CALL pg_temp.run('2026-02-28 12:00+00', 'b', 'google_contacts', '5 s');
+CALL pg_temp.run('2026-03-01 02:00+00', 'h', 'google_tasks', '5 s');
+CALL pg_temp.run('2026-03-01 08:59+00', 'a', 'google_gmail', '5 s');
+CALL pg_temp.run('2026-03-01 21:00+00', 'a', 'google_gmail', '4 s');
+CALL pg_temp.run('2026-03-01 22:00+00', 'a', 'google_gmail', '30 s', 'failed', 'HTTP 503: backend error');
+CALL pg_temp.run('2026-03-01 22:01+00', 'a', 'google_gmail', '8 s');
+CALL pg_temp.run('2026-03-01 23:00+00', 'a', 'google_gmail', '2 s', 'rate_limited');
+CALL pg_temp.at('2026-03-02 08:00+00');
+SELECT syncstate.request_sync(pg_temp.u('a'), 'google_gmail');
+CALL pg_temp.run('2026-03-02 08:00:01+00', 'a', 'google_gmail', '6 s');
+CALL pg_temp.run('2026-03-02 03:00+00', 'a', 'google_calendar', '1 min', 'lost');
+CALL pg_temp.run('2026-03-02 03:11+00', 'a', 'google_calendar', '4 min');
+CALL pg_temp.run('2026-03-01 20:00+00', 'b', 'google_gmail', '1 s', 'failed', 'HTTP 500: backend error');
+CALL pg_temp.run('2026-03-01 20:05+00', 'b', 'google_gmail', '1 s', 'failed', 'HTTP 503: unavailable');
+CALL pg_temp.run('2026-03-01 20:10+00', 'b', 'google_gmail', '1 s', 'released');
+CALL pg_temp.run('2026-03-01 20:15+00', 'b', 'google_gmail', '1 s', 'failed', 'HTTP 503: unavailable');
+CALL pg_temp.run('2026-03-01 12:00+00', 'b', 'google_contacts', '1 min', 'lost');
+DO $$
+BEGIN
+	FOR n IN 1 .. 20 LOOP
+		CALL pg_temp.run('2026-03-01 13:00+00'::timestamptz + n * interval '1 hour', 'b', 'google_contacts', n * interval '1 s');
+	END LOOP;
+END
+$$;
+CALL pg_temp.run('2026-03-02 05:00+00', 'h', 'google_tasks', '1 min', 'lost');
+CALL pg_temp.run('2026-03-02 05:20+00', 'h', 'google_tasks', '1 s', 'failed', 'HTTP 400: malformed');
+
+SELECT format('ALTER DATABASE %I SET syncstate.clock = %L', current_database(), '2026-03-02 09:00:00+00') \gexec
+EOS
+
 # The SQL.
 my $all_sql = '';
 my $mark = '==== end of block ====';
@@ -127,6 +233,7 @@ foreach my $page (@pages)
 
 	my $database = lc basename($page, '.md');
 	$node->safe_psql('postgres', qq{CREATE DATABASE "$database"}) if $page ne 'README.md';
+	is(session($database, "\\o /dev/null\n$history{$page}"), '', "what happened before $page") if $history{$page};
 	my @printed = split /^\Q$mark\E\n/m,
 	  session($database, join '', map { "$_->{sql}\\echo '$mark'\n" } @blocks), -1;
 	pop @printed;    # what is behind the last mark
@@ -315,6 +422,8 @@ my %provoke = (
 		'23502' => ["INSERT INTO syncstate.sync_state (source) VALUES ('google_tasks')"],
 		'39P01' => 'guard()',
 	},
+	record_revoked => { '39P01' => 'record_revoked()' },
+	take_sync_events => { '22023' => 'take_sync_events(0)' },
 	policy_changed => { '39P01' => 'policy_changed()' },
 	add_source_label => { '0A000' => 'add_source_label()' },
 	skip_known_label => { '0A000' => 'skip_known_label()' },
@@ -431,8 +540,8 @@ is_deeply(
 	},
 	'the reference tells who may call which function');
 
-my ($of_my_syncs) = map { $_->[0] } privileges(q{SELECT string_agg(attname, ', ' ORDER BY attname)
-	FROM pg_attribute WHERE attrelid = 'my_syncs'::regclass AND attnum > 0});
+my %view_of = map { reverse @$_ } privileges(q{SELECT attrelid::regclass, string_agg(attname, ', ' ORDER BY attname)
+	FROM pg_attribute WHERE attrelid IN ('my_syncs'::regclass, 'my_sync_runs'::regclass) AND attnum > 0 GROUP BY attrelid});
 my %has;
 foreach my $row (privileges(q{
 	SELECT c.relname, a.grantee::regrole, a.privilege_type, ''
@@ -445,7 +554,7 @@ foreach my $row (privileges(q{
 	GROUP BY 1, 2, 3}))
 {
 	my ($relation, $role, $privilege, $columns) = @$row;
-	$columns = 'the columns of my_syncs' if $columns eq $of_my_syncs;
+	$columns = "the columns of $view_of{$columns}" if $view_of{$columns};
 	$has{$relation}{$role}{$privilege} = $columns ? "$privilege of $columns" : $privilege;
 }
 my $order = sub { my $had = shift // {}; join(', ', grep { defined } map { delete $had->{$_} } qw(SELECT INSERT UPDATE DELETE)) || 'none' };

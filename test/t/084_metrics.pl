@@ -47,10 +47,11 @@ $node->command_ok(
 	[ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-v', 'role=monitor', '-U', 'owner', '-d', $connect,
 		'-f', 'examples/metrics/role.sql' ], 'role.sql runs as the owner of the extension');
 
-# Rows in all states, at a time that stands still, in every session.
+# Rows in all states, at a time that stands still, in every session.  It is that
+# of now, since runs() goes by the server's clock.
 $node->safe_psql('app', q{
 	LOAD 'syncstate';
-	ALTER DATABASE app SET syncstate.clock = '2026-03-02 09:00:00+00'});
+	SELECT format('ALTER DATABASE app SET syncstate.clock = %L', now()) \gexec});
 $node->safe_psql('app', q{
 	INSERT INTO syncstate.sync_state (user_id, source)
 	SELECT ('00000000-0000-4000-8000-' || to_char(n, 'FM000000000000'))::uuid, s
@@ -71,7 +72,51 @@ $node->safe_psql('app', q{
 	SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "1 hour"}');
 	SELECT syncstate.pause_sync_source('google_tasks')});
 
-# ------------------------------------------------------------- the function
+# Runs of two sources, whose rows are gone then: of one all are kept, of the
+# other the failures.  One run is too old to be counted.
+$node->safe_psql('app', q{
+	SELECT set_config('test.now', syncstate.sync_clock()::text, false) \g /dev/null
+	CREATE FUNCTION pg_temp.ago(since interval) RETURNS text LANGUAGE sql
+	RETURN set_config('syncstate.clock', (current_setting('test.now')::timestamptz - since)::text, false);
+	CREATE PROCEDURE pg_temp.run(since interval, took interval, u uuid, s syncstate.sync_source, outcome text)
+	LANGUAGE plpgsql AS $$
+	DECLARE
+		lease bigint;
+	BEGIN
+		PERFORM pg_temp.ago(since);
+		lease = (syncstate.mark_sync_started(u, s)).lease;
+		PERFORM pg_temp.ago(since - took);
+		IF outcome <> 'lost' THEN
+			PERFORM syncstate.report_syncs(jsonb_build_array(
+				jsonb_build_object('user_id', u, 'source', s, 'lease', lease, 'outcome', outcome)
+				|| CASE outcome WHEN 'failed' THEN '{"error_message": "HTTP 500"}' ELSE '{}' END::jsonb));
+		END IF;
+	END
+	$$;
+	SELECT syncstate.set_sync_policy('google_calendar', '{"keep_runs": "all"}');
+	SELECT syncstate.set_sync_policy('google_contacts', '{"keep_runs": "failures"}');
+	SELECT gen_random_uuid() AS one, gen_random_uuid() AS two \gset
+	CALL pg_temp.run('80 min', '15 min', :'one', 'google_calendar', 'completed');
+	CALL pg_temp.run('39 min', '10 s', :'one', 'google_calendar', 'completed');
+	CALL pg_temp.run('38 min', '60 s', :'one', 'google_calendar', 'completed');
+	CALL pg_temp.run('36 min', '20 s', :'one', 'google_calendar', 'completed');
+	CALL pg_temp.run('35 min', '1 s', :'one', 'google_calendar', 'lost');
+	CALL pg_temp.run('20 min', '5 s', :'one', 'google_calendar', 'failed');
+	CALL pg_temp.run('19 min', '5 s', :'two', 'google_contacts', 'completed');
+	CALL pg_temp.run('18 min', '7 s', :'two', 'google_contacts', 'rate_limited');
+	DELETE FROM syncstate.sync_state WHERE source IN ('google_calendar', 'google_contacts')});
+my @runs = (
+	[ 'google_calendar', 'completed', 3, 20, 60, 60 ],
+	[ 'google_calendar', 'failed', 1, 5, 5, 5 ],
+	[ 'google_calendar', 'lost', 1, 600, 600, 600 ],
+	(map { [ 'google_calendar', $_, 0, '', '', '' ] } 'rate_limited', 'released', 'revoked'),
+	[ 'google_contacts', 'failed', 0, '', '', '' ],
+	[ 'google_contacts', 'lost', 0, '', '', '' ],
+	[ 'google_contacts', 'rate_limited', 1, 7, 7, 7 ],
+	[ 'google_contacts', 'revoked', 0, '', '', '' ]);
+my @run_names = qw(ended p50_seconds p95_seconds max_seconds);
+
+# ------------------------------------------------------------ the functions
 
 my $overview = q{SELECT o.source, o.rows, o.rows - parked_paused - parked_auth - parked_failures - parked_token_loop - parked_gone,
 		idle, syncing, error, rate_limited, due, coalesce(extract(epoch FROM oldest_due_age), 0)::float8, requested,
@@ -93,19 +138,51 @@ is_deeply(
 	[ rows("SELECT source, @{[ join ', ', map { /^is_/ ? qq{$_\::int} : $_ } @names ]} FROM syncstate_metrics.overview()", 'monitor') ],
 	\@truth,
 	'the role sees in overview() what is in sync_overview');
+is_deeply([ rows('SELECT * FROM syncstate_metrics.runs() ORDER BY source, outcome', 'monitor') ], \@runs,
+	'it sees the runs of an hour, by what is kept of each source');
+my ($events) = rows('SELECT count(*), 3900 FROM syncstate.sync_event');    # the oldest is the first sync, 65 minutes ago
+cmp_ok($events->[0], '>', 10, 'events wait');
+is_deeply([ rows('SELECT * FROM syncstate_metrics.events()', 'monitor') ], [$events], 'it sees how many, and since when');
+is_deeply([ rows('BEGIN; SELECT FROM syncstate.take_sync_events(1000) \g /dev/null
+	SELECT * FROM syncstate_metrics.events(); ROLLBACK') ], [ [ 0, 0 ] ], 'or that none do');
 
 foreach my $statement (
 	'TABLE syncstate.sync_state', 'TABLE syncstate.sync_overview', 'TABLE syncstate.my_syncs',
-	'TABLE syncstate.sync_policy', 'SELECT syncstate.claim_due_syncs()')
+	'TABLE syncstate.sync_policy', 'SELECT syncstate.claim_due_syncs()', 'TABLE syncstate.sync_run',
+	'TABLE syncstate.my_sync_runs', 'TABLE syncstate.sync_event', 'SELECT syncstate.take_sync_events()')
 {
 	my ($status, undef, $error) = $node->psql('app', $statement, extra_params => [ '-U', 'monitor' ]);
 	like($error, qr/permission denied/, "the role may not: $statement");
 }
 $node->safe_psql('app', 'CREATE ROLE other LOGIN');
 is($node->safe_psql('app', q{
-	SELECT has_schema_privilege('other', 'syncstate_metrics', 'USAGE'),
-		has_function_privilege('other', 'syncstate_metrics.overview()', 'EXECUTE')}),
-	'f|f', 'others may not call overview()');
+	SELECT has_schema_privilege('other', 'syncstate_metrics', 'USAGE'), count(*)
+	FROM pg_proc WHERE pronamespace = 'syncstate_metrics'::regnamespace AND has_function_privilege('other', oid, 'EXECUTE')}),
+	'f|0', 'others may call none of the functions');
+
+# An owner whom row security does not concern reads the runs of the hour only.
+$node->safe_psql('postgres', 'CREATE DATABASE large');
+$node->safe_psql('large', q{
+	CREATE EXTENSION syncstate;
+	SELECT syncstate.set_sync_policy(s, '{"keep_runs": "all"}') FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+	INSERT INTO syncstate.sync_run (user_id, account, source, resource, lease, started_at, ended_at, outcome, was_full, was_requested)
+	SELECT gen_random_uuid(), '', s, '', n, t - interval '2 s', t, 'completed', false, false
+	FROM generate_series(1, 10000) AS n, unnest(enum_range(NULL::syncstate.sync_source)) AS s,
+		LATERAL (SELECT now() - n * interval '1 min' AS t) AS ended;
+	VACUUM ANALYZE syncstate.sync_run});
+$node->command_ok(
+	[ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-v', 'role=monitor', '-d', "host=$host port=$port dbname=large",
+		'-f', 'examples/metrics/role.sql' ], 'role.sql runs as a superuser');
+is($node->safe_psql('large', q{SELECT sum(ended) BETWEEN 200 AND 240 FROM syncstate_metrics.runs()}, extra_params => [ '-U', 'monitor' ]),
+	't', 'and runs() finds the runs of the hour');
+my ($plan) = @{ JSON::PP->new->decode($node->safe_psql('large', q{
+	SELECT FROM syncstate_metrics.runs() \g /dev/null -- the catalogs are read once
+	EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) SELECT * FROM syncstate_metrics.runs()},
+	extra_params => [ '-U', 'monitor' ])) };
+my $pages = $node->safe_psql('large', q{SELECT relpages FROM pg_class WHERE oid = 'syncstate.sync_run'::regclass});
+my $read = $plan->{Plan}{'Shared Hit Blocks'} + $plan->{Plan}{'Shared Read Blocks'};
+note "$read of $pages pages";
+cmp_ok($read, '<', $pages / 3, 'by the index');
 
 # ------------------------------------------------------------ the dashboard
 
@@ -133,13 +210,19 @@ my %ids = map { $_->{id} => 1 } @{ $dashboard->{panels} };
 is(scalar keys %ids, scalar @{ $dashboard->{panels} }, 'panels have ids of their own');
 is_deeply($cells->{Now}, [ { 'Rows' => 60, 'Due' => $gmail->[7] + 30, 'In flight' => 5, 'Requested' => 1, 'Failing' => 7, 'Parked' => 12 } ],
 	'the dashboard tells how things are');
+is_deeply($cells->{'Runs by outcome'}, [
+		{ source => 'google_calendar', completed => 3, failed => 1, rate_limited => 0, released => 0, lost => 1, revoked => 0 },
+		{ source => 'google_contacts', completed => '\N', failed => 0, rate_limited => 1, released => '\N', lost => 0, revoked => 0 } ],
+	'how runs ended');
+is_deeply($cells->{'Duration of runs'}, [ { source => 'google_calendar', p95 => 60 } ], 'how long they took');
+is_deeply($cells->{'Events that wait'}, [ { Waiting => $events->[0], Oldest => 3900 } ], 'what nobody has taken');
 is_deeply([ map { $_->{Overdue} } grep { $_->{source} eq 'google_gmail' } @{ $cells->{Overdue} } ], [1200],
 	'and by how much a source is overdue');
 
 # ---------------------------------------------------------------- the rules
 
 my $rules = slurp_file('examples/metrics/alerts.yaml');
-my %known = map { ("syncstate_$_" => 1) } @names;
+my %known = map { ("syncstate_$_" => 1) } @names, (map { "runs_$_" } @run_names), 'events_waiting', 'events_oldest_seconds';
 is_deeply([ grep { !$known{$_} } $rules =~ /\b(syncstate_\w+)/g ], [], 'the rules ask for metrics that there are');
 
 SKIP:
@@ -157,7 +240,7 @@ SKIP:
 SKIP:
 {
 	my $exporter = program('prometheus-postgres-exporter')
-	  or skip 'prometheus-postgres-exporter is not installed', 2 + 4 * @names;
+	  or skip 'prometheus-postgres-exporter is not installed', 4 + 4 * @names + @run_names * @runs;
 	my $listen = '127.0.0.1:' . PostgreSQL::Test::Cluster::get_free_port();
 	my ($log, $answer) = ('');
 
@@ -179,7 +262,7 @@ SKIP:
 	like($answer->{content}, qr/^pg_exporter_user_queries_load_error\{.*\} 0$/m, 'the exporter takes the query file')
 	  or diag $log;
 	# what the file does not map would come too, but untyped and without a word
-	is_deeply([ grep { $answer->{content} !~ /^# HELP syncstate_$_ (?!Unknown).*\n# TYPE syncstate_$_ gauge$/m } @names ],
+	is_deeply([ grep { $answer->{content} !~ /^# HELP $_ (?!Unknown).*\n# TYPE $_ gauge$/m } sort keys %known ],
 		[], 'and knows what each metric is');
 	foreach my $row (@truth)
 	{
@@ -189,6 +272,21 @@ SKIP:
 			my ($value) = $answer->{content} =~ /^syncstate_$names[$i]\{[^}]*\bsource="$source"[^}]*\} (\S+)$/m;
 			cmp_ok($value // 'NaN', '==', $values[$i], "syncstate_$names[$i] of $source");
 		}
+	}
+	foreach my $row (@runs)
+	{
+		my ($source, $outcome, @values) = @$row;
+		foreach my $i (0 .. $#run_names)
+		{
+			my ($value) = $answer->{content} =~ /^syncstate_runs_$run_names[$i]\{outcome="$outcome",[^}]*\bsource="$source"[^}]*\} (\S+)$/m;
+			is($value, $values[$i] eq '' ? 'NaN' : $values[$i], "syncstate_runs_$run_names[$i] of $source, $outcome");
+		}
+	}
+	foreach my $i (0, 1)
+	{
+		my $name = 'syncstate_events_' . ('waiting', 'oldest_seconds')[$i];
+		my ($value) = $answer->{content} =~ /^$name\{[^}]*\} (\S+)$/m;
+		cmp_ok($value // 'NaN', '==', $events->[$i], $name);
 	}
 }
 
