@@ -31,7 +31,7 @@ export type SyncStateChanges = Partial<
   Omit<
     Database['syncstate']['Tables']['sync_state']['Update'],
     | 'user_id' | 'account' | 'source' | 'resource' | 'lease' | 'lease_required' | 'full_sync_id' | 'syncs_started' | 'failing_since'
-    | 'changes_seen' | 'seconds_watched' | 'limited_until'
+    | 'changes_seen' | 'seconds_watched' | 'limited_until' | 'run_requested_at' | 'troubled_at'
     | 'created_at' | 'updated_at'
   >
 >;

@@ -47,6 +47,30 @@ export type SyncBudget = {
   rows: number;
 };
 
+/** What an application must act on, until take_sync_events() takes it, at most 30 days. */
+export type SyncEvent = {
+  /** Never the same for two events: the key by which to act on an event only once. */
+  id: string;
+  /** When it happened. */
+  at: string;
+  /** What: parked, failing, recovered, first_sync, cursor_lost, gone, sweep_withheld, source_limited or source_resumed. */
+  event: string;
+  /** The tenant; null = it concerns the source. */
+  user_id: string | null;
+  /** Which grant of the user at the provider. */
+  account: string | null;
+  /** Which API; null = a call parked all of the account. */
+  source: SyncSource | null;
+  /** What within the source. */
+  resource: string | null;
+  /** The run in which it happened; null = in none. */
+  lease: number | null;
+  /** Of parked: paused, auth, failures or token_loop; of source_limited: rate_limited or paused. */
+  reason: string | null;
+  /** The error of what is parked or fails; what vanished, where a sweep was withheld; until when a source is limited. */
+  detail: string | null;
+};
+
 /** Hints that claims leave to each other: how far they have come in the lanes of a source. */
 export type SyncLane = {
   /** Up to here rows were given out that fell due or were requested then. */
@@ -115,6 +139,38 @@ export type SyncPolicy = {
   provider: string | null;
   /** Syncs of one user, account and source that claims let run at a time; null = off. */
   max_in_flight: number | null;
+  /** Which ended runs sync_run keeps: none, failures (all but completed and released ones) or all. */
+  keep_runs: string | null;
+  /** How long sync_run keeps them. */
+  keep_runs_for: string | null;
+};
+
+/** Runs that ended, of sources whose policy keep_runs is not none, for as long as keep_runs_for. */
+export type SyncRun = {
+  /** The tenant. */
+  user_id: string;
+  /** Which grant of the user at the provider. */
+  account: string;
+  /** Which API. */
+  source: SyncSource;
+  /** What within the source. */
+  resource: string;
+  /** The lease of the run. */
+  lease: number;
+  /** When it started. */
+  started_at: string | null;
+  /** When it ended; of a lost run, when its lease ran out. */
+  ended_at: string;
+  /** How it ended: completed, failed, rate_limited, released, lost or revoked. */
+  outcome: string;
+  /** Whether it had no cursor to begin with, or lost it. */
+  was_full: boolean;
+  /** Whether it was asked for. */
+  was_requested: boolean;
+  /** How many items it synced; of a run that did not complete, its progress; null = not known. */
+  items: number | null;
+  /** What went wrong; at most 8 kB. */
+  error_message: string | null;
 };
 
 /** One row per user, account, source and resource: where its incremental sync stands, and when it is due. */
@@ -187,6 +243,36 @@ export type SyncState = {
   lease_required: boolean;
   /** Until when the provider limits the account's use of the source. */
   limited_until: string | null;
+  /** When the sync in flight was asked for; null = it was not. */
+  run_requested_at: string | null;
+  /** When an event last told that the row fails or is parked; null = it has completed since. */
+  troubled_at: string | null;
+};
+
+/** What a user may see of their own runs: no lease. */
+export type MySyncRuns = {
+  /** The tenant. */
+  user_id: string;
+  /** Which grant of the user at the provider. */
+  account: string;
+  /** Which API. */
+  source: SyncSource;
+  /** What within the source. */
+  resource: string;
+  /** When it started. */
+  started_at: string | null;
+  /** When it ended; of a lost run, when its lease ran out. */
+  ended_at: string;
+  /** How it ended: completed, failed, rate_limited, released, lost or revoked. */
+  outcome: string;
+  /** Whether it had no cursor to begin with, or lost it. */
+  was_full: boolean;
+  /** Whether it was asked for. */
+  was_requested: boolean;
+  /** How many items it synced; of a run that did not complete, its progress; null = not known. */
+  items: number | null;
+  /** What went wrong; at most 8 kB. */
+  error_message: string | null;
 };
 
 /** What a user may see of their own rows: no cursor, no page token, no lease. */
@@ -527,6 +613,11 @@ export type SetSyncResourcesArgs = {
   account?: string;
 };
 
+/** Arguments of take_sync_events(). */
+export type TakeSyncEventsArgs = {
+  max_rows?: number;
+};
+
 /** Arguments of update_sync_state(). */
 export type UpdateSyncStateArgs = {
   user_id: string;
@@ -576,6 +667,34 @@ export type Database = {
           rebalanced_at?: string;
           starts?: number;
           rows?: number | string;
+        };
+        Relationships: [];
+      };
+      sync_event: {
+        Row: SyncEvent;
+        Insert: {
+          id?: string;
+          at: string;
+          event: string;
+          user_id?: string | null;
+          account?: string | null;
+          source?: SyncSource | null;
+          resource?: string | null;
+          lease?: number | string | null;
+          reason?: string | null;
+          detail?: string | null;
+        };
+        Update: {
+          id?: string;
+          at?: string;
+          event?: string;
+          user_id?: string | null;
+          account?: string | null;
+          source?: SyncSource | null;
+          resource?: string | null;
+          lease?: number | string | null;
+          reason?: string | null;
+          detail?: string | null;
         };
         Relationships: [];
       };
@@ -629,6 +748,8 @@ export type Database = {
           max_vanished?: number | null;
           provider?: string | null;
           max_in_flight?: number | null;
+          keep_runs?: string | null;
+          keep_runs_for?: string | null;
         };
         Update: {
           source?: SyncSource;
@@ -654,6 +775,40 @@ export type Database = {
           max_vanished?: number | null;
           provider?: string | null;
           max_in_flight?: number | null;
+          keep_runs?: string | null;
+          keep_runs_for?: string | null;
+        };
+        Relationships: [];
+      };
+      sync_run: {
+        Row: SyncRun;
+        Insert: {
+          user_id: string;
+          account: string;
+          source: SyncSource;
+          resource: string;
+          lease: number | string;
+          started_at?: string | null;
+          ended_at: string;
+          outcome: string;
+          was_full: boolean;
+          was_requested: boolean;
+          items?: number | string | null;
+          error_message?: string | null;
+        };
+        Update: {
+          user_id?: string;
+          account?: string;
+          source?: SyncSource;
+          resource?: string;
+          lease?: number | string;
+          started_at?: string | null;
+          ended_at?: string;
+          outcome?: string;
+          was_full?: boolean;
+          was_requested?: boolean;
+          items?: number | string | null;
+          error_message?: string | null;
         };
         Relationships: [];
       };
@@ -694,6 +849,8 @@ export type Database = {
           syncs_started?: number | null;
           lease_required?: boolean;
           limited_until?: string | null;
+          run_requested_at?: string | null;
+          troubled_at?: string | null;
         };
         Update: {
           user_id?: string;
@@ -730,11 +887,17 @@ export type Database = {
           syncs_started?: number | null;
           lease_required?: boolean;
           limited_until?: string | null;
+          run_requested_at?: string | null;
+          troubled_at?: string | null;
         };
         Relationships: [];
       };
     };
     Views: {
+      my_sync_runs: {
+        Row: MySyncRuns;
+        Relationships: [];
+      };
       my_syncs: {
         Row: MySyncs;
         Relationships: [];
@@ -1084,6 +1247,17 @@ export type Database = {
       sync_clock: {
         Args: Record<PropertyKey, never>;
         Returns: string;
+      };
+      /** Takes the oldest events that nobody else is taking: deletes and returns them. */
+      take_sync_events: {
+        Args: TakeSyncEventsArgs;
+        Returns: SyncEvent[];
+        SetofOptions: {
+          from: '*';
+          to: 'sync_event';
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
       };
       /** Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay. */
       update_sync_state: {

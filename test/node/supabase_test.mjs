@@ -75,12 +75,15 @@ after(async () => {
   await double?.close();
   await admin.end();
 });
-beforeEach(() => admin.query('DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy'));
+// The runs last: those in flight end with their rows.
+const reset = () => admin.query(`DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy;
+  DELETE FROM syncstate.sync_event; DELETE FROM syncstate.sync_run`);
+beforeEach(reset);
 
 // ---- every function
 
 // What each function is called with, and what has to come; the row of ada's
-// Gmail is there and under lease 1.  kind: who may.
+// Gmail is there and under lease 1.  first: a call before; kind: who may.
 const state = { user_id: ada, source: 'google_gmail' };
 const held = { ...state, lease: 1 };
 const isState = (status, more = {}) => (data) => assert.deepEqual({ ...data, ...more, ...state, status }, data);
@@ -89,6 +92,10 @@ const isStates = (status) => (data) => {
   isState(status)(data[0]);
 };
 const isPolicy = (more) => (data) => assert.deepEqual({ ...data, source: 'google_gmail', retry_base: '00:00:30', ...more }, data);
+const isEvent = (more) => (data) => {
+  assert.equal(data.length, 1);
+  assert.deepEqual({ ...data[0], ...state, account: '', resource: '', ...more }, data[0]);
+};
 const is = (value) => (data) => assert.deepEqual(data, value);
 const isTime = (data) => assert.ok(Math.abs(Date.parse(data) - Date.now()) < 600_000, data);
 const ROW = { ...state, account: '', resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z', lease_required: false };
@@ -111,6 +118,7 @@ const CALLS = {
   update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '', account: '' }, expect: isState('syncing', { history_id: '77' }) },
   get_users_needing_sync: { args: { source: 'google_gmail', stale_after: '1 minute', max_rows: 5 }, free: true, expect: is([ada]) },
   next_sync_due: { args: { source: 'google_gmail' }, expect: isTime },
+  take_sync_events: { first: ['pause_sync', state], args: { max_rows: 1 }, expect: isEvent({ event: 'parked', reason: 'paused', lease: 1, detail: null }) },
   due_from: { args: { sync_state: ROW }, expect: is('2026-01-01T00:00:00+00:00') },
   is_ahead: { args: { sync_state: ROW }, expect: is(false) },
   rebalance_syncs: { args: { source: 'google_gmail' }, expect: is([]) }, // it has no budget
@@ -164,11 +172,12 @@ test('the list of calls is complete', async () => {
   assert.deepEqual(Object.keys(CALLS).sort(), rows.map((row) => row.proname).sort());
 });
 
-for (const [name, { args, kind = 'worker', free = false, expect, expectUser = expect }] of Object.entries(CALLS)) {
+for (const [name, { first, args, kind = 'worker', free = false, expect, expectUser = expect }] of Object.entries(CALLS)) {
   test(`${name}() by rpc()`, async () => {
     const call = async (client) => {
-      await admin.query('DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy');
+      await reset();
       await makeRow({ free });
+      if (first) await ok(worker().rpc(...first));
       const before = await stored(ada, 'google_gmail');
       const answer = await client.rpc(name, args);
       if (answer.error) assert.deepEqual(await stored(ada, 'google_gmail'), before, 'a call that fails changes nothing');
@@ -302,6 +311,38 @@ test('workers at once never get the same row', async () => {
   assert.equal(new Set(claimed).size, 60);
 });
 
+// ---- events
+
+test('events are taken once, the oldest first', async () => {
+  const take = (more) => worker().rpc('take_sync_events', more);
+  assert.deepEqual(await ok(take({})), []);
+  await ok(worker().rpc('mark_sync_completed', { ...state, history_id: '7' }));
+  await ok(worker().rpc('mark_sync_failed', { ...state, error_message: 'invalid_grant', kind: 'auth' }));
+  await ok(worker().rpc('connect_sync', state));
+  await ok(worker().rpc('mark_sync_completed', state));
+  await ok(worker().rpc('pause_sync_source', { source: 'google_tasks', until: '2999-01-01T00:00:00Z' }));
+
+  const what = ({ event, user_id, source, reason, detail }) => [event, user_id, source, reason, detail];
+  await refused(worker().rpc('take_sync_events', {}, { get: true }), 405, '25006');
+  const [first, second] = await ok(take({ max_rows: 2 }));
+  assert.deepEqual([first, second].map(what), [
+    ['first_sync', ada, 'google_gmail', null, null], ['parked', ada, 'google_gmail', 'auth', 'invalid_grant']]);
+  assert.notEqual(first.id, second.id);
+  assert.ok(Date.parse(first.at) <= Date.parse(second.at));
+  assert.deepEqual((await ok(worker().from('sync_event').select('event').order('at'))).map((row) => row.event), ['recovered', 'source_limited']);
+  assert.deepEqual((await ok(take())).map(what), [
+    ['recovered', ada, 'google_gmail', null, null], ['source_limited', null, 'google_tasks', 'paused', '2999-01-01T00:00:00+00:00']]);
+  assert.deepEqual(await ok(take({})), []);
+});
+
+test('two never take the same event', async () => {
+  await admin.query(`SELECT syncstate.mark_sync_completed(gen_random_uuid(), 'google_gmail') FROM generate_series(1, 60)`);
+  const taken = (await Promise.all(Array.from({ length: 12 }, () => ok(worker().rpc('take_sync_events', { max_rows: 10 }))))).flat();
+  taken.push(...await ok(worker().rpc('take_sync_events', { max_rows: 100 })));
+  assert.equal(taken.length, 60);
+  assert.equal(new Set(taken.map((event) => event.id)).size, 60);
+});
+
 // ---- numbers
 
 test('large integers stay what they are', async () => {
@@ -416,6 +457,41 @@ test('users request syncs of their own rows', async () => {
   await refused(user(ada).rpc('request_sync', { user_id: ada, source: 'google_tasks' }), 404, 'PT404', { message: /^sync state does not exist or is not visible$/ });
   assert.notEqual((await stored(ada, 'google_contacts')).requested_at, null);
   assert.equal((await stored(ben, 'google_gmail')).requested_at, null);
+});
+
+test('my_sync_runs: own runs only, and no lease', async () => {
+  for (const source of ['google_calendar', 'google_gmail'])
+    await ok(worker().rpc('set_sync_policy', { source, changes: { keep_runs: 'all' } }));
+  await makeUsers();
+  for (const user_id of [ada, ben]) {
+    await ok(worker().rpc('mark_sync_started', { user_id, source: 'google_gmail' }));
+    await ok(worker().rpc('mark_sync_failed', { user_id, source: 'google_gmail', error_message: `of ${user_id}` }));
+    await ok(worker().rpc('mark_sync_started', { user_id, source: 'google_gmail' }));
+    await ok(worker().rpc('mark_sync_completed', { user_id, source: 'google_gmail', items_synced: 4 }));
+  }
+  const runs = () => user(ada).from('my_sync_runs').select('*');
+  const mine = await ok(runs().order('ended_at', { ascending: false }));
+  assert.deepEqual(mine.map((row) => [row.user_id, row.outcome, row.items, row.error_message]),
+    [[ada, 'completed', 4, null], [ada, 'failed', null, `of ${ada}`]]);
+  assert.ok(!('lease' in mine[0]));
+  assert.equal((await ok(runs().eq('outcome', 'failed').single())).was_requested, false);
+  assert.deepEqual(await ok(runs().eq('user_id', ben)), []);
+  assert.equal((await ok(user(ben).from('my_sync_runs').select('*'))).length, 2);
+  assert.deepEqual(await ok(user(randomUUID()).from('my_sync_runs').select('*')), []);
+  assert.deepEqual(await ok(worker().from('my_sync_runs').select('*')), []);
+  assert.equal((await ok(worker().from('sync_run').select('*'))).length, 4);
+
+  // nor do users get more from the tables
+  const denied = [403, '42501', { message: /^permission denied/ }];
+  await refused(user(ada).from('my_sync_runs').select('lease'), 400, '42703');
+  await refused(user(ada).from('sync_run').select('*'), ...denied);
+  await refused(user(ada).from('sync_run').select('lease'), ...denied);
+  await refused(user(ada).from('sync_run').delete().eq('user_id', ada), ...denied);
+  await refused(user(ada).from('sync_event').select('id'), ...denied);
+  await refused(user(ada).from('sync_event').delete().eq('user_id', ada), ...denied);
+  assert.deepEqual(await ok(user(ada).from('sync_run').select('user_id').eq('user_id', ben)), []);
+  for (const name of ['my_sync_runs', 'sync_run', 'sync_event'])
+    await refused(anonymous().from(name).select('source'), 401, '42501');
 });
 
 test('tokens that are expired, forged or none', async () => {

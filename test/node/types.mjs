@@ -13,7 +13,7 @@ import pg from 'pg';
 // that returns a row then gives one whose columns are all null), and views that
 // show columns of a table as they are.
 const NULLABLE = ['current_user_id', 'get_sync_state', 'next_sync_due'];
-const COPIES = { my_syncs: 'sync_state' };
+const COPIES = { my_sync_runs: 'sync_run', my_syncs: 'sync_state' };
 
 const RELATIONS = `
   SELECT c.relname AS name, c.relkind = 'v' AS is_view, obj_description(c.oid, 'pg_class') AS comment,

@@ -4,7 +4,7 @@
 import { createClient } from '@supabase/supabase-js';
 import { SyncStateService } from '../../examples/sync-state-service.js';
 import { SYNC_SOURCE_LABELS } from '../../examples/syncstate-types.js';
-import type { ClaimDueSyncsArgs, Database, MySyncs, SyncSource, SyncState } from '../../examples/syncstate-types.js';
+import type { ClaimDueSyncsArgs, Database, MySyncRuns, MySyncs, SyncEvent, SyncRun, SyncSource, SyncState, TakeSyncEventsArgs } from '../../examples/syncstate-types.js';
 
 const client = createClient<Database>('http://127.0.0.1', 'key');
 const syncstate = client.schema('syncstate');
@@ -29,7 +29,10 @@ export async function functions(): Promise<void> {
   const changes = (await syncstate.rpc('set_sync_resources', { user_id, source: 'google_calendar', resources: ['a', 'b'] }).throwOnError()).data;
   const change: string | null | undefined = changes[0]?.change;
   const interval: string | null = (await syncstate.rpc('get_sync_policy', { source: 'google_gmail' }).throwOnError()).data.sync_interval;
-  void [claimed, due, users, comes, connected, change, interval];
+  const kept: string | null = (await syncstate.rpc('get_sync_policy', { source: 'google_gmail' }).throwOnError()).data.keep_runs;
+  const events: SyncEvent[] = (await syncstate.rpc('take_sync_events', { max_rows: 10 }).throwOnError()).data;
+  await syncstate.rpc('take_sync_events', {});
+  void [claimed, due, users, comes, connected, change, interval, kept, events];
 
   const perhaps = (await syncstate.rpc('get_sync_state', { user_id, source: 'google_gmail' }).throwOnError()).data;
   // @ts-expect-error -- without a row, every column is null
@@ -50,7 +53,11 @@ export async function functions(): Promise<void> {
   await syncstate.rpc('renew_sync_lease', { user_id, source: 'google_tasks' });
   // @ts-expect-error -- max_rows has a default, but must not be null
   const claim: ClaimDueSyncsArgs = { max_rows: null };
-  void [id, never_null, claim];
+  // @ts-expect-error -- nor here
+  const take: TakeSyncEventsArgs = { max_rows: null };
+  // @ts-expect-error -- an event may concern a source, and no user
+  const whose: string | undefined = events[0]?.user_id;
+  void [id, never_null, claim, take, whose];
 }
 
 export async function views(): Promise<void> {
@@ -59,12 +66,23 @@ export async function views(): Promise<void> {
   const some = (await syncstate.from('my_syncs').select('source, items_synced').throwOnError()).data;
   const items: number | undefined = some[0]?.items_synced;
   await syncstate.from('sync_state').upsert({ user_id, source: 'google_tasks', status: 'syncing' }, { onConflict: 'user_id,account,source,resource' });
-  void [status, items];
+  const runs: MySyncRuns[] = (await syncstate.from('my_sync_runs').select('*').order('ended_at', { ascending: false }).throwOnError()).data;
+  const done: number | null | undefined = runs[0]?.items;
+  const full: boolean | undefined = runs[0]?.was_full;
+  const all: SyncRun[] = (await syncstate.from('sync_run').select('*').eq('outcome', 'lost').throwOnError()).data;
+  const waiting: SyncEvent[] = (await syncstate.from('sync_event').select('*').throwOnError()).data;
+  const asked: { run_requested_at: string | null; troubled_at: string | null }[] =
+    (await syncstate.from('sync_state').select('run_requested_at, troubled_at').throwOnError()).data;
+  void [status, items, done, full, all, waiting, asked];
 
   // @ts-expect-error -- users do not see the cursor
   void mine[0]?.sync_token;
   // @ts-expect-error -- a view that nobody writes
   await syncstate.from('my_syncs').insert({ user_id, source: 'google_tasks' });
+  // @ts-expect-error -- nor the lease of a run
+  void runs[0]?.lease;
+  // @ts-expect-error -- nor this one
+  await syncstate.from('my_sync_runs').update({ items: 1 }).eq('user_id', user_id);
   // @ts-expect-error -- no such status
   await syncstate.from('sync_state').upsert({ user_id, source: 'google_tasks', status: 'done' });
 }
@@ -93,4 +111,8 @@ export async function methods(): Promise<void> {
   await service.updateState(user_id, 'google_gmail', { limited_until: null });
   // @ts-expect-error -- the lease is the database's to count
   await service.updateState(user_id, 'google_gmail', { lease: 7 });
+  // @ts-expect-error -- and so is what was asked for
+  await service.updateState(user_id, 'google_gmail', { run_requested_at: '2026-01-01T00:00:00Z' });
+  // @ts-expect-error -- and what events have told
+  await service.updateState(user_id, 'google_gmail', { troubled_at: null });
 }
