@@ -5,6 +5,8 @@
 SELECT s FROM syncstate.sync_state AS s ORDER BY user_id, source::text, resource;
 SELECT p FROM syncstate.sync_policy AS p ORDER BY source::text;
 SELECT b FROM syncstate.sync_budget AS b ORDER BY source::text;
+SELECT e FROM syncstate.sync_event AS e ORDER BY at, id;
+SELECT r FROM syncstate.sync_run AS r ORDER BY user_id, account, source::text, resource, lease;
 SELECT l FROM syncstate.custom_source AS l ORDER BY label;
 SELECT s, syncstate.get_sync_policy(s) FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s ORDER BY s::text;
 SELECT id, cursor_of(s) FROM public.users JOIN syncstate.sync_state AS s ON user_id = id ORDER BY id, cursor_of(s);

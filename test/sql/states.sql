@@ -1,7 +1,8 @@
 /*
  * Fills a database that has the extension and two labels of its own,
- * custom_crm and another_one: rows in every state, settings, pauses, grants
- * and a watched table of users, for tests that carry these elsewhere.
+ * custom_crm and another_one: rows in every state, events and runs of every
+ * kind, settings, pauses, grants and a watched table of users, for tests that
+ * carry these elsewhere.
  *
  * In a time long ago, so that a row that something touched on the way shows.
  * Needs roles regress_syncstate_worker and regress_syncstate_user.
@@ -10,6 +11,11 @@ SET syncstate.clock = '2021-02-03 04:05:06.789+00';
 
 CREATE FUNCTION public.id(n int) RETURNS uuid LANGUAGE sql IMMUTABLE
 	RETURN ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid;
+
+-- runs are kept for long, since tests go on at other times
+SELECT syncstate.set_sync_policy(s, '{"keep_runs": "all", "keep_runs_for": "36500 days"}')
+FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+SELECT syncstate.set_sync_policy('google_contacts', '{"keep_runs": "failures", "keep_runs_for": "1 day"}');
 
 -- each row says in its resource what it is
 
@@ -54,6 +60,33 @@ SELECT syncstate.clear_sync_token(id(5), 'google_tasks', resource => 'token loop
 SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'first of many', resource => 'failures') FROM generate_series(1, 30);
 SET syncstate.clock = '2021-02-13 04:05:06.789+00';
 SELECT syncstate.mark_sync_failed(id(5), 'google_tasks', 'last of many', resource => 'failures');
+
+-- one whose runs ended in every way, and what else there is to tell
+SET syncstate.clock = '2021-02-03 04:05:06.789+00';
+SELECT syncstate.mark_sync_completed(id(6), 'google_gmail', 1, history_id => '1');
+SELECT syncstate.request_sync(id(6), 'google_gmail');
+SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
+SELECT syncstate.mark_sync_completed(id(6), 'google_gmail', 9223372036854775807);
+SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
+SELECT syncstate.mark_rate_limited(id(6), 'google_gmail', '1 minute');
+SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
+SELECT syncstate.release_sync(id(6), 'google_gmail', (syncstate.get_sync_state(id(6), 'google_gmail')).lease);
+SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
+SELECT syncstate.clear_sync_token(id(6), 'google_gmail');
+SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
+SELECT syncstate.checkpoint_sync(id(6), 'google_gmail', (syncstate.get_sync_state(id(6), 'google_gmail')).lease, 'page', 50, 100);
+SELECT syncstate.may_sweep(id(6), 'google_gmail', (syncstate.get_sync_state(id(6), 'google_gmail')).lease, 90, 100);
+SELECT syncstate.mark_sync_failed(id(6), 'google_gmail', E'tab \t, newline \n, backslash \\, quotes \' ", \\N, \\.');
+SELECT syncstate.mark_sync_failed(id(6), 'google_gmail', 'one of many') FROM generate_series(1, 20);
+SET syncstate.clock = '2021-02-08 04:05:06.789+00';
+SELECT syncstate.mark_sync_failed(id(6), 'google_gmail', 'half-way there');
+SELECT syncstate.mark_sync_completed(id(6), 'google_gmail', 2);
+SELECT syncstate.resume_sync_source('another_one');
+SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
+SET syncstate.clock = '2021-02-13 04:05:06.789+00';
+SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
+SELECT syncstate.mark_sync_failed(id(6), 'google_gmail', 'no');
+SELECT syncstate.pause_sync_source('another_one', '2021-03-05 00:00:00+00');
 
 -- many of no interest, in all sources
 INSERT INTO syncstate.sync_state (user_id, source, due_at)

@@ -1,5 +1,5 @@
-# Dump and restore lose nothing: rows in every state, policies, custom sources,
-# grants; and the restored database works.
+# Dump and restore lose nothing: rows in every state, events and runs, policies,
+# custom sources, grants; and the restored database works.
 #
 # The data are taken with the clock moved far from now, so that a trigger that
 # touched a restored row would show.
@@ -81,6 +81,13 @@ $node->safe_psql('original', q{
 	SELECT syncstate.update_sync_state(pg_temp.id(7), 'google_calendar', '{"sync_interval": "1 day 02:03:04.567"}', 'own interval');
 	INSERT INTO syncstate.sync_state (user_id, source, resource) VALUES (pg_temp.id(7), 'google_calendar', repeat('x', 1024));
 
+	-- runs that ended
+	SELECT syncstate.set_sync_policy('google_contacts', '{"keep_runs": "all", "keep_runs_for": "1800 days"}');
+	SELECT syncstate.mark_sync_started(pg_temp.id(8), 'google_contacts', resource => 'with runs');
+	SELECT syncstate.mark_sync_completed(pg_temp.id(8), 'google_contacts', 9223372036854775807, 'token', resource => 'with runs');
+	SELECT syncstate.mark_sync_started(pg_temp.id(8), 'google_contacts', resource => 'with runs');
+	SELECT syncstate.mark_sync_failed(pg_temp.id(8), 'google_contacts', E'tab \t, newline \n, backslash \\\\, quote '', \\N', resource => 'with runs');
+
 	-- settings
 	SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "1 hour", "jitter": 0.3, "token_ttl": "3 days", "token_ttl_from": "full"}');
 	SELECT syncstate.set_sync_policy('custom_crm', '{"lease_time": "1 minute", "max_failures": 3, "provider": "crm", "max_in_flight": 4}');
@@ -100,6 +107,8 @@ $node->safe_psql('original', q{
 # Everything that has to come back, each as one query.
 my %told_by = (
 	'rows' => 'SELECT s FROM syncstate.sync_state AS s ORDER BY user_id, source::text, resource',
+	'events' => 'SELECT e FROM syncstate.sync_event AS e ORDER BY at, id',
+	'runs' => 'SELECT r FROM syncstate.sync_run AS r ORDER BY user_id, account, source::text, resource, lease',
 	'overrides' => 'SELECT p FROM syncstate.sync_policy AS p ORDER BY source::text',
 	'effective policies' =>
 	  'SELECT syncstate.get_sync_policy(s) FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s ORDER BY s::text',
@@ -135,6 +144,9 @@ is($node->safe_psql('original', q{SELECT string_agg(DISTINCT status::text, ' ' O
 		string_agg(DISTINCT parked_reason, ' ' ORDER BY parked_reason), count(*) > 20, max(length(sync_token)) > 65000
 	FROM syncstate.sync_state}),
 	'error idle rate_limited syncing|auth failures gone paused token_loop|t|t', 'there are rows in every state');
+is($node->safe_psql('original', q{SELECT string_agg(DISTINCT event, ' ' ORDER BY event) FROM syncstate.sync_event;
+		SELECT string_agg(outcome, ' ' ORDER BY lease) FROM syncstate.sync_run}),
+	"cursor_lost first_sync gone parked source_limited\ncompleted failed", 'there are events and runs');
 
 # Plain dumps are one text, but for a key that newer versions draw at random.
 sub plain_dump
@@ -198,12 +210,19 @@ like(as_role('regress_syncstate_worker', q{SELECT syncstate.mark_sync_started('0
 is(as_role('regress_syncstate_worker', q{SELECT status, requested_at IS NOT NULL, sync_token FROM
 		syncstate.mark_sync_completed('00000000-0000-4000-8000-000000000004', 'google_calendar', 7, 'new', lease => 1, resource => 'live lease')}),
 	'idle|t|new', 'its holder completes');
+is(as_role('regress_syncstate_worker', q{SELECT string_agg(event, ' ' ORDER BY at, id) FROM syncstate.take_sync_events(3)}),
+	$node->safe_psql('original', q{SELECT string_agg(event, ' ' ORDER BY at, id) FROM (SELECT * FROM syncstate.sync_event ORDER BY at, id LIMIT 3) AS e}),
+	'the oldest events are taken');
 like(as_role('regress_syncstate_worker', q{SELECT syncstate.disconnect_sync('00000000-0000-4000-8000-000000000004', 'google_calendar')}),
 	qr/42501/, 'what was revoked stays revoked');
 is(as_role('regress_syncstate_user', q{
 		SET "request.jwt.claims" = '{"sub": "00000000-0000-4000-8000-000000000002"}';
 		SELECT count(*), count(DISTINCT user_id) FROM syncstate.sync_state}),
 	'3|1', 'a user sees their own rows');
+is(as_role('regress_syncstate_user', q{
+		SET "request.jwt.claims" = '{"sub": "00000000-0000-4000-8000-000000000008"}';
+		SELECT string_agg(outcome, ' ' ORDER BY outcome) FROM syncstate.my_sync_runs}),
+	'completed failed', 'and their own runs');
 
 $node->stop;
 done_testing();

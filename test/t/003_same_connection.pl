@@ -53,6 +53,9 @@ sub run_in
 my $life = qq{
 	DELETE FROM syncstate.sync_state;
 	DELETE FROM syncstate.sync_policy;
+	DELETE FROM syncstate.sync_event;
+	DELETE FROM syncstate.sync_run;
+	SELECT keep_runs FROM syncstate.set_sync_policy('google_calendar', '{"keep_runs": "all"}');
 	SELECT status, requested_at FROM syncstate.connect_sync('$a', 'google_calendar');
 	SELECT status, due_at FROM syncstate.connect_sync('$b', 'google_tasks', 'list');
 	SELECT syncstate.request_sync('$b', 'google_tasks', 'list');
@@ -96,6 +99,13 @@ my $life = qq{
 	SELECT source, rows, syncing FROM syncstate.sync_overview ORDER BY source;
 	SELECT user_id, source, lease FROM syncstate.claim_due_syncs() ORDER BY user_id, source;
 	SELECT syncstate.disconnect_sync('$b', 'google_contacts');
+	SET "request.jwt.claims" = '{"sub": "$a"}';
+	SELECT account, resource, outcome, was_full, was_requested, items, error_message FROM syncstate.my_sync_runs ORDER BY account, resource, outcome, was_full;
+	RESET "request.jwt.claims";
+	SELECT user_id, lease, started_at, ended_at, outcome FROM syncstate.sync_run ORDER BY user_id, account, source, resource, lease;
+	SELECT at, event, user_id, account, source, resource, lease, reason, detail FROM syncstate.take_sync_events()
+		ORDER BY event, user_id, account, source, resource, lease, reason;
+	SELECT event FROM syncstate.take_sync_events();
 	SELECT syncstate.grant_worker('regress_syncstate_worker'), syncstate.grant_user('regress_syncstate_user');
 };
 
@@ -144,17 +154,28 @@ is(run_in($session, qq{
 $node->safe_psql('postgres', 'ALTER TABLE syncstate.sync_state DROP COLUMN note');
 same_life('a column less');
 $node->safe_psql('postgres', 'ALTER TABLE syncstate.sync_state DROP COLUMN n');
+foreach my $table (qw(sync_event sync_run))
+{
+	$node->safe_psql('postgres', "ALTER TABLE syncstate.$table ADD COLUMN note text DEFAULT 'default', ADD COLUMN n int");
+	same_life("two columns more of $table");
+	$node->safe_psql('postgres', "ALTER TABLE syncstate.$table DROP COLUMN note");
+	same_life("a column less of $table");
+	$node->safe_psql('postgres', "ALTER TABLE syncstate.$table DROP COLUMN n");
+}
 
-foreach my $index (qw(sync_state_due sync_state_requested sync_state_pkey))
+foreach my $index (qw(sync_state_due sync_state_requested sync_state_pkey sync_event_pkey sync_run_pkey sync_run_ended))
 {
 	my $oid = $node->safe_psql('postgres', "SELECT 'syncstate.$index'::regclass::oid");
 	$node->safe_psql('postgres', "REINDEX INDEX CONCURRENTLY syncstate.$index");
 	isnt($node->safe_psql('postgres', "SELECT 'syncstate.$index'::regclass::oid"), $oid, "$index is another");
 	same_life("$index made anew");
 }
-$node->safe_psql('postgres', 'VACUUM FULL syncstate.sync_state');
-$node->safe_psql('postgres', 'ANALYZE syncstate.sync_state');
-same_life('the table rewritten');
+foreach my $table (qw(sync_state sync_event sync_run))
+{
+	$node->safe_psql('postgres', "VACUUM FULL syncstate.$table");
+	$node->safe_psql('postgres', "ANALYZE syncstate.$table");
+	same_life("$table rewritten");
+}
 
 $node->safe_psql('postgres', q{SELECT syncstate.register_sync_source('custom_crm')});
 is(run_in($session, qq{
@@ -203,6 +224,7 @@ $node->safe_psql('postgres', q{
 	CREATE FUNCTION planted.format(pg_catalog.text, pg_catalog.regrole) RETURNS pg_catalog.text LANGUAGE sql AS $$SELECT planted.trace('format'); SELECT 'SELECT 1'::pg_catalog.text$$;
 	CREATE FUNCTION planted.jsonb_populate_record(syncstate.sync_state, pg_catalog.jsonb) RETURNS syncstate.sync_state LANGUAGE sql AS $$SELECT planted.trace('jsonb_populate_record'); SELECT $1$$;
 	CREATE FUNCTION planted.jsonb_populate_record(syncstate.sync_policy, pg_catalog.jsonb) RETURNS syncstate.sync_policy LANGUAGE sql AS $$SELECT planted.trace('jsonb_populate_record'); SELECT $1$$;
+	CREATE FUNCTION planted.gen_random_uuid() RETURNS pg_catalog.uuid LANGUAGE sql AS $$SELECT planted.trace('gen_random_uuid'); SELECT NULL::pg_catalog.uuid$$;
 	CREATE FUNCTION planted.octet_length(pg_catalog.text) RETURNS pg_catalog.int4 LANGUAGE sql AS $$SELECT planted.trace('octet_length'); SELECT 0$$;
 	CREATE FUNCTION planted.isfinite(pg_catalog.timestamptz) RETURNS pg_catalog.bool LANGUAGE sql AS $$SELECT planted.trace('isfinite')$$;
 	CREATE FUNCTION planted.has_function_privilege(pg_catalog.regprocedure, pg_catalog.text) RETURNS pg_catalog.bool LANGUAGE sql AS $$SELECT planted.trace('has_function_privilege')$$;
@@ -210,12 +232,16 @@ $node->safe_psql('postgres', q{
 	CREATE TYPE planted.sync_status AS ENUM ('planted');
 	CREATE TABLE planted.sync_state (planted pg_catalog.int4);
 	CREATE TABLE planted.sync_policy (planted pg_catalog.int4);
+	CREATE TABLE planted.sync_event (planted pg_catalog.int4);
+	CREATE TABLE planted.sync_run (planted pg_catalog.int4);
 	CREATE TYPE planted.text AS (planted pg_catalog.text);
 	CREATE TYPE planted.int8 AS (planted pg_catalog.text)});
 foreach my $path ('planted, pg_catalog', 'planted, syncstate, pg_catalog', 'pg_temp, planted', q{''})
 {
 	my $hostile = "CREATE TEMP TABLE IF NOT EXISTS sync_state (planted pg_catalog.int4);
 		CREATE TEMP TABLE IF NOT EXISTS sync_policy (planted pg_catalog.int4);
+		CREATE TEMP TABLE IF NOT EXISTS sync_event (planted pg_catalog.int4);
+		CREATE TEMP TABLE IF NOT EXISTS sync_run (planted pg_catalog.int4);
 		SET search_path = $path";
 	run_in($_, $hostile) foreach $session, $other;
 	same_life("search_path = $path");

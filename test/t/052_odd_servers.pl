@@ -20,6 +20,7 @@ my $life = <<"EOS";
 RESET ROLE;
 SET syncstate.clock = '2026-06-01 12:00:00.5+00';
 SET ROLE %s;
+SELECT keep_runs, extract(epoch FROM keep_runs_for) FROM syncstate.set_sync_policy('google_calendar', '{"keep_runs": "all", "keep_runs_for": "PT36H"}');
 SELECT (syncstate.connect_sync('$user[1]', 'google_calendar', 'b')).requested_at IS NOT NULL;
 SELECT (syncstate.connect_sync('$user[1]', 'google_calendar', 'B')).status;
 SELECT syncstate.request_sync('$user[1]', 'google_calendar', 'b');
@@ -49,11 +50,21 @@ SET ROLE regress_syncstate_odd_user;
 SET request.jwt.claims = '{"sub": "$user[2]"}';
 SELECT source, status, items_synced FROM syncstate.my_syncs;
 SELECT syncstate.request_sync('$user[2]', 'google_tasks');
+SET request.jwt.claims = '{"sub": "$user[1]"}';
+SELECT resource, extract(epoch FROM started_at), extract(epoch FROM ended_at), outcome, was_full, was_requested, items
+FROM syncstate.my_sync_runs ORDER BY resource COLLATE "C";
 RESET request.jwt.claims;
 RESET ROLE;
 SET ROLE %s;
 SELECT syncstate.disconnect_sync(user_id, source, resource) FROM (SELECT * FROM syncstate.sync_state) AS s;
 SELECT (syncstate.resume_sync_source('google_contacts')).paused_until;
+SELECT user_id, source, resource, outcome FROM syncstate.sync_run ORDER BY user_id, source, resource COLLATE "C";
+SELECT extract(epoch FROM at), event, user_id, source, resource, lease, reason,
+	CASE WHEN starts_with(event, 'source_limited') THEN extract(epoch FROM detail::timestamptz)::text ELSE detail END FROM syncstate.take_sync_events()
+ORDER BY event COLLATE "C", user_id, source, resource COLLATE "C", reason COLLATE "C";
+SELECT count(*) FROM syncstate.take_sync_events();
+DELETE FROM syncstate.sync_run;
+SELECT (syncstate.set_sync_policy('google_calendar', '{"keep_runs": null, "keep_runs_for": null}')).keep_runs;
 SELECT (syncstate.set_sync_policy('google_contacts', '{"lease_time": null, "jitter": null}')).jitter;
 SELECT count(*) FROM syncstate.sync_policy;
 RESET ROLE;
@@ -171,10 +182,12 @@ is(outcome('plain', sprintf($hide, 'worker') . $_), '42501', "row_security = off
 	"SELECT syncstate.mark_sync_started('$user[1]', 'google_gmail')",
 	"SELECT syncstate.mark_sync_completed('$user[1]', 'google_gmail')",
 	"SELECT syncstate.claim_due_syncs()",
+	"SELECT syncstate.take_sync_events()",
+	"SELECT count(*) FROM syncstate.sync_run",
 	"SELECT syncstate.set_sync_policy('google_gmail', '{\"jitter\": 0}')");
 is(outcome('plain', sprintf($hide, 'user') . "SET request.jwt.claim.sub = '$user[1]'; $_"), '42501',
 	"row_security = off, as a user: $_")
-  foreach ('SELECT count(*) FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$user[1]', 'google_gmail')");
+  foreach ('SELECT count(*) FROM syncstate.my_syncs', 'SELECT count(*) FROM syncstate.my_sync_runs', "SELECT syncstate.request_sync('$user[1]', 'google_gmail')");
 is(outcome('plain', "SET row_security = off; SELECT (syncstate.mark_sync_started('$user[1]', 'google_gmail')).status"),
 	'syncing', 'row_security = off, as a superuser');
 
@@ -186,7 +199,7 @@ my $row = "'$user[1]', 'google_gmail'";
 my %writers = (
 	claim_due_syncs => '', mark_sync_started => "$row, resource => 'new'", mark_sync_completed => $row,
 	mark_sync_failed => "$row, 'x'", mark_rate_limited => $row, clear_sync_token => $row,
-	renew_sync_lease => "$row, 1", checkpoint_sync => "$row, 1", release_sync => "$row, 1",
+	take_sync_events => '', renew_sync_lease => "$row, 1", checkpoint_sync => "$row, 1", release_sync => "$row, 1",
 	may_sweep => "$row, 1, 1, 1",
 	report_syncs => qq('[{"user_id": "$user[1]", "source": "google_gmail", "lease": 1, "outcome": "released"}]'),
 	connect_account => "'$user[1]'", pause_account => "'$user[1]'", resume_account => "'$user[1]'",
@@ -211,7 +224,7 @@ is(outcome('plain', "BEGIN READ ONLY; SELECT count(*) FROM syncstate.$_($writers
 like(outcome('plain', "BEGIN READ ONLY; SELECT count(*) FROM syncstate.$_($readers{$_})"), qr/^\d+$/, "read-only: $_ works")
   foreach sort keys %readers;
 like(outcome('plain', "BEGIN READ ONLY; SELECT count(*) FROM syncstate.$_"), qr/^\d+$/, "read-only: $_ works")
-  foreach qw(my_syncs sync_overview sync_state sync_policy sync_budget custom_source);
+  foreach qw(my_syncs my_sync_runs sync_overview sync_state sync_policy sync_budget custom_source sync_event sync_run);
 is($node->safe_psql('plain', 'SELECT * FROM syncstate.sync_state'), $before, 'read-only: nothing changed');
 
 # ------------------------------------- every UPDATE and DELETE has a WHERE

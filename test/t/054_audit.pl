@@ -1,5 +1,5 @@
-# An auditor hears of each call that touches sync_state, by whatever way it does:
-# pgaudit, which listens where the executor checks permissions, and logs what a
+# An auditor hears of each call that touches sync_state, by whatever way it does,
+# and of whoever takes events or reads runs: pgaudit, which listens where the executor checks permissions, and logs what a
 # role of its own could have done.
 use strict;
 use warnings;
@@ -29,7 +29,7 @@ $node->safe_psql('postgres', q{
 	CREATE EXTENSION syncstate;
 	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 	SELECT syncstate.grant_worker('worker'), syncstate.grant_worker('fenced');
-	GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state TO auditor;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_event, syncstate.sync_run TO auditor;
 	CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE
 	RETURN ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid;
 	CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
@@ -45,17 +45,18 @@ $node->safe_psql('postgres', q{
 	SELECT u(n), 'google_calendar', CASE WHEN n > 10 THEN 'syncing' ELSE 'idle' END::syncstate.sync_status, 5, now() - interval '1 min'
 	FROM generate_series(1, 30) AS n});
 
-# What the auditor notes while a role runs a statement: which commands on the
+# What the auditor notes while a role runs a statement: which commands on a
 # table.
 sub noted
 {
-	my ($role, $sql) = @_;
+	my ($role, $sql, $table) = @_;
+	$table //= 'sync_state';
 	my $from = -s $node->logfile;
 	$node->safe_psql('postgres', $sql, extra_params => [ '-U', $role ]);
 	my %commands;
 	foreach (split /\n/, substr(slurp_file($node->logfile), $from))
 	{
-		$commands{$1} = 1 if /AUDIT: OBJECT,\d+,\d+,(?:READ|WRITE),(\w+),TABLE,syncstate\.sync_state,/;
+		$commands{$1} = 1 if /AUDIT: OBJECT,\d+,\d+,(?:READ|WRITE),(\w+),TABLE,syncstate\.$table,/;
 	}
 	return join ' ', sort keys %commands;
 }
@@ -102,6 +103,21 @@ foreach my $way ([ 'worker', 'plainly', '' ],
 	like(noted($role, q{SELECT FROM syncstate.next_sync_due('google_gmail'), syncstate.claim_due_syncs('google_calendar', 1)}), qr/UPDATE/,
 		"a claim after a look is noted, $how");
 }
+
+# What is told of them is written as the owner.  pgaudit passes over what is done
+# as a role of which the session's is no member: here it is the owner's.
+my $owner = $node->safe_psql('postgres', 'SELECT current_user');
+$node->safe_psql('postgres', q{DROP TRIGGER pass ON syncstate.sync_state;
+	SELECT syncstate.set_sync_policy('google_tasks', '{"keep_runs": "all"}')});
+my $row = q{u(1), 'google_tasks'};
+is(noted($owner, "SELECT FROM syncstate.mark_sync_started($row)", 'sync_(?:event|run)'), '', 'a start tells nothing');
+like(noted($owner, "SELECT FROM syncstate.mark_sync_completed($row)", 'sync_event'), qr/INSERT/, 'an event is noted');
+$node->safe_psql('postgres', "SELECT FROM syncstate.mark_sync_started($row)");
+like(noted($owner, "SELECT FROM syncstate.mark_sync_failed($row, 'broken')", 'sync_run'), qr/INSERT/, 'a run is noted');
+like(noted('worker', 'SELECT FROM syncstate.take_sync_events()', 'sync_event'), qr/DELETE/, 'events that are taken are noted');
+like(noted('worker', 'SELECT FROM syncstate.take_sync_events()', 'sync_event'), qr/DELETE/, 'and those that might have been');
+$node->safe_psql('postgres', "SELECT syncstate.grant_user('fenced')");
+is(noted('fenced', 'SELECT FROM syncstate.my_sync_runs', 'sync_run'), 'SELECT', 'a user who looks at their runs is noted');
 
 $node->stop;
 done_testing();

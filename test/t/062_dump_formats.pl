@@ -1,6 +1,6 @@
 # Every way to dump that pg_dump knows and every way to restore brings back the
-# same: rows in every state, sources of one's own, settings, grants, and what
-# the application made on top.  What takes a step more is told in the README,
+# same: rows in every state, events and runs of every kind, sources of one's own,
+# settings, grants, and what the application made on top.  What takes a step more is told in the README,
 # "Backup and restore", and is done so here; what does not work says so and
 # leaves nothing behind.
 use strict;
@@ -79,6 +79,13 @@ $node->safe_psql('app', qq{ALTER TABLE public.users OWNER TO $owner;
 	ALTER FUNCTION public.id(int) OWNER TO $owner; ALTER FUNCTION public.cursor_of(syncstate.sync_state) OWNER TO $owner});
 my $had = contents('app');
 my $was = schema('app');
+
+# The test is no test without them.
+is($node->safe_psql('app', q{SELECT (SELECT string_agg(DISTINCT event, ' ' ORDER BY event) FROM syncstate.sync_event),
+		(SELECT string_agg(DISTINCT reason, ' ' ORDER BY reason) FROM syncstate.sync_event),
+		(SELECT string_agg(DISTINCT outcome, ' ' ORDER BY outcome) FROM syncstate.sync_run)}),
+	'cursor_lost failing first_sync gone parked recovered source_limited source_resumed sweep_withheld|auth failures paused rate_limited token_loop|completed failed lost rate_limited released revoked',
+	'there are events and runs of every kind');
 
 sub same_contents
 {
@@ -187,7 +194,8 @@ dump_to('schema_only', '--schema-only');
 dump_to('data_only', '--data-only');
 psql_file(database('apart'), 'schema_only');
 is($node->safe_psql('apart', 'SELECT (SELECT count(*) FROM syncstate.sync_state), (SELECT count(*) FROM syncstate.sync_policy),
-		(SELECT count(*) FROM syncstate.custom_source)'), '0|0|0', 'a schema has no rows');
+		(SELECT count(*) FROM syncstate.custom_source), (SELECT count(*) FROM syncstate.sync_event), (SELECT count(*) FROM syncstate.sync_run)'),
+	'0|0|0|0|0', 'a schema has no rows');
 is($node->safe_psql('apart', 'SELECT enum_range(NULL::syncstate.sync_source)'),
 	'{google_calendar,google_tasks,google_gmail,google_contacts}', 'and no labels, which are data');
 psql_file('apart', 'data_only');
@@ -227,6 +235,8 @@ register_first('one_table');
 psql_file('one_table', 'table');
 my $rows = 'SELECT count(*), md5(string_agg(s::text, chr(10) ORDER BY user_id, source, resource)) FROM syncstate.sync_state AS s';
 is($node->safe_psql('one_table', "SET timezone = 'UTC'; $rows"), $node->safe_psql('app', "SET timezone = 'UTC'; $rows"), 'one table: the same rows');
+is($node->safe_psql('one_table', 'SELECT (SELECT count(*) FROM syncstate.sync_event), (SELECT count(*) FROM syncstate.sync_run)'),
+	'0|0', 'rows that are restored make no events and end no runs');
 
 ### who dumps, who restores
 
@@ -262,8 +272,13 @@ is($node->safe_psql('jobs', q{SET syncstate.clock = '2021-02-13 05:00:00+00';
 		WHERE length(resource) BETWEEN 1 AND 100 AND resource !~ '\t'}),
 	'failed, failed for good, history id, inserted, lease over, lost its cursor, new and requested, own interval, sync token, updated min',
 	'what was due or requested is handed out, and nothing else');
-is($node->safe_psql('jobs', q{DELETE FROM users WHERE id = id(5); SELECT count(*) FROM syncstate.sync_state WHERE user_id = id(5)}),
-	'0', 'deleted users are forgotten');
+my $first = "SET timezone = 'UTC'; SELECT e FROM syncstate.sync_event AS e ORDER BY at, id LIMIT 5";
+is($node->safe_psql('jobs', "SET timezone = 'UTC'; SELECT syncstate.take_sync_events(5)"), $node->safe_psql('app', $first), 'the oldest events are taken');
+is($node->safe_psql('jobs', q{DELETE FROM users WHERE id IN (id(5), id(6));
+		SELECT count(*) FROM syncstate.sync_state WHERE user_id IN (id(5), id(6));
+		SELECT count(*) FROM syncstate.sync_event WHERE user_id IN (id(5), id(6));
+		SELECT count(*) FROM syncstate.sync_run WHERE user_id IN (id(5), id(6))}),
+	"0\n0\n0", 'deleted users are forgotten');
 is($node->safe_psql('jobs', 'SELECT label FROM syncstate.custom_source ORDER BY label'), "another_one\ncustom_crm", 'the labels are known as registered');
 
 $node->stop;

@@ -1,7 +1,8 @@
 # Logical replication carries the rows into a database of another cluster that
 # has the extension too: each as it is, through inserts, updates and deletes of
-# all calls.  The trigger that fills in and counts does not fire for them there;
-# those that add labels and make settings known do.
+# all calls, and with their events and runs.  The triggers that fill in and count,
+# and that keep the run of a deleted row, do not fire for them there; those that add
+# labels and make settings known do.
 use strict;
 use warnings;
 
@@ -13,7 +14,7 @@ use Sessions;
 use Test::More;
 
 my $states = slurp_file("$FindBin::RealBin/../sql/states.sql");
-my $tables = 'syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source';
+my $tables = 'syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source, syncstate.sync_event, syncstate.sync_run';
 
 my $publisher = PostgreSQL::Test::Cluster->new('publisher');
 $publisher->init(allows_streaming => 'logical');
@@ -34,6 +35,9 @@ $publisher->safe_psql('postgres', $states);
 
 my $rows = q{SET timezone = 'UTC'; SELECT s FROM syncstate.sync_state AS s ORDER BY user_id, source::text, resource;
 	SELECT p FROM syncstate.sync_policy AS p ORDER BY source::text; SELECT b FROM syncstate.sync_budget AS b ORDER BY source::text; SELECT c FROM syncstate.custom_source AS c ORDER BY label};
+my $events = q{SET timezone = 'UTC'; SELECT e FROM syncstate.sync_event AS e ORDER BY at, id};
+my $runs = q{SET timezone = 'UTC'; SELECT r FROM syncstate.sync_run AS r ORDER BY user_id, account, source::text, resource, lease};
+$rows .= "; $events; $runs";
 
 sub same
 {
@@ -51,7 +55,7 @@ my $connection = $publisher->connstr . ' dbname=postgres';
 # Tables are copied in any order: rows of a source that is not known yet fail,
 # and are tried again until its label has come.
 $subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION sub CONNECTION '$connection' PUBLICATION pub");
-$subscriber->poll_query_until('postgres', q{SELECT count(*) = 4 FROM pg_subscription_rel WHERE srsubstate IN ('r', 's')});
+$subscriber->poll_query_until('postgres', q{SELECT count(*) = 6 FROM pg_subscription_rel WHERE srsubstate IN ('r', 's')});
 same('the first copy is the same, in every state');
 
 ### what changes
@@ -80,7 +84,9 @@ foreach my $call (
 	[ 'what is gone', q{SELECT syncstate.set_sync_resources(user_id, 'google_tasks', '{two}', 'work') FROM syncstate.sync_state WHERE account = 'work'} ],
 	[ 'accounts that come back', "SELECT syncstate.connect_account(user_id, account) $some" ],
 	[ 'accounts that go', q{SELECT syncstate.disconnect_account(user_id, 'work') FROM (SELECT DISTINCT user_id FROM syncstate.sync_state WHERE account = 'work' LIMIT 5) AS s} ],
+	[ 'events that are taken', 'SELECT syncstate.take_sync_events(10)' ],
 	[ 'deleted rows', "SELECT syncstate.disconnect_sync(user_id, source, resource, account) $some" ],
+	[ 'deleted rows with runs in flight', q{SELECT syncstate.mark_sync_started(gen_random_uuid(), 'google_gmail') FROM generate_series(1, 5); DELETE FROM syncstate.sync_state WHERE status = 'syncing'} ],
 	[ 'deleted users', 'DELETE FROM users WHERE id IN (SELECT user_id FROM syncstate.sync_state LIMIT 30)' ],
 	[ 'direct writes', q{UPDATE syncstate.sync_state SET status = 'syncing'; UPDATE syncstate.sync_state SET status = 'idle', due_at = now()} ],
 	[ 'settings', q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "2 hours"}'); SELECT syncstate.pause_sync_source('google_calendar')} ],
@@ -105,6 +111,7 @@ is($session->query(q{SELECT sync_interval FROM syncstate.get_sync_policy('google
 $publisher->safe_psql('postgres', q{SELECT syncstate.register_sync_source('late')});
 $subscriber->safe_psql('postgres', q{SELECT syncstate.register_sync_source('later')});
 $publisher->safe_psql('postgres', q{SELECT syncstate.register_sync_source('later')});
+$publisher->safe_psql('postgres', q{SELECT syncstate.set_sync_policy('late', '{"keep_runs": "all"}')});
 $publisher->safe_psql('postgres', q{SELECT syncstate.connect_sync('aaaaaaaa-0000-4000-8000-00000000000a', s) FROM unnest(ARRAY['late', 'later']::syncstate.sync_source[]) AS s});
 same('labels come along, whoever knew them first');
 
@@ -125,11 +132,18 @@ $publisher->safe_psql('postgres', q{SELECT syncstate.resume_sync_source(s) FROM 
 $publisher->wait_for_catchup('sub');
 $subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION sub');
 my $claim = q{SET syncstate.clock = '2098-01-01 00:00:00+00'; SELECT user_id, source, resource, lease FROM syncstate.claim_due_syncs(max_rows => 10000) ORDER BY user_id, source::text, resource};
+is($subscriber->safe_psql('postgres', "$events; BEGIN; SELECT syncstate.take_sync_events(10000); ROLLBACK"),
+	$publisher->safe_psql('postgres', "$events; BEGIN; SELECT syncstate.take_sync_events(10000); ROLLBACK"), 'the subscriber would have the same events taken');
+my $kept = $publisher->safe_psql('postgres', $runs);
 my $claimed = $publisher->safe_psql('postgres', $claim);
 isnt($claimed, '', 'the publisher would hand out rows');
 is($subscriber->safe_psql('postgres', $claim), $claimed, 'the subscriber hands out the same, under the same numbers');
+isnt($publisher->safe_psql('postgres', $runs), $kept, 'the publisher keeps the runs that were lost meanwhile');
+is($subscriber->safe_psql('postgres', $runs), $publisher->safe_psql('postgres', $runs), 'and so does the subscriber');
 is($subscriber->safe_psql('postgres', q{SELECT syncstate.request_sync(user_id, source, resource, account) FROM syncstate.sync_state WHERE parked_reason IS NULL LIMIT 1;
 		SELECT m.status FROM syncstate.sync_state AS s, syncstate.mark_sync_completed(s.user_id, s.source, lease => s.lease) AS m WHERE s.source = 'late'}), "t\nidle", 'and takes requests and reports');
+is($subscriber->safe_psql('postgres', q{SELECT outcome FROM syncstate.sync_run WHERE source = 'late';
+		SELECT event FROM syncstate.take_sync_events(10000) WHERE source = 'late'}), "completed\nfirst_sync", 'with their runs and events');
 
 $session->quit;
 $subscriber->stop;

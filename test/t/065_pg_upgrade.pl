@@ -1,6 +1,6 @@
 # pg_upgrade, from the oldest server on this machine to the newest, takes all
-# along: rows in every state, sources of one's own, settings, grants; and the
-# new server works.
+# along: rows in every state, events and runs of every kind, sources of one's own,
+# settings, grants; and the new server works.
 #
 # Where there is only one version that has the extension, from it to itself,
 # which pg_upgrade allows: the way through its dump is the same.
@@ -133,7 +133,13 @@ $old->safe_psql('app', "SET search_path = public; $states");
 is($old->safe_psql('app', q{SELECT string_agg(DISTINCT status::text, ' ' ORDER BY status::text),
 		string_agg(DISTINCT parked_reason, ' ' ORDER BY parked_reason) FROM syncstate.sync_state}),
 	'error idle rate_limited syncing|auth failures gone paused token_loop', 'there are rows in every state');
+is($old->safe_psql('app', q{SELECT (SELECT string_agg(DISTINCT event, ' ' ORDER BY event) FROM syncstate.sync_event),
+		(SELECT string_agg(DISTINCT reason, ' ' ORDER BY reason) FROM syncstate.sync_event),
+		(SELECT string_agg(DISTINCT outcome, ' ' ORDER BY outcome) FROM syncstate.sync_run)}),
+	'cursor_lost failing first_sync gone parked recovered source_limited source_resumed sweep_withheld|auth failures paused rate_limited token_loop|completed failed lost rate_limited released revoked',
+	'there are events and runs of every kind');
 my $had = ask($old, $contents);
+my $first = ask($old, 'SELECT e FROM syncstate.sync_event AS e ORDER BY at, id LIMIT 5');
 my $was = schema($old);
 my $order = ask($old, 'SELECT enum_range(NULL::syncstate.sync_source)');
 if ($marked)
@@ -158,7 +164,7 @@ foreach my $mode ($oldest == $newest ? '--link' : ('--copy', '--link'))
 	};
 
 	$new->start;
-	is(ask($new, $contents), $had, "$mode: rows, settings and labels are the same");
+	is(ask($new, $contents), $had, "$mode: rows, events, runs, settings and labels are the same");
 	is(ask($new, 'SELECT enum_range(NULL::syncstate.sync_source)'), $order, "$mode: labels are in the same order");
 	my %was = map { $_ => 1 } split(/\n/, $was);
 	my %is = map { $_ => 1 } split(/\n/, schema($new));
@@ -173,8 +179,16 @@ foreach my $mode ($oldest == $newest ? '--link' : ('--copy', '--link'))
 	is(ask($new, $at . q{SELECT status, requested_at IS NOT NULL, sync_token FROM syncstate.mark_sync_completed(id(3), 'google_calendar', 7, 'new',
 			lease => (syncstate.get_sync_state(id(3), 'google_calendar', 'lease live')).lease, resource => 'lease live')}),
 		'idle|t|new', "$mode: the holder of a live lease completes");
-	is(ask($new, q{DELETE FROM users WHERE id = id(2); SELECT count(*) FROM syncstate.sync_state WHERE user_id = id(2)}),
-		'0', "$mode: deleted users are forgotten");
+	is(ask($new, q{SELECT outcome, items FROM syncstate.sync_run WHERE user_id = id(3) AND resource = 'lease live'}),
+		'completed|7', "$mode: its run is kept");
+	is(ask($new, q{SELECT event, resource FROM syncstate.sync_event WHERE at = '2021-02-13 05:00:00+00'}),
+		'first_sync|lease live', "$mode: and an event tells that it was the first");
+	is(ask($new, $at . 'SELECT syncstate.take_sync_events(5)'), $first, "$mode: the oldest events are taken");
+	is(ask($new, q{DELETE FROM users WHERE id IN (id(2), id(6));
+			SELECT count(*) FROM syncstate.sync_state WHERE user_id IN (id(2), id(6));
+			SELECT count(*) FROM syncstate.sync_event WHERE user_id IN (id(2), id(6));
+			SELECT count(*) FROM syncstate.sync_run WHERE user_id IN (id(2), id(6))}),
+		"0\n0\n0", "$mode: deleted users are forgotten");
 	is(ask($new, q{SELECT syncstate.register_sync_source('after'); SELECT enum_range(NULL::syncstate.sync_source)}),
 		"\n" . $order =~ s/\}$/,after}/r, "$mode: a label can be added");
 	is(ask($new, q{SET ROLE regress_syncstate_user; SET "request.jwt.claims" = '{"sub": "00000000-0000-4000-8000-000000000005"}';
@@ -186,7 +200,8 @@ foreach my $mode ($oldest == $newest ? '--link' : ('--copy', '--link'))
 	my $dump = $new->basedir . '/dump';
 	$new->command_ok([ "$bin/pg_dump", '--no-sync', '-f', $dump, $new->connstr('app') ], "$mode: dump");
 	$new->command_ok([ "$bin/psql", '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d', $new->connstr('next') ], "$mode: restore");
-	is($new->safe_psql('next', q{SELECT count(*) FROM syncstate.sync_state}), ask($new, 'SELECT count(*) FROM syncstate.sync_state'), "$mode: complete");
+	my $counts = 'SELECT (SELECT count(*) FROM syncstate.sync_state), (SELECT count(*) FROM syncstate.sync_event), (SELECT count(*) FROM syncstate.sync_run)';
+	is($new->safe_psql('next', $counts), ask($new, $counts), "$mode: complete");
 
 	$new->safe_psql('app', 'DROP EXTENSION syncstate CASCADE');
 	is($new->safe_psql('app', q{SELECT count(*) FROM pg_namespace WHERE nspname = 'syncstate'}), '0', "$mode: DROP EXTENSION drops all");
