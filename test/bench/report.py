@@ -52,7 +52,7 @@ def latency(group, what):
 def visits(group):
     """Index entries read per row; of ours, by lane.  Queues walk in their own ways."""
     family, every, requested = RIVALS[group[0]["rival"]].family, median(group, "visits"), median(group, "requested")
-    if family in ("ours", "sources"):
+    if family in ("ours", "runs", "sources"):
         return f"{every - requested:.1f} + {requested:.1f}"
     return f"{every:.1f}" if family in "bcf" else "-"
 
@@ -87,6 +87,15 @@ def cycles(results):
     return table(["who", "batch", "clients", "CPU us/cycle", "ours / it", "background", "vacuum", "cycles/s",
                   "WAL bytes", "records", "FPI bytes", "HOT", "visits", "claim ms p50 / p99", "report ms p50 / p99",
                   "claimed twice"], rows)
+
+
+def runs(results):
+    without = {key: group for key, group in groups(
+        [r for r in results["rounds"] if r["rival"] == "ours-report"], "batch").items()}
+    return table(["who", "batch", "CPU us/cycle", "to none kept", "cycles/s", "WAL bytes", "report ms p50 / p99"], [
+        [RIVALS[rival].title, batch, spread(group, "cpu"), ratio(group, without[(batch,)]), spread(group, "rate", 0),
+         f"{median(group, 'wal_bytes'):.0f}", latency(group, "complete")]
+        for (batch, rival), group in groups(results["rounds"], "batch", "rival").items()])
 
 
 def sizes(results):
@@ -234,7 +243,7 @@ def latencies(results):
             for (what,), group in groups(results["found"], "what").items()])])
 
 
-PARTS = {"cycles": cycles, "sync": cycles, "clients": cycles, "sizes": sizes, "checkpoint": checkpoint,
+PARTS = {"cycles": cycles, "runs": runs, "sync": cycles, "clients": cycles, "sizes": sizes, "checkpoint": checkpoint,
          "buffers": buffers, "growth": growth, "idle": idle, "user": user, "held": held, "router": router,
          "crowd": crowd, "late": crowd, "paced": paced, "sources": sources, "latency": latencies}
 
@@ -394,7 +403,7 @@ def plots(all_results, where):
 # -------------------------------------------------------------------- report
 
 TITLES = {
-    "cycles": "Cost of a cycle", "sync": "With synchronous_commit = on", "clients": "Clients at the same time",
+    "cycles": "Cost of a cycle", "runs": "Keeping runs", "sync": "With synchronous_commit = on", "clients": "Clients at the same time",
     "sizes": "Size of the table", "held": "Under a held snapshot", "checkpoint": "Right after a checkpoint",
     "buffers": "Buffers of a claim", "growth": "Size on disk", "idle": "Idle polls", "user": "A user's own rows",
     "router": "Through the router", "crowd": "Many sessions at a backlog", "late": "Sessions that come late",

@@ -191,6 +191,18 @@ class OursReport(Ours):
         return "SELECT lease FROM syncstate.report_syncs($1)"
 
 
+class Runs(OursReport):
+    """The same, and all runs are kept."""
+
+    def __init__(self, name, title):
+        super().__init__(name, title)
+        self.family, self.table = name, "syncstate.sync_state"      # a policy of its own
+
+    def fill(self, server, database, workers):
+        server.db(database)("SELECT FROM syncstate.set_sync_policy('google_calendar', '{\"keep_runs\": \"all\"}')")
+        server.db(database)((HERE / "rivals" / "ours.sql").read_text())
+
+
 class Sources(OursReport):
     """Rows of many sources, claimed over all of them."""
 
@@ -203,8 +215,8 @@ class Sources(OursReport):
 
     def fill(self, server, database, workers):
         server.db(database)(f"""
-            INSERT INTO syncstate.sync_state (user_id, source, sync_token, due_at)
-            SELECT user_id, ('source_' || row_number() OVER () % {self.number} + 1)::syncstate.sync_source, cursor, due_at
+            INSERT INTO syncstate.sync_state (user_id, source, sync_token, due_at, last_successful_sync_at)
+            SELECT user_id, ('source_' || row_number() OVER () % {self.number} + 1)::syncstate.sync_source, cursor, due_at, due_at - interval '1 hour'
             FROM bench.rows""")
 
     def claim(self, batch):
@@ -225,8 +237,8 @@ class Router(Ours):
         # by the router's hash; a row on the wrong shard would be lost
         for n, shard in enumerate(self.shards(database)):
             server.db(shard)(f"""
-                INSERT INTO syncstate.sync_state (user_id, source, sync_token, due_at)
-                SELECT user_id, 'google_calendar', cursor, due_at FROM bench.rows
+                INSERT INTO syncstate.sync_state (user_id, source, sync_token, due_at, last_successful_sync_at)
+                SELECT user_id, 'google_calendar', cursor, due_at, due_at - interval '1 hour' FROM bench.rows
                 WHERE get_byte(sha256(uuid_send(user_id)), 0) & {self.number - 1} = {n}""")
 
 
@@ -282,6 +294,7 @@ RIVALS = {rival.name: rival for rival in [
     Floor("f", "f, the floor"),
     Ours("ours", "syncstate"),
     OursReport("ours-report", "syncstate, report_syncs()"),
+    Runs("runs", "syncstate, report_syncs(), runs kept"),
     Sources("sources", f"syncstate, {Sources.number} sources"),
     *(router(f"router{count}{name}", f"router, {count} shard{'s'[:count - 1]}{title}", count)
       for count in (1, 2, 4)
@@ -296,5 +309,5 @@ RIVALS = {rival.name: rival for rival in [
         FROM syncstate.sync_state WHERE user_id = '{USER}'""", Rival.setup),
 ]}
 
-WORKERS = [name for name, rival in RIVALS.items() if not isinstance(rival, (Lookup, Router, Sources))]
+WORKERS = [name for name, rival in RIVALS.items() if not isinstance(rival, (Lookup, Router, Runs, Sources))]
 ROUTERS = [name for name, rival in RIVALS.items() if isinstance(rival, Router)]
