@@ -381,6 +381,10 @@ FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::syncstate.sync_source)) AS so
  * Written by src/news.c, as the owner.  src/columns.h has the same columns: keep in
  * sync.
  *
+ * What is written at one end is deleted at the other.  Vacuumed when a fifth is dead,
+ * as is built in, sync_run was 1.5 times as large after a simulated month as what
+ * it had; when a twentieth is, 1.14 times.
+ *
  * Their order is that of time, and not that of a sequence: a subscriber of logical
  * replication, which gets no sequences, can take over at once.
  */
@@ -396,7 +400,7 @@ CREATE TABLE syncstate.sync_event (
 	reason text,
 	detail text,
 	CONSTRAINT sync_event_pkey PRIMARY KEY (at, id)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 REVOKE ALL ON TABLE syncstate.sync_event FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_event', '');
 
@@ -429,7 +433,7 @@ CREATE TABLE syncstate.sync_run (
 	items bigint,
 	error_message text,
 	CONSTRAINT sync_run_pkey PRIMARY KEY (user_id, account, source, resource, lease)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 REVOKE ALL ON TABLE syncstate.sync_run FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_run', '');
 

@@ -54,6 +54,9 @@ foreach my $rival (qw(a b c f ours))
 	}
 }
 
+parts('ours-report,runs', 'runs');
+is(scalar rounds('runs', rival => $_), 2, "$_ made its rounds") foreach qw(ours-report runs);
+
 parts('b,c,f,ours', 'held');
 
 # Many sessions.
