@@ -303,6 +303,13 @@ TRUNCATE kept_runs;
 SELECT kept('failures');
 TRUNCATE kept_runs;
 SELECT kept('none');
+-- a lease that its row has for a second time, by hand: the first run stays
+SELECT syncstate.set_sync_policy('google_calendar', '{"keep_runs": "all"}') IS NULL;
+SELECT set_up('running');
+INSERT INTO syncstate.sync_run (user_id, account, source, resource, lease, ended_at, outcome, was_full, was_requested)
+	SELECT user_id, account, source, resource, lease, t(), 'failed', false, false FROM syncstate.sync_state;
+SELECT batch('{"outcome": "completed"}');
+SELECT outcome FROM syncstate.sync_run;
 SELECT syncstate.set_sync_policy('google_calendar', '{"keep_runs": "some"}');
 SELECT syncstate.set_sync_policy('google_calendar', '{"keep_runs": ""}');
 SELECT syncstate.set_sync_policy('google_calendar', '{"keep_runs_for": "0.5 seconds"}');

@@ -375,11 +375,20 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		1, {INT8OID}, BY_KEY
 	},
 
-	/* a key may have a lease for a second time only by hand */
+	/*
+	 * A key may have a lease for a second time only by hand; whoever ends its run
+	 * has its row locked.  ON CONFLICT would cost as much as all the rest of a
+	 * cycle.
+	 */
 	[PLAN_RUNS] = {
 		"INSERT INTO syncstate.sync_run (user_id" SYNC_RUN_COLUMNS(NEWS_COLUMN) ") "
 		"SELECT r.user_id" SYNC_RUN_COLUMNS(OF_ELEMENT) " FROM pg_catalog.unnest($1) AS r "
-		"ON CONFLICT DO NOTHING RETURNING true",
+		"WHERE NOT EXISTS (SELECT FROM syncstate.sync_run AS o "
+		"WHERE o.user_id OPERATOR(pg_catalog.=) r.user_id "
+		"AND o.account OPERATOR(pg_catalog.=) r.account "
+		"AND o.source OPERATOR(pg_catalog.=) r.source "
+		"AND o.resource OPERATOR(pg_catalog.=) r.resource "
+		"AND o.lease OPERATOR(pg_catalog.=) r.lease) RETURNING true",
 		1, {ARG_RUNS}, BY_KEY
 	},
 	[PLAN_RUNS_OLDEST] = {
