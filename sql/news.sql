@@ -242,6 +242,13 @@ SELECT event, reason, user_id, account, source, resource, lease, detail FROM syn
 DELETE FROM syncstate.sync_event;
 SELECT resource, change FROM syncstate.set_sync_resources(u(2), 'google_calendar', '{b,c}');
 SELECT event, reason, account, source, resource, lease IS NOT NULL, detail FROM syncstate.sync_event;
+DELETE FROM syncstate.sync_event;
+-- a row that completes in the batch that parks it tells of its own run
+SELECT count(*) FROM syncstate.report_syncs((
+	SELECT jsonb_agg(jsonb_build_object('user_id', user_id, 'source', source, 'resource', resource, 'lease', lease)
+		|| CASE resource WHEN 'a' THEN '{"outcome": "completed"}' ELSE '{"outcome": "failed", "error_message": "revoked", "kind": "auth"}' END::jsonb)
+	FROM syncstate.sync_state WHERE user_id = u(2) AND account = '' AND source = 'google_tasks'));
+SELECT event, reason, resource, lease IS NOT NULL FROM syncstate.sync_event ORDER BY event;
 DELETE FROM syncstate.sync_state;
 DELETE FROM syncstate.sync_event;
 

@@ -624,12 +624,13 @@ tell(const SyncState *old, SyncState *row, Transition transition,
 		(row->status != SYNC_SYNCING || row->lease != old->lease);
 	int			events = events_of(old, row, transition, policy, now);
 
-	if (events != 0)
+	/* what another report does to the row afterwards is told with its own run's end */
+	if (row->news.events == 0)
 	{
-		row->news.events |= events;
 		row->news.at = now;
 		row->news.lease = old->status == SYNC_SYNCING ? old->lease : NO_COUNT;
 	}
+	row->news.events |= events;
 	if (policy->keep_runs != KEEP_RUNS_NONE && ended)
 		syncstate_tell_run(old, row, outcome_of(old, transition, report, now),
 						   report, policy, now);
