@@ -81,8 +81,8 @@ $source of user $user_id, account "$account", resource "$resource", is parked si
 provider refuses each cursor that it gave.
 """),
     ("failing", None): ("support", "$source fails", """\
-$source of user $user_id, account "$account", resource "$resource", has failed for long, and will
-be parked if that goes on. The last error, at $at:
+$source of user $user_id, account "$account", resource "$resource", has been failing for a while
+and will be parked if this goes on. The last error, at $at:
 
     $detail
 """),
@@ -178,7 +178,7 @@ class Mailer:
                 smtp.close()
 
     def text(self, event):
-        """The mail; None if there is none to be sent, which it writes down."""
+        """The mail, or None if there is none to send; then the reason is written down."""
         if event.is_stale:
             return self.end(event, "it is no longer so")
         mail_to, subject, body = mail_of(event)

@@ -94,8 +94,7 @@ apply_to_each(FunctionCallInfo fcinfo, Transition transition)
 		if (policy.source != row.key.source)
 			policy = syncstate_policy(row.key.source);
 		syncstate_apply(transition, &row, &report, &policy, syncstate_now());
-		is_parked = (row.news.events & (1 << EVENT_PARKED)) != 0;
-		row.news.events &= ~(1 << EVENT_PARKED);
+		is_parked = syncstate_withhold(&row, EVENT_PARKED);
 		written = syncstate_rows_write(&rows, &row);
 		if (written == NULL)
 			continue;

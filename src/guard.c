@@ -118,7 +118,7 @@ syncstate_guard(PG_FUNCTION_ARGS)
 		syncstate_state_from_tuple(trigdata->tg_trigtuple, tupdesc, &old);
 		syncstate_state_from_tuple(tuple, tupdesc, &row);
 		syncstate_guard_write(&old, &row, &written);
-		if (row.news.events != 0 || row.news.has_run)
+		if (syncstate_has_news(&row))
 			write_news(&row);
 	}
 	return PointerGetDatum(syncstate_state_into_tuple(&row, tuple, tupdesc));
@@ -152,7 +152,7 @@ syncstate_record_revoked(PG_FUNCTION_ARGS)
 	{
 		syncstate_tell_run(&row, &row, OUTCOME_REVOKED, NULL, &policy,
 						   syncstate_now());
-		if (row.news.has_run)
+		if (syncstate_has_news(&row))
 			write_news(&row);
 	}
 	return PointerGetDatum(NULL);

@@ -39,8 +39,8 @@
 #define TRIM_SLACK			100
 
 /*
- * From time to time one looks at all rows again: what was committed late, or
- * brought back by a rollback, lies before the place where one has looked.
+ * From time to time all rows are looked at again: what was committed late, or
+ * brought back by a rollback, lies before the place that was come to.
  */
 #define TRIM_SWEEPS			10
 
@@ -166,7 +166,7 @@ add_run(NewsList *list, const SyncKey *key, const Run *run)
 void
 syncstate_news_row(NewsList *list, const SyncState *row)
 {
-	if (row->news.events == 0 && !row->news.has_run)
+	if (!syncstate_has_news(row))
 		return;
 	for (int i = 0; i < NUM_EVENTS; i++)
 	{

@@ -35,6 +35,23 @@ typedef struct NewsList
 	List	   *sources;		/* of the runs */
 } NewsList;
 
+/* Whether there is something to tell of a row. */
+static inline bool
+syncstate_has_news(const SyncState *row)
+{
+	return row->news.events != 0 || row->news.has_run;
+}
+
+/* Keeps an event of a row from being told; returns whether it would have been. */
+static inline bool
+syncstate_withhold(SyncState *row, Event event)
+{
+	bool		was_told = (row->news.events & (1 << event)) != 0;
+
+	row->news.events &= ~(1 << event);
+	return was_told;
+}
+
 extern void syncstate_news_event(NewsList *list, const EventRow *event);
 extern void syncstate_news_row(NewsList *list, const SyncState *row);
 extern void syncstate_news_write(NewsList *list);

@@ -277,10 +277,8 @@ write_all(Spread *spread)
 			continue;
 		revoked_by = spread->revoked_by[rank_of(spread, row.key.source)];
 		is_parked = revoked_by != NULL &&
-			(row.news.events & (1 << EVENT_PARKED)) != 0 &&
-			syncstate_is_parked_for(&row, PARKED_AUTH);
-		if (is_parked)
-			row.news.events &= ~(1 << EVENT_PARKED);
+			syncstate_is_parked_for(&row, PARKED_AUTH) &&
+			syncstate_withhold(&row, EVENT_PARKED);
 		written = syncstate_rows_write(spread->rows, &row);
 		if (is_parked && written != NULL && !revoked_by->is_told)
 		{
