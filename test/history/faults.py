@@ -768,13 +768,21 @@ def reason_overwritten(h):
 def two_runs(h, kind):
     """A start of a kind, and a claim that began later of a sibling, where one run at a time is allowed."""
     ones = [s for s in CAPS if CAPS[s] == 1]
+    judge = checker.Judge(h)
     for call, write in places(h, kind, lambda c, w: started(c, w) and w["new"]["source"] in ones):
         end, key = h.transactions[call["transaction"]]["commit_end"], key_of(write["new"])
-        for claim, other in places(h, "claim", lambda c, w: started(c, w) and c["begin"] > end and key_of(w["new"]) != key
-                                   and key_of(w["new"]) in domain_of(key)):
-            cut_off(h, write)
-            instead(h, write["new"], {"lease_expires_at": other["new"]["lease_expires_at"] + 60 * SECOND})
-            return True
+        siblings = [w for w in h.writes if w["new"] and key_of(w["new"]) != key and key_of(w["new"]) in domain_of(key)]
+        begun = {c["id"] for c in h.calls if c["kind"] == "claim" and c["begin"] <= end}
+        meanwhile = max((judge.committed(w)[1] for w in siblings if w["call"] in begun), default=0)
+        for claim, other in places(h, "claim", lambda c, w: started(c, w) and w in siblings):
+            # It must have been in flight when it was committed; and the judge does not hold against it what
+            # another claim that was made meanwhile need not have seen.
+            now, chain = judge.committed(other)[1], judge.chains[key_of(other["new"])]
+            after = next((judge.committed(w)[0] for w in chain if w["n"] > other["n"]), now + 1)
+            if claim["begin"] > max(end, meanwhile) and min(after, other["new"]["lease_expires_at"]) > now:
+                cut_off(h, write)
+                instead(h, write["new"], {"lease_expires_at": other["new"]["lease_expires_at"] + 60 * SECOND})
+                return True
     return False
 
 
