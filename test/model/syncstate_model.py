@@ -3240,9 +3240,10 @@ def describe(call):
 
 
 def report_failure(options, seed, runner, e):
-    print('seed %d, step %d, %s: %s\n  expected %r\n  got      %r'
-          % (seed, runner.step, describe(runner.log[-1]), e.what,
-             e.expected, e.got))
+    found = ('seed %d, step %d, %s: %s\n  expected %r\n  got      %r'
+             % (seed, runner.step, describe(runner.log[-1]), e.what,
+                e.expected, e.got))
+    print(found)
     print('  statement: %s' % getattr(runner, 'sql', '')[:2000])
     key = runner.log[-1].args.get('key')
     if key is not None:
@@ -3267,6 +3268,8 @@ def report_failure(options, seed, runner, e):
             for call in calls:
                 print(repr(tuple(call)), file=f)
         print('all of it is in ' + options.history)
+    # again, since the end is what is kept of a long output
+    print(found)
     sys.stdout.flush()
 
 
