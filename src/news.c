@@ -92,7 +92,7 @@ add(NewsList *list, NewsRows *rows, Oid rowtype, const Datum *ours,
 			repalloc(rows->rows, rows->room * sizeof(Datum));
 	}
 	rows->rows[rows->nrows++] =
-		heap_copy_tuple_as_datum(heap_form_tuple(tupdesc, values, nulls), tupdesc);
+		HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls));
 	ReleaseTupleDesc(tupdesc);
 	MemoryContextSwitchTo(save);
 }

@@ -346,9 +346,9 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 
 	[PLAN_EVENTS] = {
-		"INSERT INTO syncstate.sync_event (id" SYNC_EVENT_COLUMNS(NEWS_COLUMN) ") "
+		"WITH told AS (INSERT INTO syncstate.sync_event (id" SYNC_EVENT_COLUMNS(NEWS_COLUMN) ") "
 		"SELECT pg_catalog.gen_random_uuid()" SYNC_EVENT_COLUMNS(OF_ELEMENT)
-		" FROM pg_catalog.unnest($1) AS r RETURNING true",
+		" FROM pg_catalog.unnest($1) AS r) SELECT true",
 		1, {ARG_EVENTS}, BY_KEY
 	},
 	[PLAN_EVENTS_OLDEST] = {
@@ -378,17 +378,18 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	/*
 	 * A key may have a lease for a second time only by hand; whoever ends its run
 	 * has its row locked.  ON CONFLICT would cost as much as all the rest of a
-	 * cycle.
+	 * cycle.  A cursor has to return something; a row for each run would be copied
+	 * twice on its way.
 	 */
 	[PLAN_RUNS] = {
-		"INSERT INTO syncstate.sync_run (user_id" SYNC_RUN_COLUMNS(NEWS_COLUMN) ") "
+		"WITH kept AS (INSERT INTO syncstate.sync_run (user_id" SYNC_RUN_COLUMNS(NEWS_COLUMN) ") "
 		"SELECT r.user_id" SYNC_RUN_COLUMNS(OF_ELEMENT) " FROM pg_catalog.unnest($1) AS r "
 		"WHERE NOT EXISTS (SELECT FROM syncstate.sync_run AS o "
 		"WHERE o.user_id OPERATOR(pg_catalog.=) r.user_id "
 		"AND o.account OPERATOR(pg_catalog.=) r.account "
 		"AND o.source OPERATOR(pg_catalog.=) r.source "
 		"AND o.resource OPERATOR(pg_catalog.=) r.resource "
-		"AND o.lease OPERATOR(pg_catalog.=) r.lease) RETURNING true",
+		"AND o.lease OPERATOR(pg_catalog.=) r.lease)) SELECT true",
 		1, {ARG_RUNS}, BY_KEY
 	},
 	[PLAN_RUNS_OLDEST] = {
