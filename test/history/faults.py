@@ -771,10 +771,10 @@ def two_runs(h, kind):
     judge = checker.Judge(h)
     for call, write in places(h, kind, lambda c, w: started(c, w) and w["new"]["source"] in ones):
         end, key = h.transactions[call["transaction"]]["commit_end"], key_of(write["new"])
-        siblings = [w for w in h.writes if w["new"] and key_of(w["new"]) != key and key_of(w["new"]) in domain_of(key)]
+        siblings = {w["n"]: w for w in h.writes if w["new"] and key_of(w["new"]) != key and key_of(w["new"]) in domain_of(key)}
         begun = {c["id"] for c in h.calls if c["kind"] == "claim" and c["begin"] <= end}
-        meanwhile = max((judge.committed(w)[1] for w in siblings if w["call"] in begun), default=0)
-        for claim, other in places(h, "claim", lambda c, w: started(c, w) and w in siblings):
+        meanwhile = max((judge.committed(w)[1] for w in siblings.values() if w["call"] in begun), default=0)
+        for claim, other in places(h, "claim", lambda c, w: w["n"] in siblings and started(c, w)):
             # It must have been in flight when it was committed; and the judge does not hold against it what
             # another claim that was made meanwhile need not have seen.
             now, chain = judge.committed(other)[1], judge.chains[key_of(other["new"])]
