@@ -82,7 +82,7 @@ provider refuses each cursor that it gave.
 """),
     ("failing", None): ("support", "$source fails", """\
 $source of user $user_id, account "$account", resource "$resource", has been failing for a while
-and will be parked if this goes on. The last error, at $at:
+and will be parked if it keeps failing. The last error, at $at:
 
     $detail
 """),
@@ -178,7 +178,7 @@ class Mailer:
                 smtp.close()
 
     def text(self, event):
-        """The mail, or None if there is none to send; then the reason is written down."""
+        """Returns the mail to send. If there is none, records why and returns None."""
         if event.is_stale:
             return self.end(event, "it is no longer so")
         mail_to, subject, body = mail_of(event)

@@ -40,7 +40,7 @@
 
 /*
  * From time to time all rows are looked at again: what was committed late, or
- * brought back by a rollback, lies before the place that was come to.
+ * brought back by a rollback, lies before the place reached so far.
  */
 #define TRIM_SWEEPS			10
 

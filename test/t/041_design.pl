@@ -17,7 +17,7 @@ my $faults = $ENV{SYNCSTATE_DESIGN_FAULTS} || 1;
 my $model = Cwd::abs_path("$FindBin::RealBin/../model/lease.pml");
 # How deep the search may go; a search that would go deeper fails.
 my $depth = 1_000_000 * $faults;
-# States take less memory, and more time, where there are many.
+# Compressed states take less memory and more time: only for the long version.
 my $compressed = $faults > 1 ? '-DCOLLAPSE' : '';
 my $made = '';
 my $dir = File::Temp::tempdir(CLEANUP => 1);
