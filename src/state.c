@@ -12,6 +12,7 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
+#include "kinds.h"
 #include "state.h"
 
 const char *const syncstate_parked_reasons[NUM_PARKED_REASONS] = {
@@ -66,32 +67,6 @@ static const bool nullable[NUM_KINDS] = {
 PG_FUNCTION_INFO_V1(syncstate_is_legal);
 
 /*
- * The values that stand for null are refused where somebody writes them.  No
- * stored row has one, since the CHECK keeps them out.
- */
-static TimestampTz
-time_of(Datum value, const char *column)
-{
-	if (DatumGetTimestampTz(value) == NO_TIME)
-		syncstate_check_time(column, NO_TIME);
-	return DatumGetTimestampTz(value);
-}
-
-static int64
-count_of(Datum value, const char *column)
-{
-	syncstate_check_count(column, DatumGetInt64(value));
-	return DatumGetInt64(value);
-}
-
-static double
-amount_of(Datum value, const char *column)
-{
-	syncstate_check_amount(column, DatumGetFloat8(value));
-	return DatumGetFloat8(value);
-}
-
-/*
  * Reads a row from the values of its columns; no ctid, no tuple.  Short texts
  * are detoasted, into the current context; long ones are passed on as they are
  * stored.
@@ -100,23 +75,6 @@ void
 syncstate_state_from_datums(const Datum *values, const bool *nulls,
 							SyncState *row)
 {
-#define READ_UUID(name)		*DatumGetUUIDP(value)
-#define READ_SOURCE(name)	DatumGetObjectId(value)
-#define READ_NAME(name)		DatumGetTextPP(value)
-#define READ_STATUS(name)	syncstate_status_of(DatumGetObjectId(value))
-#define READ_TOKEN(name)	isnull ? NULL : (text *) DatumGetPointer(value)
-#define READ_HISTORY_ID(name)	isnull ? NULL : DatumGetTextPP(value)
-#define READ_REASON(name)	isnull ? NULL : DatumGetTextPP(value)
-#define READ_MESSAGE(name)	READ_TOKEN(name)
-#define READ_TIME(name)		isnull ? NO_TIME : time_of(value, #name)
-#define READ_INTERVAL(name)	isnull ? NULL : DatumGetIntervalP(value)
-#define READ_NUMBER(name)	DatumGetInt64(value)
-#define READ_COUNT(name)	isnull ? NO_COUNT : count_of(value, #name)
-#define READ_INTEGER(name)	DatumGetInt32(value)
-#define READ_TALLY(name)	isnull ? 0 : DatumGetInt32(value)
-#define READ_AMOUNT(name)	isnull ? NO_AMOUNT : amount_of(value, #name)
-#define READ_FLAG(name)		DatumGetBool(value)
-
 #define READ(row, name, kind) \
 	do { \
 		Datum		value = values[Anum_sync_state_##name - 1]; \
@@ -138,40 +96,6 @@ syncstate_state_from_datums(const Datum *values, const bool *nulls,
 void
 syncstate_state_to_datums(const SyncState *row, Datum *values, bool *nulls)
 {
-#define NULL_UUID(field)	false
-#define NULL_SOURCE(field)	false
-#define NULL_NAME(field)	false
-#define NULL_STATUS(field)	false
-#define NULL_TOKEN(field)	((field) == NULL)
-#define NULL_HISTORY_ID(field)	((field) == NULL)
-#define NULL_REASON(field)	((field) == NULL)
-#define NULL_MESSAGE(field)	((field) == NULL)
-#define NULL_TIME(field)	((field) == NO_TIME)
-#define NULL_INTERVAL(field)	((field) == NULL)
-#define NULL_NUMBER(field)	false
-#define NULL_COUNT(field)	((field) == NO_COUNT)
-#define NULL_INTEGER(field)	false
-#define NULL_TALLY(field)	false
-#define NULL_AMOUNT(field)	((field) == NO_AMOUNT)
-#define NULL_FLAG(field)	false
-
-#define DATUM_UUID(field)		UUIDPGetDatum(&(field))
-#define DATUM_SOURCE(field)		ObjectIdGetDatum(field)
-#define DATUM_NAME(field)		PointerGetDatum(field)
-#define DATUM_STATUS(field)		ObjectIdGetDatum(syncstate_ids()->status_labels[field])
-#define DATUM_TOKEN(field)		PointerGetDatum(field)
-#define DATUM_HISTORY_ID(field)	PointerGetDatum(field)
-#define DATUM_REASON(field)		PointerGetDatum(field)
-#define DATUM_MESSAGE(field)	PointerGetDatum(field)
-#define DATUM_TIME(field)		TimestampTzGetDatum(field)
-#define DATUM_INTERVAL(field)	IntervalPGetDatum(field)
-#define DATUM_NUMBER(field)		Int64GetDatum(field)
-#define DATUM_COUNT(field)		Int64GetDatum(field)
-#define DATUM_INTEGER(field)	Int32GetDatum(field)
-#define DATUM_TALLY(field)		DATUM_INTEGER(field)
-#define DATUM_AMOUNT(field)		Float8GetDatum(field)
-#define DATUM_FLAG(field)		BoolGetDatum(field)
-
 #define WRITE(row, name, kind) \
 	nulls[Anum_sync_state_##name - 1] = NULL_##kind((row)->name); \
 	values[Anum_sync_state_##name - 1] = \
