@@ -2,21 +2,22 @@ EXTENSION   = syncstate syncstate_router
 MODULE_big  = syncstate
 OBJS        = src/syncstate.o src/check.o src/catalog.o src/state.o \
               src/store.o src/policy.o src/schedule.o src/due.o src/news.o src/source.o \
+              src/channel.o src/push.o \
               src/transition.o src/access.o src/walk.o src/crowd.o src/cap.o src/args.o \
               src/lifecycle.o src/spread.o src/batch.o src/account.o \
               src/request.o src/revive.o src/claim.o \
               src/peek.o src/guard.o src/budget.o src/rate.o src/identity.o
 DATA        = $(wildcard sql/syncstate--*.sql sql/syncstate_router--*.sql)
 # No DOCS: the server has one directory for the pages of all extensions, where
-# names like "operating.md" would be taken for others', and links would break.
+# names like "install.md" would be taken for others', and links would break.
 PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 
 # Tests, in this order.  `make installcheck` runs all three kinds against a
 # running server, like that of any other extension.
 REGRESS     = install identity acl policy guard lifecycle errors accounts claim caps kinds \
-              steering budget rate report resync sweep ways nested fences leases \
+              steering budget rate report resync push sweep ways nested fences leases \
               parked news settings sources overview property uninstall
-ISOLATION   = claim lease request source_limit notify report deadlocks rebalance \
+ISOLATION   = claim lease request source_limit notify report deadlocks push rebalance \
               fence stale accounts ddl
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS   = 1
@@ -53,13 +54,14 @@ dist:
 
 # Everything from nothing: install what is missing, build, and run against a
 # throw-away server.  See test/setup for the choice of the server's version.
-# Without the npm packages only the tests that need them fail.
+# Without the npm packages only the tests that need them fail, and the demo uses
+# Python instead.
 .PHONY: test demo demo-shards bench bench-full simulate types
 test:
 	@rm -rf results output_iso tmp_check regression.diffs regression.out
 	@$(ready) && { test/node/setup || :; } && test/with-server test/run
 demo:
-	@$(ready) && test/with-server test/demo/run
+	@$(ready) && { test/node/setup || :; } && test/with-server test/demo/run
 demo-shards:
 	@$(ready) && { test -e "$$($$PG_CONFIG --sharedir)/extension/plproxy.control" || { \
 		echo "PL/Proxy is not installed for this server; in Debian it is" \

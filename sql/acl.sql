@@ -37,7 +37,12 @@ SELECT status, lease FROM syncstate.mark_sync_started(:b, 'google_gmail');
 SELECT status, lease FROM syncstate.mark_sync_started(:a, 'google_calendar');
 SELECT page_token FROM syncstate.checkpoint_sync(:b, 'google_gmail', 1, 'secret page', 5, 42);
 SELECT sync_interval FROM syncstate.set_sync_policy('google_tasks', '{"sync_interval": "42 minutes"}');
-SELECT daily_budget FROM syncstate.set_sync_policy('google_gmail', '{"daily_budget": 42, "rate_per_minute": 4242}');
+SELECT daily_budget FROM syncstate.set_sync_policy('google_gmail', '{"daily_budget": 42, "rate_per_minute": 4242, "push_renew_before": "1 day"}');
+INSERT INTO syncstate.sync_channel (user_id, account, source, resource, state, channel_id, token_hash, provider_ref, opened_at, expires_at, renew_at, lease, lease_expires_at, error_message) VALUES
+	(:a, '', 'google_calendar', '', 'active', 'channel of A', sha256('token of A'), 'ref of A', '2029-12-30Z', '2030-01-06Z', '2030-01-05Z', 1, NULL, NULL),
+	(:b, '', 'google_calendar', '', 'active', 'channel of B', sha256('token of B'), 'secret ref', '2029-12-30Z', '2030-01-06Z', '2030-01-05Z', 1, NULL, 'secret error'),
+	(:b, '', 'google_gmail', '', 'opening', NULL, NULL, NULL, NULL, NULL, '2030-01-01 00:10Z', 1, '2030-01-01 00:10Z', NULL),
+	(:b, '', 'google_gmail', '', 'retiring', 'old channel of B', sha256('token of B'), 'secret ref', '2029-12-25Z', '2030-01-02Z', '2030-01-01 00:10Z', 2, '2030-01-01 00:10Z', NULL);
 SET syncstate.clock = '2030-01-01 00:00:00+00';
 
 /* ------------------------------------------------- every function, called */
@@ -73,6 +78,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.checkpoint_sync('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1, 'page')$$),
 	('claim_due_syncs',
 		$$SELECT * FROM syncstate.claim_due_syncs()$$),
+	('claim_push_channels',
+		$$SELECT * FROM syncstate.claim_push_channels()$$),
 	('clear_sync_token',
 		$$SELECT * FROM syncstate.clear_sync_token('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1)$$),
 	('connect_account',
@@ -107,6 +114,12 @@ INSERT INTO calls VALUES
 		$$SELECT syncstate.is_ahead(NULL)$$),
 	('is_legal',
 		$$SELECT syncstate.is_legal(NULL)$$),
+	('mark_channel_failed',
+		$$SELECT * FROM syncstate.mark_channel_failed('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1, 'error')$$),
+	('mark_channel_opened',
+		$$SELECT * FROM syncstate.mark_channel_opened('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 1, 'new channel of B', '2030-01-08Z', 'secret')$$),
+	('mark_channel_stopped',
+		$$SELECT * FROM syncstate.mark_channel_stopped('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', 2)$$),
 	('mark_rate_limited',
 		$$SELECT * FROM syncstate.mark_rate_limited('bbbbbbbb-0000-4000-8000-00000000000b', 'google_gmail', '1 minute')$$),
 	('mark_sync_completed',
@@ -127,6 +140,8 @@ INSERT INTO calls VALUES
 		$$SELECT * FROM syncstate.pause_sync_source('google_calendar')$$),
 	('policy_changed',
 		$$CREATE TRIGGER t AFTER INSERT ON pg_temp.users FOR EACH STATEMENT EXECUTE FUNCTION syncstate.policy_changed()$$),
+	('receive_push',
+		$$SELECT * FROM syncstate.receive_push('channel of B', 'token of B')$$),
 	('record_revoked',
 		$$CREATE TRIGGER t AFTER INSERT ON pg_temp.users FOR EACH STATEMENT EXECUTE FUNCTION syncstate.record_revoked()$$),
 	('rebalance_syncs',
@@ -416,6 +431,67 @@ GRANT EXECUTE ON FUNCTION syncstate.claim_due_syncs TO regress_syncstate_worker;
 SET ROLE regress_syncstate_worker;
 SELECT count(*) AS rows_seen FROM syncstate.sync_state;
 RESET ROLE;
+
+/* ----------------------------------------------------------- push channels */
+
+-- a role that takes pushes may do nothing else
+CREATE ROLE regress_syncstate_webhook;
+GRANT USAGE ON SCHEMA syncstate TO regress_syncstate_webhook;
+GRANT EXECUTE ON FUNCTION syncstate.receive_push TO regress_syncstate_webhook;
+SELECT function, pg_temp.try('regress_syncstate_webhook', call) AS may FROM calls
+WHERE pg_temp.try('regress_syncstate_webhook', call) <> 'no';
+SELECT c.relname, p AS privilege FROM pg_class AS c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS p
+WHERE c.relnamespace = 'syncstate'::regnamespace AND c.relkind IN ('r', 'v')
+	AND has_any_column_privilege('regress_syncstate_webhook', c.oid, p);
+SELECT c.relname, p AS privilege FROM pg_class AS c, unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) AS p
+WHERE c.relnamespace = 'syncstate'::regnamespace AND c.relkind IN ('r', 'v')
+	AND has_table_privilege('regress_syncstate_webhook', c.oid, p);
+
+-- what a wrong call leaves: no transaction's number, so that no row is written or
+-- locked, and no lock but to read; test/specs/push.spec has that nobody is told
+SET ROLE regress_syncstate_webhook;
+BEGIN;
+SELECT syncstate.receive_push(channel_id, token, number)
+FROM (VALUES ('channel of nobody', 'token of B', 1), ('channel of B', 'token of A', 1), ('channel of B', '', NULL), ('channel of B', NULL, 1),
+	(NULL, 'token of B', 1), ('', '', 0), ('channel of B', repeat('x', 100000), -1), (repeat('x', 2000), 'token of B', NULL)) AS c (channel_id, token, number);
+SELECT pg_current_xact_id_if_assigned() AS transaction;
+SELECT DISTINCT locktype, mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype <> 'virtualxid';
+COMMIT;
+-- a right one leaves them, with nobody's claims
+BEGIN;
+SELECT syncstate.receive_push('channel of B', 'token of B', 5);
+SELECT pg_current_xact_id_if_assigned() IS NOT NULL AS transaction;
+SELECT count(*) > 0 AS locks FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'RowExclusiveLock';
+COMMIT;
+-- but not when it is repeated
+BEGIN;
+SELECT syncstate.receive_push('channel of B', 'token of B', 5);
+SELECT pg_current_xact_id_if_assigned() AS transaction;
+SELECT DISTINCT locktype, mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype <> 'virtualxid';
+COMMIT;
+RESET ROLE;
+SELECT channel_id, message_number, last_push_at = syncstate.sync_clock() AS heard_now FROM syncstate.sync_channel ORDER BY channel_id;
+SELECT source, resource FROM syncstate.sync_state WHERE user_id = :b AND requested_at = syncstate.sync_clock();
+REVOKE ALL ON SCHEMA syncstate FROM regress_syncstate_webhook;
+REVOKE ALL ON FUNCTION syncstate.receive_push FROM regress_syncstate_webhook;
+DROP ROLE regress_syncstate_webhook;
+
+-- users see theirs, where a site lets them, and change none
+GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_channel TO regress_syncstate_user;
+SET ROLE regress_syncstate_user;
+SELECT count(*) AS of_nobody FROM syncstate.sync_channel;
+SET "request.jwt.claims" = '{"sub": "aaaaaaaa-0000-4000-8000-00000000000a"}';
+SELECT user_id, source, state, channel_id, provider_ref FROM syncstate.sync_channel;
+SELECT channel_id FROM syncstate.sync_channel WHERE user_id = :b;
+UPDATE syncstate.sync_channel SET provider_ref = 'written by A' RETURNING channel_id;
+DELETE FROM syncstate.sync_channel RETURNING channel_id;
+INSERT INTO syncstate.sync_channel (user_id, account, source, resource) VALUES (:a, '', 'google_tasks', ''); -- ERROR
+\echo :LAST_ERROR_SQLSTATE
+RESET "request.jwt.claims";
+SET ROLE regress_syncstate_worker;
+SELECT count(*) AS channels_seen, count(DISTINCT user_id) AS users FROM syncstate.sync_channel;
+RESET ROLE;
+REVOKE ALL ON syncstate.sync_channel FROM regress_syncstate_user;
 
 /* --------------------------------- a site that lets users write their rows */
 

@@ -11,7 +11,7 @@ RESET client_min_messages;
 
 CREATE SCHEMA regress_syncstate_overview;
 SET search_path = regress_syncstate_overview, syncstate;
-TRUNCATE sync_state, sync_policy;
+TRUNCATE sync_state, sync_policy, sync_channel;
 
 -- Users are numbered.
 CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE
@@ -36,7 +36,7 @@ CREATE FUNCTION adds(sql text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	told text;
 BEGIN
-	TRUNCATE sync_state, sync_policy;
+	TRUNCATE sync_state, sync_policy, sync_channel;
 	PERFORM clock('0 s');
 	EXECUTE sql;
 	SELECT string_agg(CASE WHEN v.value = '1' THEN v.key ELSE v.key || ' ' || (v.value #>> '{}') END, ', ' ORDER BY a.attnum)
@@ -59,6 +59,14 @@ SELECT * FROM overview;
 -- ---------------------------------------------------------------------
 CREATE FUNCTION ins(columns text, vals text) RETURNS text LANGUAGE sql IMMUTABLE
 RETURN format('INSERT INTO sync_state (user_id, source, %s) VALUES (u(1), ''google_calendar'', %s)', columns, vals);
+
+-- A row and its channel, which is trusted until a time.
+CREATE FUNCTION chan(state text, expires interval DEFAULT NULL, trusted interval DEFAULT NULL) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN format($$
+	INSERT INTO sync_state (user_id, source, due_at, push_until) VALUES (u(1), 'google_calendar', t('1 h'), t(%L));
+	INSERT INTO sync_channel (user_id, account, source, resource, state, expires_at, channel_id, token_hash, opened_at)
+	SELECT u(1), '', 'google_calendar', '', %L, t(%L), id, sha256(id::bytea), CASE WHEN id <> '' THEN t('-1 h') END FROM (SELECT %L::text AS id) AS c$$,
+	trusted, state, expires, CASE WHEN state IN ('active', 'retiring') THEN 'id' END);
 
 SELECT what, adds(sql)
 FROM (VALUES
@@ -103,6 +111,17 @@ FROM (VALUES
 	(37, 'limited for longer', ins('due_at, status', $$t('33 days 1 us'), 'rate_limited'$$)),
 	(38, 'requested ahead', ins('due_at, requested_at', $$t('1 h'), t('1 us')$$)),
 	(39, 'held for too long', ins('due_at, status, lease_expires_at', $$t('-1 min'), 'syncing', t('1 day 1 us')$$)),
+	(40, 'channel to be opened', chan('opening')),
+	(41, 'channel', chan('active', '7 days', '1 us')),
+	(42, 'channel that is silent', chan('active', '7 days', '0 s')),
+	(43, 'channel that was never heard', chan('active', '7 days')),
+	(44, 'channel that ends within a day', chan('active', '1 day', '1 h')),
+	(45, 'channel that ends later', chan('active', '1 day 1 us', '1 h')),
+	(46, 'channel that does not end', chan('active', NULL, '1 h')),
+	(47, 'channel that has ended', chan('active', '-1 us')),
+	(48, 'channel to be stopped', chan('retiring', '1 h')),
+	(49, 'channel that was refused', chan('unsupported')),
+	(50, 'channel of a row that is gone', chan('active', '7 days', '1 h') || '; DELETE FROM sync_state'),
 	(32, 'others'' rows', $$INSERT INTO sync_state (user_id, source, due_at) VALUES (u(1), 'google_tasks', t('-1 h'))$$)
 ) AS v (i, what, sql)
 ORDER BY i;
@@ -110,7 +129,7 @@ ORDER BY i;
 -- ---------------------------------------------------------------------
 -- All of it together
 -- ---------------------------------------------------------------------
-TRUNCATE sync_state, sync_policy;
+TRUNCATE sync_state, sync_policy, sync_channel;
 SELECT clock('0 s');
 INSERT INTO sync_state (user_id, source, status, due_at, parked_reason, requested_at, lease_expires_at, failures, failing_since,
 						last_successful_sync_at, last_full_sync_at, sync_token)
@@ -166,10 +185,11 @@ CREATE FUNCTION count_by_hand(s sync_source) RETURNS sync_overview LANGUAGE plpg
 DECLARE
 	o sync_overview;
 	r sync_state;
+	h sync_channel;
 	since timestamptz;
 	now timestamptz := sync_clock();
 BEGIN
-	o := (s, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, (get_sync_policy(s)).paused_until, 0, 0, 0);
+	o := (s, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, (get_sync_policy(s)).paused_until, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 	FOR r IN SELECT * FROM sync_state WHERE source = s LOOP
 		o.rows := o.rows + 1;
 		CASE r.status
@@ -203,6 +223,20 @@ BEGIN
 		IF is_ahead(r) THEN o.ahead := o.ahead + 1; END IF;
 		IF r.limited_until > now THEN o.limited := o.limited + 1; END IF;
 	END LOOP;
+	FOR h IN SELECT * FROM sync_channel WHERE source = s LOOP
+		CASE h.state
+			WHEN 'opening' THEN o.channels_opening := o.channels_opening + 1;
+			WHEN 'retiring' THEN o.channels_retiring := o.channels_retiring + 1;
+			WHEN 'unsupported' THEN o.channels_unsupported := o.channels_unsupported + 1;
+			WHEN 'active' THEN
+				o.channels_active := o.channels_active + 1;
+				IF h.expires_at - now <= '24 hours' THEN o.channels_ending := o.channels_ending + 1; END IF;
+				IF NOT EXISTS (SELECT FROM sync_state AS t WHERE (t.user_id, t.account, t.source, t.resource) = (h.user_id, h.account, h.source, h.resource)
+						AND t.push_until > now) THEN
+					o.channels_silent := o.channels_silent + 1;
+				END IF;
+		END CASE;
+	END LOOP;
 	RETURN o;
 END
 $$;
@@ -216,11 +250,11 @@ DECLARE
 	total bigint := 0;
 BEGIN
 	FOR seed IN 1 .. seeds LOOP
-		TRUNCATE sync_state, sync_policy;
+		TRUNCATE sync_state, sync_policy, sync_channel;
 		PERFORM clock('0 s');
 		INSERT INTO sync_state (user_id, source, resource, status, sync_token, history_id, updated_min, due_at, requested_at,
-			parked_reason, lease, lease_expires_at, last_successful_sync_at, last_full_sync_at, failures, failing_since, token_losses, limited_until)
-		SELECT u(i), one(k || 1, 'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts')::sync_source,
+			parked_reason, lease, lease_expires_at, last_successful_sync_at, last_full_sync_at, failures, failing_since, token_losses, limited_until, push_until)
+		SELECT u(i / 3), one(k || 1, 'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts')::sync_source,
 			one(k || 2, '', 'a', 'b'), status, one(k || 3, NULL, NULL, 'tok'), one(k || 4, NULL, NULL, '99'),
 			one(k || 5, NULL, '2029-01-01Z')::timestamptz,
 			CASE WHEN parked IS NULL THEN t((rnd(k || 6) - 0.5) * interval '2 h') END,
@@ -228,11 +262,22 @@ BEGIN
 			CASE WHEN status = 'syncing' THEN t((rnd(k || 9) - 0.5) * interval '20 min') END,
 			one(k || 10, NULL, '2029-12-01Z', '2029-12-02Z')::timestamptz, one(k || 11, NULL, '2029-12-01Z', '2029-12-02Z')::timestamptz,
 			failures, CASE WHEN failures > 0 THEN t('-1 day') END, one(k || 12, '0', '0', '1')::integer,
-			CASE WHEN rnd(k || 13) < 0.2 THEN t((rnd(k || 14) - 0.5) * interval '1 h') END
+			CASE WHEN rnd(k || 13) < 0.2 THEN t((rnd(k || 14) - 0.5) * interval '1 h') END,
+			CASE WHEN rnd(k || 15) < 0.7 THEN t((rnd(k || 16) - 0.5) * interval '2 days') END
 		FROM (SELECT i, k, one(k || 20, 'idle', 'syncing', 'error', 'rate_limited')::sync_status AS status,
 				one(k || 21, NULL, NULL, NULL, NULL, NULL, 'paused', 'auth', 'failures', 'token_loop', 'gone') AS parked,
 				floor(3 * rnd(k || 22))::integer AS failures
-			FROM (SELECT i, seed || '/' || i || '/' AS k FROM generate_series(1, 500) AS i) AS a) AS b;
+			FROM (SELECT i, seed || '/' || i || '/' AS k FROM generate_series(1, 500) AS i) AS a) AS b
+		ON CONFLICT DO NOTHING;
+		-- a channel of most rows, some that are to be stopped, and some whose rows are gone
+		INSERT INTO sync_channel (user_id, account, source, resource, state, channel_id, token_hash, opened_at, expires_at)
+		SELECT user_id, account, source, resource, state, id, sha256(id::bytea), CASE WHEN id <> '' THEN t('-1 day') END, one(k || 3, NULL, t(rnd(k || 4) * interval '3 days')::text)::timestamptz
+		FROM (SELECT r.*, k, state, CASE WHEN state IN ('active', 'retiring') THEN k END AS id
+			FROM (SELECT row_number() OVER (ORDER BY user_id, source, resource) AS i, * FROM sync_state) AS r,
+				generate_series(1, 2) AS n, format('channel %s/%s/%s/', seed, i, n) AS k,
+				one(k || 1, VARIADIC CASE n WHEN 1 THEN '{opening,active,active,active,unsupported,none}' ELSE '{retiring,none}' END::text[]) AS state) AS c
+		WHERE state <> 'none';
+		DELETE FROM sync_state WHERE rnd(seed || user_id::text) < 0.1;
 		FOREACH s IN ARRAY enum_range('google_calendar'::sync_source, 'google_contacts') LOOP
 			counted := count_by_hand(s);
 			SELECT * INTO told FROM sync_overview AS o WHERE o.source = s;
@@ -245,9 +290,11 @@ BEGIN
 			END IF;
 			total := total + handed_out;
 		END LOOP;
+		ASSERT (SELECT least(sum(o.channels_opening), sum(o.channels_active), sum(o.channels_retiring), sum(o.channels_unsupported),
+			sum(o.channels_ending), sum(o.channels_silent), sum(o.channels_active - o.channels_silent)) >= 20 FROM sync_overview AS o), 'there are channels of each kind';
 		ASSERT (SELECT sum(o.due) = 0 AND sum(o.live_leases) >= 100 FROM sync_overview AS o), 'all are held now';
 	END LOOP;
-	RAISE NOTICE 'some were due: %', total BETWEEN 100 * seeds AND 300 * seeds;
+	RAISE NOTICE 'some were due: %', total BETWEEN 80 * seeds AND 300 * seeds;
 END
 $$;
 CALL compare(10);
@@ -268,7 +315,7 @@ SELECT paused_until FROM get_sync_policy('google_tasks');
 -- ---------------------------------------------------------------------
 -- Clean up
 -- ---------------------------------------------------------------------
-TRUNCATE sync_state, sync_policy;
+TRUNCATE sync_state, sync_policy, sync_channel;
 RESET syncstate.clock;
 SET client_min_messages = warning;
 DROP SCHEMA regress_syncstate_overview CASCADE;

@@ -38,7 +38,7 @@ COMMENT ON TYPE syncstate.sync_status IS 'What happened last to a row; never dec
  *
  * fillfactor: a claim and each heartbeat leave one more version of the row,
  * and all rows of a page may be claimed in one statement.  Measured with
- * 100,000 rows claimed and completed in batches of 100: see README, "Limits".
+ * 100,000 rows claimed and completed in batches of 100: see doc/performance.md.
  */
 CREATE TABLE syncstate.sync_state (
 	user_id uuid NOT NULL,
@@ -78,6 +78,7 @@ CREATE TABLE syncstate.sync_state (
 	limited_until timestamptz,
 	run_requested_at timestamptz,
 	troubled_at timestamptz,
+	push_until timestamptz,
 	CONSTRAINT sync_state_pkey PRIMARY KEY (user_id, account, source, resource)
 ) WITH (fillfactor = 50);
 
@@ -110,41 +111,42 @@ SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_state', '');
 
 COMMENT ON TABLE syncstate.sync_state IS 'One row per user, account, source and resource: where its incremental sync stands, and when it is due';
 COMMENT ON COLUMN syncstate.sync_state.user_id IS 'The tenant';
-COMMENT ON COLUMN syncstate.sync_state.account IS 'Which grant of the user at the provider; empty where users have one; at most 255 bytes';
+COMMENT ON COLUMN syncstate.sync_state.account IS 'Which account of the user at the provider; empty if users have one each; at most 255 bytes';
 COMMENT ON COLUMN syncstate.sync_state.source IS 'Which API';
 COMMENT ON COLUMN syncstate.sync_state.resource IS 'What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes';
-COMMENT ON COLUMN syncstate.sync_state.status IS 'What happened last; a label';
+COMMENT ON COLUMN syncstate.sync_state.status IS 'The last event';
 COMMENT ON COLUMN syncstate.sync_state.sync_token IS 'Cursor of Calendar and Contacts; at most 64 kB';
 COMMENT ON COLUMN syncstate.sync_state.history_id IS 'Cursor of Gmail: an unsigned 64-bit decimal, as text';
 COMMENT ON COLUMN syncstate.sync_state.updated_min IS 'Cursor of Tasks';
 COMMENT ON COLUMN syncstate.sync_state.token_issued_at IS 'When the cursor was last set';
 COMMENT ON COLUMN syncstate.sync_state.last_full_sync_at IS 'When a sync that began without a cursor last completed';
 COMMENT ON COLUMN syncstate.sync_state.due_at IS 'When the row is due; null = parked';
-COMMENT ON COLUMN syncstate.sync_state.requested_at IS 'When a sync was asked for; non-null = priority lane';
+COMMENT ON COLUMN syncstate.sync_state.requested_at IS 'When a sync was requested; non-null = priority lane';
 COMMENT ON COLUMN syncstate.sync_state.parked_reason IS 'Why the row is parked: paused, auth, failures, token_loop or gone';
 COMMENT ON COLUMN syncstate.sync_state.sync_interval IS 'The row''s own interval; null = the policy''s';
-COMMENT ON COLUMN syncstate.sync_state.lease IS 'Fencing number: one more at each start; never one that the key had before';
-COMMENT ON COLUMN syncstate.sync_state.lease_expires_at IS 'Until when the sync in flight has the row; null = none in flight';
+COMMENT ON COLUMN syncstate.sync_state.lease IS 'Number of the lease: one more at each start; never repeated for the same key';
+COMMENT ON COLUMN syncstate.sync_state.lease_expires_at IS 'Until when the running sync holds the row; null = none is running';
 COMMENT ON COLUMN syncstate.sync_state.last_sync_at IS 'When a sync last started';
 COMMENT ON COLUMN syncstate.sync_state.last_successful_sync_at IS 'When a sync last completed';
 COMMENT ON COLUMN syncstate.sync_state.items_synced IS 'Items of the last completed sync';
 COMMENT ON COLUMN syncstate.sync_state.page_token IS 'Where a long sync stands between pages; never the cursor';
-COMMENT ON COLUMN syncstate.sync_state.progress_done IS 'Items done by the sync in flight; null = not known';
-COMMENT ON COLUMN syncstate.sync_state.progress_total IS 'Items expected by the sync in flight; null = not known';
+COMMENT ON COLUMN syncstate.sync_state.progress_done IS 'Items done by the running sync; null = unknown';
+COMMENT ON COLUMN syncstate.sync_state.progress_total IS 'Items expected by the running sync; null = unknown';
 COMMENT ON COLUMN syncstate.sync_state.failures IS 'Failures in a row; rate limits do not count';
 COMMENT ON COLUMN syncstate.sync_state.token_losses IS 'Cursor losses in a row, since the last completion';
 COMMENT ON COLUMN syncstate.sync_state.error_message IS 'What went wrong last; null after a completion; at most 8 kB';
-COMMENT ON COLUMN syncstate.sync_state.created_at IS 'When the row was made';
+COMMENT ON COLUMN syncstate.sync_state.created_at IS 'When the row was created';
 COMMENT ON COLUMN syncstate.sync_state.updated_at IS 'When the row was last written; set by the trigger';
 COMMENT ON COLUMN syncstate.sync_state.failing_since IS 'When the present run of failures began; null = none';
 COMMENT ON COLUMN syncstate.sync_state.changes_seen IS 'Changes that syncs found, at most 3 each; halved every 3 days; null = nothing learned yet';
 COMMENT ON COLUMN syncstate.sync_state.seconds_watched IS 'The time in which they were found; halved every 3 days likewise';
 COMMENT ON COLUMN syncstate.sync_state.full_sync_id IS 'The lease under which the full sync began that is not completed yet; null = none';
 COMMENT ON COLUMN syncstate.sync_state.syncs_started IS 'How many syncs of the row were started';
-COMMENT ON COLUMN syncstate.sync_state.lease_required IS 'Whether a claim handed out the sync in flight, so that its report takes the lease';
+COMMENT ON COLUMN syncstate.sync_state.lease_required IS 'Whether a claim handed out the running sync, so that its report needs the lease';
 COMMENT ON COLUMN syncstate.sync_state.limited_until IS 'Until when the provider limits the account''s use of the source';
-COMMENT ON COLUMN syncstate.sync_state.run_requested_at IS 'When the sync in flight was asked for; null = it was not';
+COMMENT ON COLUMN syncstate.sync_state.run_requested_at IS 'When the running sync was requested; null = it was not';
 COMMENT ON COLUMN syncstate.sync_state.troubled_at IS 'When an event last told that the row fails or is parked; null = it has completed since';
+COMMENT ON COLUMN syncstate.sync_state.push_until IS 'Until when a push channel makes frequent polls needless; null = there is none';
 
 /* ----------------------------------------------------------------- policy */
 
@@ -175,6 +177,9 @@ CREATE TABLE syncstate.sync_policy (
 	max_in_flight integer,
 	keep_runs text,
 	keep_runs_for interval,
+	push_renew_before interval,
+	push_interval interval,
+	push_silence interval,
 	CONSTRAINT sync_policy_pkey PRIMARY KEY (source),
 	CONSTRAINT sync_policy_intervals_range
 		CHECK (sync_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
@@ -200,7 +205,13 @@ CREATE TABLE syncstate.sync_policy (
 			   AND resync_spread OPERATOR(pg_catalog.>=) '0 seconds'::pg_catalog.interval
 			   AND resync_spread OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
 			   AND keep_runs_for OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
-			   AND keep_runs_for OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
+			   AND keep_runs_for OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND push_renew_before OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND push_renew_before OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND push_interval OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND push_interval OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval
+			   AND push_silence OPERATOR(pg_catalog.>=) '1 second'::pg_catalog.interval
+			   AND push_silence OPERATOR(pg_catalog.<=) '36500 days'::pg_catalog.interval),
 	CONSTRAINT sync_policy_intervals_without_months
 		CHECK (pg_catalog.date_part('year', sync_interval) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', sync_interval) OPERATOR(pg_catalog.=) 0
@@ -220,7 +231,13 @@ CREATE TABLE syncstate.sync_policy (
 			   AND pg_catalog.date_part('year', resync_spread) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('month', resync_spread) OPERATOR(pg_catalog.=) 0
 			   AND pg_catalog.date_part('year', keep_runs_for) OPERATOR(pg_catalog.=) 0
-			   AND pg_catalog.date_part('month', keep_runs_for) OPERATOR(pg_catalog.=) 0),
+			   AND pg_catalog.date_part('month', keep_runs_for) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', push_renew_before) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', push_renew_before) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', push_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', push_interval) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('year', push_silence) OPERATOR(pg_catalog.=) 0
+			   AND pg_catalog.date_part('month', push_silence) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT sync_policy_retry_base_below_cap
 		CHECK (retry_base OPERATOR(pg_catalog.<=) retry_cap),
 	CONSTRAINT sync_policy_paused_until_range
@@ -260,7 +277,7 @@ SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_policy', '');
 COMMENT ON TABLE syncstate.sync_policy IS 'Overridden settings of sources; null = built-in default; get_sync_policy() returns the effective ones';
 COMMENT ON COLUMN syncstate.sync_policy.source IS 'Which API';
 COMMENT ON COLUMN syncstate.sync_policy.sync_interval IS 'From start to start of a row''s syncs';
-COMMENT ON COLUMN syncstate.sync_policy.lease_time IS 'How long a claim has the row; 1 second to 1 day';
+COMMENT ON COLUMN syncstate.sync_policy.lease_time IS 'How long a claim holds the row; 1 second to 1 day';
 COMMENT ON COLUMN syncstate.sync_policy.retry_base IS 'Wait after the first failure; doubles with each further one';
 COMMENT ON COLUMN syncstate.sync_policy.retry_cap IS 'Longest wait after a failure';
 COMMENT ON COLUMN syncstate.sync_policy.rate_limit_wait IS 'Wait after a rate limit that named no time; 1 second to 30 days';
@@ -283,6 +300,9 @@ COMMENT ON COLUMN syncstate.sync_policy.provider IS 'Who gives the grant for the
 COMMENT ON COLUMN syncstate.sync_policy.max_in_flight IS 'Syncs of one user, account and source that claims let run at a time; null = off';
 COMMENT ON COLUMN syncstate.sync_policy.keep_runs IS 'Which ended runs sync_run keeps: none, failures (all but completed and released ones) or all';
 COMMENT ON COLUMN syncstate.sync_policy.keep_runs_for IS 'How long sync_run keeps them';
+COMMENT ON COLUMN syncstate.sync_policy.push_renew_before IS 'How long before its end a push channel is renewed, at the earliest; null = the source does not use push';
+COMMENT ON COLUMN syncstate.sync_policy.push_interval IS 'From start to start of a row''s syncs while its push channel is healthy';
+COMMENT ON COLUMN syncstate.sync_policy.push_silence IS 'How long a push channel is trusted after it was opened or last heard';
 
 /*
  * What rebalance_syncs() has learned about sources with a budget; nothing else
@@ -412,7 +432,7 @@ COMMENT ON COLUMN syncstate.sync_event.id IS 'Never the same for two events: the
 COMMENT ON COLUMN syncstate.sync_event.at IS 'When it happened';
 COMMENT ON COLUMN syncstate.sync_event.event IS 'What: parked, failing, recovered, first_sync, cursor_lost, gone, sweep_withheld, source_limited or source_resumed';
 COMMENT ON COLUMN syncstate.sync_event.user_id IS 'The tenant; null = it concerns the source';
-COMMENT ON COLUMN syncstate.sync_event.account IS 'Which grant of the user at the provider';
+COMMENT ON COLUMN syncstate.sync_event.account IS 'Which account of the user at the provider';
 COMMENT ON COLUMN syncstate.sync_event.source IS 'Which API; null = a call parked all of the account';
 COMMENT ON COLUMN syncstate.sync_event.resource IS 'What within the source';
 COMMENT ON COLUMN syncstate.sync_event.lease IS 'The run in which it happened; null = in none';
@@ -442,17 +462,104 @@ CREATE INDEX sync_run_ended ON syncstate.sync_run (source, ended_at);
 
 COMMENT ON TABLE syncstate.sync_run IS 'Runs that ended, of sources whose policy keep_runs is not none, for as long as keep_runs_for';
 COMMENT ON COLUMN syncstate.sync_run.user_id IS 'The tenant';
-COMMENT ON COLUMN syncstate.sync_run.account IS 'Which grant of the user at the provider';
+COMMENT ON COLUMN syncstate.sync_run.account IS 'Which account of the user at the provider';
 COMMENT ON COLUMN syncstate.sync_run.source IS 'Which API';
 COMMENT ON COLUMN syncstate.sync_run.resource IS 'What within the source';
 COMMENT ON COLUMN syncstate.sync_run.lease IS 'The lease of the run';
 COMMENT ON COLUMN syncstate.sync_run.started_at IS 'When it started';
-COMMENT ON COLUMN syncstate.sync_run.ended_at IS 'When it ended; of a lost run, when its lease ran out';
+COMMENT ON COLUMN syncstate.sync_run.ended_at IS 'When it ended; of a lost run, when its lease expired';
 COMMENT ON COLUMN syncstate.sync_run.outcome IS 'How it ended: completed, failed, rate_limited, released, lost or revoked';
 COMMENT ON COLUMN syncstate.sync_run.was_full IS 'Whether it had no cursor to begin with, or lost it';
-COMMENT ON COLUMN syncstate.sync_run.was_requested IS 'Whether it was asked for';
+COMMENT ON COLUMN syncstate.sync_run.was_requested IS 'Whether it was requested';
 COMMENT ON COLUMN syncstate.sync_run.items IS 'How many items it synced; of a run that did not complete, its progress; null = not known';
 COMMENT ON COLUMN syncstate.sync_run.error_message IS 'What went wrong; at most 8 kB';
+
+/* ---------------------------------------------------------- push channels */
+
+/*
+ * src/columns.h has the same columns: keep in sync.
+ *
+ * No foreign key: a channel outlives its row, until it was stopped.  lease begins
+ * as that of sync_state does, so that no two channels of a row ever have the same.
+ * Whoever locks the row of a channel as well locks that first.
+ */
+CREATE TABLE syncstate.sync_channel (
+	id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+	user_id uuid NOT NULL,
+	account text COLLATE pg_catalog."C" NOT NULL,
+	source syncstate.sync_source NOT NULL,
+	resource text COLLATE pg_catalog."C" NOT NULL,
+	state text NOT NULL DEFAULT 'opening',
+	channel_id text COLLATE pg_catalog."C",
+	token_hash bytea,
+	provider_ref text,
+	expires_at timestamptz,
+	renew_at timestamptz,
+	lease bigint NOT NULL
+		DEFAULT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint,
+	lease_expires_at timestamptz,
+	failures integer NOT NULL DEFAULT 0,
+	error_message text,
+	opened_at timestamptz,
+	last_push_at timestamptz,
+	message_number bigint,
+	CONSTRAINT sync_channel_pkey PRIMARY KEY (user_id, account, source, resource, id),
+	CONSTRAINT sync_channel_channel_id_key UNIQUE (channel_id),
+	CONSTRAINT sync_channel_state_known
+		CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['opening', 'active', 'retiring', 'unsupported'])),
+	CONSTRAINT sync_channel_opened
+		CHECK ((state OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retiring'])) OPERATOR(pg_catalog.=) (channel_id IS NOT NULL)
+			   AND (channel_id IS NULL) OPERATOR(pg_catalog.=) (token_hash IS NULL)
+			   AND (channel_id IS NULL) OPERATOR(pg_catalog.=) (opened_at IS NULL)),
+	CONSTRAINT sync_channel_sizes
+		CHECK (pg_catalog.octet_length(account) OPERATOR(pg_catalog.<=) 255
+			   AND pg_catalog.octet_length(resource) OPERATOR(pg_catalog.<=) 1024
+			   AND pg_catalog.octet_length(channel_id) OPERATOR(pg_catalog.<=) 1024
+			   AND pg_catalog.octet_length(token_hash) OPERATOR(pg_catalog.=) 32
+			   AND pg_catalog.octet_length(provider_ref) OPERATOR(pg_catalog.<=) 8192
+			   AND pg_catalog.octet_length(error_message) OPERATOR(pg_catalog.<=) 8192),
+	CONSTRAINT sync_channel_times_range
+		CHECK (expires_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND expires_at OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND renew_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND lease_expires_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND lease_expires_at OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND opened_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND opened_at OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND last_push_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+			   AND last_push_at OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz),
+	CONSTRAINT sync_channel_counts_range
+		CHECK (lease OPERATOR(pg_catalog.>=) 0 AND lease OPERATOR(pg_catalog.<=) 4611686018427387904
+			   AND failures OPERATOR(pg_catalog.>=) 0
+			   AND message_number OPERATOR(pg_catalog.>=) 0)
+) WITH (fillfactor = 90);
+REVOKE ALL ON TABLE syncstate.sync_channel FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('syncstate.sync_channel', '');
+
+/* a row has one channel, beside those that are to be stopped */
+CREATE UNIQUE INDEX sync_channel_current ON syncstate.sync_channel
+	(user_id, account, source, resource) WHERE state OPERATOR(pg_catalog.<>) 'retiring';
+CREATE INDEX sync_channel_due ON syncstate.sync_channel (source, renew_at);
+
+COMMENT ON TABLE syncstate.sync_channel IS 'Push channels of rows of sync_state: until when a provider calls back, and what is to be done about it';
+COMMENT ON COLUMN syncstate.sync_channel.id IS 'Tells the channels of a row apart';
+COMMENT ON COLUMN syncstate.sync_channel.user_id IS 'The tenant';
+COMMENT ON COLUMN syncstate.sync_channel.account IS 'Which account of the user at the provider';
+COMMENT ON COLUMN syncstate.sync_channel.source IS 'Which API';
+COMMENT ON COLUMN syncstate.sync_channel.resource IS 'What within the source';
+COMMENT ON COLUMN syncstate.sync_channel.state IS 'opening: to be opened; active; retiring: to be stopped; unsupported: the provider refused, and is asked again after a month';
+COMMENT ON COLUMN syncstate.sync_channel.channel_id IS 'What the provider sends back with each push; at most 1024 bytes';
+COMMENT ON COLUMN syncstate.sync_channel.token_hash IS 'SHA-256 of the secret that comes with each push';
+COMMENT ON COLUMN syncstate.sync_channel.provider_ref IS 'What stopping the channel takes, besides channel_id; at most 8 kB';
+COMMENT ON COLUMN syncstate.sync_channel.expires_at IS 'When the channel ends; null = it does not';
+COMMENT ON COLUMN syncstate.sync_channel.renew_at IS 'When a claim hands the channel out next; null = its row is parked';
+COMMENT ON COLUMN syncstate.sync_channel.lease IS 'Fencing number: one more each time that the channel is handed out';
+COMMENT ON COLUMN syncstate.sync_channel.lease_expires_at IS 'Until when a worker has the channel; null = none has it';
+COMMENT ON COLUMN syncstate.sync_channel.failures IS 'Failures in a row to open, renew or stop it';
+COMMENT ON COLUMN syncstate.sync_channel.error_message IS 'What went wrong last; at most 8 kB';
+COMMENT ON COLUMN syncstate.sync_channel.opened_at IS 'When it was opened';
+COMMENT ON COLUMN syncstate.sync_channel.last_push_at IS 'When it was last heard; written at most once in ten seconds';
+COMMENT ON COLUMN syncstate.sync_channel.message_number IS 'Number of the message that it was last heard with';
 
 /* ------------------------------------------------- who is asking, and when */
 
@@ -489,13 +596,13 @@ COMMENT ON TRIGGER sync_state_guard ON syncstate.sync_state IS 'Keeps a row lega
 CREATE FUNCTION syncstate.record_revoked() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'syncstate_record_revoked'
 	LANGUAGE C;
-COMMENT ON FUNCTION syncstate.record_revoked() IS 'Keeps the run in flight of a row that is deleted';
+COMMENT ON FUNCTION syncstate.record_revoked() IS 'Records the running sync of a row that is deleted as a run';
 REVOKE ALL ON FUNCTION syncstate.record_revoked() FROM PUBLIC;
 
 CREATE TRIGGER sync_state_record_revoked AFTER DELETE ON syncstate.sync_state
 	FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) 'syncing'::syncstate.sync_status)
 	EXECUTE FUNCTION syncstate.record_revoked();
-COMMENT ON TRIGGER sync_state_record_revoked ON syncstate.sync_state IS 'Keeps the run in flight of a row that is deleted';
+COMMENT ON TRIGGER sync_state_record_revoked ON syncstate.sync_state IS 'Records the running sync of a row that is deleted as a run';
 
 CREATE FUNCTION syncstate.policy_changed() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'syncstate_policy_changed'
@@ -572,6 +679,73 @@ CREATE FUNCTION syncstate.take_sync_events(max_rows integer DEFAULT 100)
 COMMENT ON FUNCTION syncstate.take_sync_events(integer) IS 'Takes the oldest events that nobody else is taking: deletes and returns them';
 REVOKE ALL ON FUNCTION syncstate.take_sync_events(integer) FROM PUBLIC;
 
+/* -------------------------------------------------------------------- push */
+
+CREATE FUNCTION syncstate.claim_push_channels(source syncstate.sync_source DEFAULT NULL,
+											  max_rows integer DEFAULT 10,
+											  lease_time interval DEFAULT NULL)
+	RETURNS TABLE (user_id uuid, account text, source syncstate.sync_source, resource text,
+				   action text, lease bigint, lease_expires_at timestamptz,
+				   channel_id text, provider_ref text, expires_at timestamptz,
+				   failures integer)
+	AS 'MODULE_PATHNAME', 'syncstate_claim_push_channels'
+	LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION syncstate.claim_push_channels(syncstate.sync_source, integer, interval) IS 'Claims push channels that are to be opened, renewed or stopped, each with a lease';
+REVOKE ALL ON FUNCTION syncstate.claim_push_channels(syncstate.sync_source, integer, interval) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.mark_channel_opened(user_id uuid,
+											  source syncstate.sync_source,
+											  lease bigint,
+											  channel_id text,
+											  expires_at timestamptz,
+											  token text,
+											  provider_ref text DEFAULT NULL,
+											  resource text DEFAULT '',
+											  account text DEFAULT '')
+	RETURNS syncstate.sync_channel
+	AS 'MODULE_PATHNAME', 'syncstate_mark_channel_opened'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.mark_channel_opened(uuid, syncstate.sync_source, bigint, text, timestamptz, text, text, text, text) IS 'Reports that a push channel was opened, or that its successor was: the old one is to be stopped';
+REVOKE ALL ON FUNCTION syncstate.mark_channel_opened(uuid, syncstate.sync_source, bigint, text, timestamptz, text, text, text, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.mark_channel_failed(user_id uuid,
+											  source syncstate.sync_source,
+											  lease bigint,
+											  error_message text,
+											  kind text DEFAULT 'transient',
+											  resource text DEFAULT '',
+											  account text DEFAULT '')
+	RETURNS syncstate.sync_channel
+	AS 'MODULE_PATHNAME', 'syncstate_mark_channel_failed'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.mark_channel_failed(uuid, syncstate.sync_source, bigint, text, text, text, text) IS 'Reports that a push channel could not be opened, renewed or stopped: it waits, or is asked for again after a month';
+REVOKE ALL ON FUNCTION syncstate.mark_channel_failed(uuid, syncstate.sync_source, bigint, text, text, text, text) FROM PUBLIC;
+
+CREATE FUNCTION syncstate.mark_channel_stopped(user_id uuid,
+											   source syncstate.sync_source,
+											   lease bigint,
+											   resource text DEFAULT '',
+											   account text DEFAULT '')
+	RETURNS syncstate.sync_channel
+	AS 'MODULE_PATHNAME', 'syncstate_mark_channel_stopped'
+	LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION syncstate.mark_channel_stopped(uuid, syncstate.sync_source, bigint, text, text) IS 'Reports that a push channel was stopped, which forgets it; returns it as it was';
+REVOKE ALL ON FUNCTION syncstate.mark_channel_stopped(uuid, syncstate.sync_source, bigint, text, text) FROM PUBLIC;
+
+/*
+ * Acts above its caller: whoever the web can reach may hold this privilege and no
+ * other.
+ */
+CREATE FUNCTION syncstate.receive_push(channel_id text,
+									   token text,
+									   message_number bigint DEFAULT NULL)
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'syncstate_receive_push'
+	LANGUAGE C VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION syncstate.receive_push(text, text, bigint) IS 'Takes a push: requests a sync of the channel''s row; returns false for an unknown channel or a wrong token';
+REVOKE ALL ON FUNCTION syncstate.receive_push(text, text, bigint) FROM PUBLIC;
+
 /* -------------------------------------------------------------- lifecycle */
 
 CREATE FUNCTION syncstate.mark_sync_completed(user_id uuid,
@@ -624,7 +798,7 @@ CREATE FUNCTION syncstate.clear_sync_token(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_clear_sync_token'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text, text) IS 'Reports that the provider has forgotten the cursor: a full sync is next';
+COMMENT ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text, text) IS 'Reports that the cursor has expired: a full sync is next';
 REVOKE ALL ON FUNCTION syncstate.clear_sync_token(uuid, syncstate.sync_source, bigint, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.renew_sync_lease(user_id uuid,
@@ -636,7 +810,7 @@ CREATE FUNCTION syncstate.renew_sync_lease(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_renew_sync_lease'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text, text) IS 'Renews the lease of a sync in flight';
+COMMENT ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text, text) IS 'Renews the lease of a running sync';
 REVOKE ALL ON FUNCTION syncstate.renew_sync_lease(uuid, syncstate.sync_source, bigint, interval, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.checkpoint_sync(user_id uuid,
@@ -650,7 +824,7 @@ CREATE FUNCTION syncstate.checkpoint_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_checkpoint_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text, text) IS 'Remembers where a long sync stands, and renews its lease';
+COMMENT ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text, text) IS 'Saves where a long sync stands, and renews its lease';
 REVOKE ALL ON FUNCTION syncstate.checkpoint_sync(uuid, syncstate.sync_source, bigint, text, bigint, bigint, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.release_sync(user_id uuid,
@@ -662,7 +836,7 @@ CREATE FUNCTION syncstate.release_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_release_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval, text) IS 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted';
+COMMENT ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval, text) IS 'Returns a claimed row unsynced, due after a delay and after all rows that are due already; counts nothing';
 REVOKE ALL ON FUNCTION syncstate.release_sync(uuid, syncstate.sync_source, bigint, text, interval, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.may_sweep(user_id uuid,
@@ -683,7 +857,7 @@ CREATE FUNCTION syncstate.report_syncs(results jsonb)
 	RETURNS SETOF syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_report_syncs'
 	LANGUAGE C VOLATILE ROWS 10;
-COMMENT ON FUNCTION syncstate.report_syncs(jsonb) IS 'Reports what became of many syncs in one call';
+COMMENT ON FUNCTION syncstate.report_syncs(jsonb) IS 'Reports many syncs in one call';
 REVOKE ALL ON FUNCTION syncstate.report_syncs(jsonb) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.update_sync_state(user_id uuid,
@@ -694,7 +868,7 @@ CREATE FUNCTION syncstate.update_sync_state(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_update_sync_state'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text, text) IS 'Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay';
+COMMENT ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text, text) IS 'Changes columns of a row as a direct write would: keys present change, null clears, keys absent stay';
 REVOKE ALL ON FUNCTION syncstate.update_sync_state(uuid, syncstate.sync_source, jsonb, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.connect_sync(user_id uuid,
@@ -704,7 +878,7 @@ CREATE FUNCTION syncstate.connect_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_connect_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text, text) IS 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync';
+COMMENT ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text, text) IS 'Starts or resumes the syncing of a row: creates it if it is missing, un-parks it unless it is paused, resets failures, and requests a sync';
 REVOKE ALL ON FUNCTION syncstate.connect_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.disconnect_sync(user_id uuid,
@@ -724,7 +898,7 @@ CREATE FUNCTION syncstate.pause_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_pause_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text, text) IS 'Parks a row until it is resumed; a sync in flight may finish';
+COMMENT ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text, text) IS 'Parks a row until it is resumed; a running sync may finish';
 REVOKE ALL ON FUNCTION syncstate.pause_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.resume_sync(user_id uuid,
@@ -734,7 +908,7 @@ CREATE FUNCTION syncstate.resume_sync(user_id uuid,
 	RETURNS syncstate.sync_state
 	AS 'MODULE_PATHNAME', 'syncstate_resume_sync'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text, text) IS 'Un-parks a row, which is due at once, and forgets failures';
+COMMENT ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text, text) IS 'Un-parks a row, which is due at once, and resets its failures';
 REVOKE ALL ON FUNCTION syncstate.resume_sync(uuid, syncstate.sync_source, text, text) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.request_sync(user_id uuid,
@@ -801,7 +975,7 @@ CREATE FUNCTION syncstate.set_sync_resources(user_id uuid,
 	RETURNS TABLE (resource text, change text)
 	AS 'MODULE_PATHNAME', 'syncstate_set_sync_resources'
 	LANGUAGE C VOLATILE ROWS 10;
-COMMENT ON FUNCTION syncstate.set_sync_resources(uuid, syncstate.sync_source, text[], text) IS 'Makes the resources of an account exactly these: connects what is new, parks what is gone, takes back what returned';
+COMMENT ON FUNCTION syncstate.set_sync_resources(uuid, syncstate.sync_source, text[], text) IS 'Makes the resources of an account exactly these: connects new ones, parks those that are gone, brings back those that returned';
 REVOKE ALL ON FUNCTION syncstate.set_sync_resources(uuid, syncstate.sync_source, text[], text) FROM PUBLIC;
 
 /* The bodies are bound to their objects here and now: no search_path later. */
@@ -853,7 +1027,7 @@ CREATE FUNCTION syncstate.pause_sync_source(source syncstate.sync_source,
 	RETURNS syncstate.sync_policy
 	AS 'MODULE_PATHNAME', 'syncstate_pause_sync_source'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) IS 'Hands out no row of a source until a time; syncs in flight may finish';
+COMMENT ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) IS 'Hands out no row of a source until a time; running syncs may finish';
 REVOKE ALL ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
@@ -880,7 +1054,7 @@ CREATE FUNCTION syncstate.revive_syncs(source syncstate.sync_source,
 	RETURNS integer
 	AS 'MODULE_PATHNAME', 'syncstate_revive_syncs'
 	LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) IS 'Takes parked rows of a source back, spread over a time, and returns how many';
+COMMENT ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) IS 'Un-parks rows of a source, spread over a time, and returns how many';
 REVOKE ALL ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) FROM PUBLIC;
 
 /* ----------------------------------------------------------------- budgets */
@@ -897,7 +1071,7 @@ CREATE FUNCTION syncstate.rebalance_syncs(INOUT source syncstate.sync_source DEF
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'syncstate_rebalance_syncs'
 	LANGUAGE C VOLATILE ROWS 4;
-COMMENT ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) IS 'Divides the daily budget of a source among its rows anew, by how often each one changes';
+COMMENT ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) IS 'Divides the daily budget of a source among its rows, by how often each one changes';
 REVOKE ALL ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) FROM PUBLIC;
 
 /* ---------------------------------------------------------- custom sources */
@@ -1215,6 +1389,17 @@ CREATE POLICY sync_run_delete ON syncstate.sync_run FOR DELETE
 	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
 COMMENT ON POLICY sync_run_delete ON syncstate.sync_run IS 'Workers delete runs';
 
+ALTER TABLE syncstate.sync_channel ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY sync_channel_select ON syncstate.sync_channel FOR SELECT
+	USING (user_id OPERATOR(pg_catalog.>=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN '00000000-0000-0000-0000-000000000000'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END)
+		   AND user_id OPERATOR(pg_catalog.<=) (SELECT CASE WHEN (SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')) THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::pg_catalog.uuid ELSE (SELECT syncstate.current_user_id()) END));
+COMMENT ON POLICY sync_channel_select ON syncstate.sync_channel IS 'Users see their own channels, workers all';
+
+CREATE POLICY sync_channel_worker ON syncstate.sync_channel
+	USING ((SELECT pg_catalog.has_function_privilege('syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text)'::pg_catalog.regprocedure, 'EXECUTE')));
+COMMENT ON POLICY sync_channel_worker ON syncstate.sync_channel IS 'Workers make, change and delete all channels';
+
 /* ------------------------------------------------------------------ views */
 
 CREATE VIEW syncstate.my_syncs
@@ -1287,6 +1472,23 @@ CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 			pg_catalog.count(*) FILTER (WHERE s.limited_until OPERATOR(pg_catalog.>) s.now) AS limited
 		FROM state AS s
 		GROUP BY s.source
+	),
+	channels AS (
+		SELECT h.source,
+			pg_catalog.count(*) FILTER (WHERE h.state OPERATOR(pg_catalog.=) 'opening') AS opening,
+			pg_catalog.count(*) FILTER (WHERE h.state OPERATOR(pg_catalog.=) 'active') AS active,
+			pg_catalog.count(*) FILTER (WHERE h.state OPERATOR(pg_catalog.=) 'retiring') AS retiring,
+			pg_catalog.count(*) FILTER (WHERE h.state OPERATOR(pg_catalog.=) 'unsupported') AS unsupported,
+			pg_catalog.count(*) FILTER (WHERE h.state OPERATOR(pg_catalog.=) 'active'
+				AND h.expires_at OPERATOR(pg_catalog.<=) (c.now OPERATOR(pg_catalog.+) '1 day'::pg_catalog.interval)) AS ending,
+			pg_catalog.count(*) FILTER (WHERE h.state OPERATOR(pg_catalog.=) 'active'
+				AND (s.push_until OPERATOR(pg_catalog.>) c.now) IS NOT TRUE) AS silent
+		FROM clock AS c, syncstate.sync_channel AS h
+			LEFT JOIN syncstate.sync_state AS s ON s.user_id OPERATOR(pg_catalog.=) h.user_id
+				AND s.account OPERATOR(pg_catalog.=) h.account
+				AND s.source OPERATOR(pg_catalog.=) h.source
+				AND s.resource OPERATOR(pg_catalog.=) h.resource
+		GROUP BY h.source
 	)
 	SELECT l.source, COALESCE(c.rows, 0) AS rows, COALESCE(c.idle, 0) AS idle,
 		COALESCE(c.syncing, 0) AS syncing, COALESCE(c.error, 0) AS error,
@@ -1302,9 +1504,16 @@ CREATE VIEW syncstate.sync_overview WITH (security_invoker = true) AS
 		COALESCE(c.without_cursor, 0) AS without_cursor, p.paused_until,
 		COALESCE(c.ahead, 0) AS ahead,
 		COALESCE(c.parked_gone, 0) AS parked_gone,
-		COALESCE(c.limited, 0) AS limited
+		COALESCE(c.limited, 0) AS limited,
+		COALESCE(h.opening, 0) AS channels_opening,
+		COALESCE(h.active, 0) AS channels_active,
+		COALESCE(h.retiring, 0) AS channels_retiring,
+		COALESCE(h.unsupported, 0) AS channels_unsupported,
+		COALESCE(h.ending, 0) AS channels_ending,
+		COALESCE(h.silent, 0) AS channels_silent
 	FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::syncstate.sync_source)) AS l (source)
 		LEFT JOIN counted AS c ON c.source OPERATOR(pg_catalog.=) l.source
+		LEFT JOIN channels AS h ON h.source OPERATOR(pg_catalog.=) l.source
 		LEFT JOIN syncstate.sync_policy AS p ON p.source OPERATOR(pg_catalog.=) l.source
 	ORDER BY l.source;
 REVOKE ALL ON TABLE syncstate.sync_overview FROM PUBLIC;
@@ -1328,7 +1537,7 @@ BEGIN
 			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.sync_channel TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT, UPDATE, DELETE ON syncstate.sync_event TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT, DELETE ON syncstate.sync_run TO %s', role);
 	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.my_sync_runs, syncstate.sync_overview TO %s', role);
@@ -1348,6 +1557,11 @@ BEGIN
 		'syncstate.get_users_needing_sync(syncstate.sync_source, interval, integer)',
 		'syncstate.next_sync_due(syncstate.sync_source)',
 		'syncstate.take_sync_events(integer)',
+		'syncstate.claim_push_channels(syncstate.sync_source, integer, interval)',
+		'syncstate.mark_channel_opened(uuid, syncstate.sync_source, bigint, text, timestamptz, text, text, text, text)',
+		'syncstate.mark_channel_failed(uuid, syncstate.sync_source, bigint, text, text, text, text)',
+		'syncstate.mark_channel_stopped(uuid, syncstate.sync_source, bigint, text, text)',
+		'syncstate.receive_push(text, text, bigint)',
 		'syncstate.get_sync_policy(syncstate.sync_source)',
 		'syncstate.set_sync_policy(syncstate.sync_source, jsonb)',
 		'syncstate.pause_sync_source(syncstate.sync_source, timestamptz)',

@@ -284,6 +284,21 @@ SELECT remember();
 TRUNCATE sync_state;
 SELECT mark_sync_completed(u(1), 'google_calendar', lease => 1, resource => '100'); -- ERROR
 
+-- columns of the site's, by names that our statements use, where a trigger makes it statements
+BEGIN;
+ALTER TABLE sync_state ADD COLUMN s integer DEFAULT 1, ADD COLUMN r text DEFAULT 'x';
+ALTER TABLE sync_event ADD COLUMN e integer DEFAULT 1, ADD COLUMN t integer;
+ALTER TABLE sync_policy ADD COLUMN p integer DEFAULT 1, ADD COLUMN r integer DEFAULT 1, ADD COLUMN policy integer;
+CREATE TRIGGER site BEFORE UPDATE ON sync_state FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
+SELECT status, s FROM connect_sync(u(1), 'google_tasks');
+SELECT status, s, r FROM claim_due_syncs('google_tasks');
+SELECT items_synced, s FROM update_sync_state(u(1), 'google_tasks', '{"items_synced": 5}');
+SELECT parked_reason, s FROM pause_sync(u(1), 'google_tasks');
+SELECT event, e FROM take_sync_events(10000) WHERE source = 'google_tasks';
+SELECT jitter FROM set_sync_policy('google_tasks', '{"jitter": 0.2}');
+SELECT resource, s FROM disconnect_account(u(1));
+ROLLBACK;
+
 -- an index of the right name with other columns
 BEGIN;
 DROP INDEX sync_state_due;

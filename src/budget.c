@@ -63,7 +63,7 @@ typedef struct RateBucket
 typedef struct BudgetPlan
 {
 	double		target;			/* syncs per day */
-	double		own_rate;		/* syncs per second of rows with their own interval */
+	double		own_rate;		/* syncs per second of rows that the budget does not rule */
 	RateBucket *buckets;
 	int			nbuckets;
 	double		multiplier;		/* out: interval in seconds = multiplier / root */
@@ -110,7 +110,7 @@ lock_budget(Oid source)
 
 /* Reads the rows of a source, their rates under a prior of mean_rate. */
 static void
-read_population(Oid source, double mean_rate, TimestampTz since,
+read_population(const SyncPolicy *policy, double mean_rate, TimestampTz since,
 				TimestampTz now, Population *population)
 {
 	uint64		nbuckets;
@@ -120,7 +120,10 @@ read_population(Oid source, double mean_rate, TimestampTz since,
 	/* rows are made at the real time, whatever the clock says */
 	if (since == NO_TIME || syncstate_clock_is_set())
 		since = DT_NOEND;
-	nbuckets = syncstate_store_rates(source, mean_rate, since, now - LATE_AFTER);
+	nbuckets = syncstate_store_rates(policy->source, mean_rate, since,
+									 now - LATE_AFTER,
+									 policy->push_renew_before != 0 ? now : DT_NOEND,
+									 (double) policy->push_interval / USECS_PER_SEC);
 
 	MemSet(population, 0, sizeof(*population));
 	population->plan.buckets = palloc(Max(nbuckets, 1) * sizeof(RateBucket));
@@ -393,12 +396,12 @@ rebalance(const SyncPolicy *policy, ReturnSetInfo *rsinfo)
 	}
 	next = last;
 
-	read_population(policy->source, next.mean_rate, last.rebalanced_at, now,
+	read_population(policy, next.mean_rate, last.rebalanced_at, now,
 					&population);
 	if (fabs(population.mean_rate / next.mean_rate - 1.0) > MEAN_TOLERANCE)
 	{
 		next.mean_rate = population.mean_rate;
-		read_population(policy->source, next.mean_rate, last.rebalanced_at, now,
+		read_population(policy, next.mean_rate, last.rebalanced_at, now,
 						&population);
 	}
 	plan->target = policy->daily_budget * last.correction;

@@ -194,6 +194,7 @@ load_ids(void)
 	found.lane_rel = relation_oid("sync_lane", namespace);
 	found.event_rel = relation_oid("sync_event", namespace);
 	found.run_rel = relation_oid("sync_run", namespace);
+	found.channel_rel = relation_oid("sync_channel", namespace);
 	found.due_index = relation_oid("sync_state_due", namespace);
 	found.requested_index = relation_oid("sync_state_requested", namespace);
 	found.pkey_index = relation_oid("sync_state_pkey", namespace);
@@ -201,6 +202,7 @@ load_ids(void)
 	found.policy_rowtype = type_oid("sync_policy", namespace);
 	found.event_rowtype = type_oid("sync_event", namespace);
 	found.run_rowtype = type_oid("sync_run", namespace);
+	found.channel_rowtype = type_oid("sync_channel", namespace);
 	found.source_type = type_oid("sync_source", namespace);
 	found.status_type = type_oid("sync_status", namespace);
 	claim_args[0] = found.source_type;

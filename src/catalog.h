@@ -33,6 +33,8 @@ typedef struct CatalogIds
 	Oid			event_rowtype;
 	Oid			run_rel;
 	Oid			run_rowtype;
+	Oid			channel_rel;
+	Oid			channel_rowtype;
 	Oid			source_type;
 	Oid			status_type;
 	Oid			status_labels[NUM_STATUSES];

@@ -58,7 +58,8 @@
 	COLUMN(lease_required,			FLAG,		OURS) \
 	COLUMN(limited_until,			TIME,		OURS) \
 	COLUMN(run_requested_at,		TIME,		OURS) \
-	COLUMN(troubled_at,				TIME,		OURS)
+	COLUMN(troubled_at,				TIME,		OURS) \
+	COLUMN(push_until,				TIME,		OURS)
 
 #define SYNC_STATE_COLUMNS(COLUMN) \
 	SYNC_KEY_COLUMNS(COLUMN) \
@@ -101,7 +102,10 @@
 	SETTING(provider,		LABEL,		0, 0,						{{0}}) \
 	SETTING(max_in_flight,	COUNT_OR_OFF, 1, PG_INT32_MAX,			0) \
 	SETTING(keep_runs,		KEEP_RUNS,	0, 0,						KEEP_RUNS_NONE) \
-	SETTING(keep_runs_for,	DURATION,	MIN_DURATION, MAX_DURATION,	7 * USECS_PER_DAY)
+	SETTING(keep_runs_for,	DURATION,	MIN_DURATION, MAX_DURATION,	7 * USECS_PER_DAY) \
+	SETTING(push_renew_before, DURATION_OR_OFF, MIN_DURATION, MAX_DURATION, 0) \
+	SETTING(push_interval,	DURATION,	MIN_DURATION, MAX_DURATION,	6 * USECS_PER_HOUR) \
+	SETTING(push_silence,	DURATION,	MIN_DURATION, MAX_DURATION,	2 * USECS_PER_DAY)
 
 /* sync_event, but for its id: COLUMN(name). */
 #define SYNC_EVENT_COLUMNS(COLUMN) \
@@ -128,6 +132,22 @@
 	COLUMN(was_requested) \
 	COLUMN(items) \
 	COLUMN(error_message)
+
+/* sync_channel, but for its id and its key: COLUMN(name, kind); the kind as above. */
+#define SYNC_CHANNEL_COLUMNS(COLUMN) \
+	COLUMN(state,			WORD) \
+	COLUMN(channel_id,		TOKEN) \
+	COLUMN(token_hash,		BYTES) \
+	COLUMN(provider_ref,	TOKEN) \
+	COLUMN(expires_at,		TIME) \
+	COLUMN(renew_at,		TIME) \
+	COLUMN(lease,			NUMBER) \
+	COLUMN(lease_expires_at, TIME) \
+	COLUMN(failures,		INTEGER) \
+	COLUMN(error_message,	MESSAGE) \
+	COLUMN(opened_at,		TIME) \
+	COLUMN(last_push_at,	TIME) \
+	COLUMN(message_number,	COUNT)
 
 /* sync_budget, but for its key: COLUMN(name, C type, SQL type). */
 #define SYNC_BUDGET_COLUMNS(COLUMN) \
@@ -187,6 +207,19 @@ enum
 #undef NUMBER
 	End_sync_event,
 	Natts_sync_event = End_sync_event - 1,
+};
+
+enum
+{
+	Anum_sync_channel_id = 1,
+#define NUMBER(name, kind, writer) Anum_sync_channel_##name,
+	SYNC_KEY_COLUMNS(NUMBER)
+#undef NUMBER
+#define NUMBER(name, kind) Anum_sync_channel_##name,
+	SYNC_CHANNEL_COLUMNS(NUMBER)
+#undef NUMBER
+	End_sync_channel,
+	Natts_sync_channel = End_sync_channel - 1,
 };
 
 enum

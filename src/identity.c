@@ -24,8 +24,8 @@
 #include "utils/uuid.h"
 
 /*
- * The namespace of subjects that are no uuids; in README, "Users whose ids are no
- * uuids", too.  Another one would make another user of each of them.
+ * The namespace of subjects that are not uuids, as in doc/security.md.  Another
+ * one would make another user of each of them.
  */
 static const unsigned char subject_namespace[UUID_LEN] = {
 	0xb4, 0x2c, 0xdf, 0x9f, 0x20, 0xea, 0x48, 0x84,

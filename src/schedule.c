@@ -179,6 +179,37 @@ cursor_dies_at(const SyncPolicy *policy, const SyncState *row)
 	return anchor + (int64) (policy->token_ttl * part);
 }
 
+/* An interval, shortened by jitter for a row with this part. */
+static int64
+jittered(const SyncPolicy *policy, int64 interval, double part)
+{
+	return interval - (int64) (interval * policy->jitter * (0.5 + 0.5 * part));
+}
+
+/*
+ * When a row whose push channel is trusted no longer is polled again at the
+ * latest: within its ordinary interval, at its own part, so that channels that
+ * fall silent together do not lead to polls all at once.
+ */
+static TimestampTz
+poll_after_push(const SyncPolicy *policy, const SyncState *row, TimestampTz until)
+{
+	return until + (int64) (row_interval(policy, row) *
+							syncstate_row_part(policy, &row->key));
+}
+
+/*
+ * The due time of a row that waits for its interval, now that its push channel
+ * is trusted until another time.
+ */
+TimestampTz
+syncstate_due_with_push(const SyncPolicy *policy, const SyncState *row,
+						TimestampTz now)
+{
+	return Min(row->due_at,
+			   poll_after_push(policy, row, Max(row->push_until, now)));
+}
+
 /*
  * When a row is due again after a completion.
  *
@@ -186,7 +217,8 @@ cursor_dies_at(const SyncPolicy *policy, const SyncState *row)
  * half and the whole of jitter: always a little shorter, never longer, so that
  * a cron of the same interval finds the row due at every tick.  Not before a
  * tenth of the interval has passed, and not after the last visit that the
- * cursor's life allows.
+ * cursor's life allows.  While a push channel tells of changes, push_interval
+ * counts instead, if it is longer.
  */
 TimestampTz
 syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
@@ -197,9 +229,15 @@ syncstate_next_due(const SyncPolicy *policy, const SyncState *row,
 	TimestampTz earliest = now + interval / 10;
 	TimestampTz start = row->last_sync_at != NO_TIME ?
 		Min(row->last_sync_at, now) : now;
-	TimestampTz due = start + interval -
-		(int64) (interval * policy->jitter * (0.5 + 0.5 * part));
+	TimestampTz due = start + jittered(policy, interval, part);
 	TimestampTz anchor = ttl_anchor(policy, row);
+
+	if (policy->push_renew_before != 0 && row->push_until > now)
+	{
+		TimestampTz rare = start + jittered(policy, policy->push_interval, part);
+
+		due = Max(due, Min(rare, poll_after_push(policy, row, row->push_until)));
+	}
 
 	if (anchor != NO_TIME)
 	{
@@ -236,6 +274,8 @@ latest_due(const SyncPolicy *policy, const SyncState *row, TimestampTz now)
 	else
 		wait = Max(wait, policy->daily_budget != 0 ?
 				   policy->max_interval : policy->sync_interval);
+	if (policy->push_renew_before != 0)
+		wait = Max(wait, policy->push_interval);
 	if (row->status == SYNC_RATE_LIMITED)
 		wait = Max(wait, MAX_RETRY_AFTER + MAX_RETRY_AFTER / 10);
 	return now + wait;

@@ -23,6 +23,8 @@ extern TimestampTz syncstate_first_due(const SyncPolicy *policy,
 									   const SyncKey *key, TimestampTz now);
 extern TimestampTz syncstate_next_due(const SyncPolicy *policy,
 									  const SyncState *row, TimestampTz now);
+extern TimestampTz syncstate_due_with_push(const SyncPolicy *policy,
+										   const SyncState *row, TimestampTz now);
 extern TimestampTz syncstate_settled_due(const SyncPolicy *policy,
 										 const SyncState *row, TimestampTz now);
 extern TimestampTz syncstate_settled_lease(const SyncPolicy *policy,

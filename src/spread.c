@@ -239,18 +239,18 @@ follow(const Spread *spread, SyncState *row)
 
 /* Tells of an account that a report has parked, under the report's row. */
 static void
-tell_parked(const Spread *spread, const AccountReport *report)
+tell_parked(RowAccess *rows, const Report *report, TimestampTz now)
 {
 	EventRow	event = {
 		.event = EVENT_PARKED,
-		.at = spread->now,
-		.key = &report->report->key,
-		.lease = report->report->has_lease ? report->report->lease : NO_COUNT,
+		.at = now,
+		.key = &report->key,
+		.lease = report->has_lease ? report->lease : NO_COUNT,
 		.reason = cstring_to_text(syncstate_parked_reasons[PARKED_AUTH]),
-		.detail = report->report->error_message,
+		.detail = report->error_message,
 	};
 
-	syncstate_news_event(&spread->rows->news, &event);
+	syncstate_news_event(&rows->news, &event);
 }
 
 /*
@@ -282,7 +282,7 @@ write_all(Spread *spread)
 		written = syncstate_rows_write(spread->rows, &row);
 		if (is_parked && written != NULL && !revoked_by->is_told)
 		{
-			tell_parked(spread, revoked_by);
+			tell_parked(spread->rows, revoked_by->report, spread->now);
 			revoked_by->is_told = true;
 		}
 		if (report != NULL)
@@ -314,4 +314,58 @@ syncstate_spread(RowAccess *rows, AccountReport *reports, int nreports,
 	hear(&spread, reports, nreports, applies);
 	write_all(&spread);
 	return spread.now;
+}
+
+/* The keys of the rows of an account that have the provider of this one's source. */
+static SyncKey *
+rows_of_grant(const SyncKey *key, int *nkeys)
+{
+	SyncPolicy	policy = syncstate_policy(key->source);
+	SyncAccount account = {.user_id = key->user_id,.account = key->account};
+
+	account.sources = syncstate_sources_of_provider(NameStr(policy.provider),
+													&account.nsources);
+	return syncstate_store_account(&account, nkeys);
+}
+
+/* Locks the rows that syncstate_revoke_account() may park, in the order of the key. */
+void
+syncstate_lock_account(RowAccess *rows, const SyncKey *key)
+{
+	int			nkeys;
+	SyncKey    *keys = rows_of_grant(key, &nkeys);
+	SyncState	row;
+
+	syncstate_rows_look(rows);
+	for (int i = 0; i < nkeys; i++)
+		(void) syncstate_rows_lock(rows, &keys[i], &row);
+}
+
+/*
+ * Parks the rows of an account whose grant has ended, as a report of a sync does,
+ * but leaves the sync in flight alone.  They are locked.
+ */
+void
+syncstate_revoke_account(RowAccess *rows, const SyncKey *key, text *detail,
+						 TimestampTz now)
+{
+	Report		report = {.key = *key,.error_message = detail};
+	bool		is_parked = false;
+	int			nkeys;
+	SyncKey    *keys = rows_of_grant(key, &nkeys);
+
+	for (int i = 0; i < nkeys; i++)
+	{
+		SyncState	row;
+		SyncPolicy	policy;
+
+		if (!syncstate_rows_lock(rows, &keys[i], &row) || row.parked_reason != NULL)
+			continue;
+		policy = syncstate_policy(row.key.source);
+		syncstate_apply(TRANSITION_REVOKE, &row, &report, &policy, now);
+		(void) syncstate_withhold(&row, EVENT_PARKED);
+		is_parked |= syncstate_rows_write(rows, &row) != NULL;
+	}
+	if (is_parked)
+		tell_parked(rows, &report, now);
 }

@@ -19,6 +19,9 @@ typedef bool (*ReportCheck) (Transition transition, const SyncState *row,
 							 const Report *report, TimestampTz now);
 
 extern bool syncstate_spreads(Transition transition, const Report *report);
+extern void syncstate_lock_account(RowAccess *rows, const SyncKey *key);
+extern void syncstate_revoke_account(RowAccess *rows, const SyncKey *key,
+									 text *detail, TimestampTz now);
 extern TimestampTz syncstate_spread(RowAccess *rows, AccountReport *reports,
 									int nreports, ReportCheck applies);
 

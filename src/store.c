@@ -33,6 +33,12 @@
 #define SELECTED(name, kind, writer) "s." #name ", "
 #define COLUMNS			SYNC_STATE_COLUMNS(SELECTED)
 
+/*
+ * The row of a table as one value.  Its alias alone would mean a column, if
+ * somebody added one of that name.
+ */
+#define ROW_OF(alias, table)	"(" #alias ".*)::syncstate." #table
+
 /* The key of row s is in $1 to $4. */
 #define KEY_MATCHES \
 	"s.user_id OPERATOR(pg_catalog.=) $1 " \
@@ -90,6 +96,21 @@
 #define BUDGET_ASSIGNMENT(name, c_type, sql_type) ", " #name " = EXCLUDED." #name
 #define BUDGET_ASSIGNED				SYNC_BUDGET_COLUMNS(BUDGET_ASSIGNMENT)
 
+/* The columns of a channel, but for its id; the same of row $1; and assigned from it. */
+#define KEY_NAME(name, kind, writer)	#name ", "
+#define KEY_OF_ROW(name, kind, writer)	"($1)." #name ", "
+#define CHANNEL_NAME(name, kind)		", " #name
+#define CHANNEL_OF_ROW(name, kind)		", ($1)." #name
+#define CHANNEL_ASSIGNED(name, kind)	", " #name " = ($1)." #name
+
+/* Channel c is that of row $1. */
+#define CHANNEL_MATCHES \
+	"c.user_id OPERATOR(pg_catalog.=) ($1).user_id " \
+	"AND c.account OPERATOR(pg_catalog.=) ($1).account " \
+	"AND c.source OPERATOR(pg_catalog.=) ($1).source " \
+	"AND c.resource OPERATOR(pg_catalog.=) ($1).resource " \
+	"AND c.id OPERATOR(pg_catalog.=) ($1).id"
+
 /* The columns of rows that are written all at once, from the array $1. */
 #define NEWS_COLUMN(name)			", " #name
 #define OF_ELEMENT(name)			", r." #name
@@ -127,6 +148,16 @@ typedef enum PlanId
 	PLAN_RUNS,
 	PLAN_RUNS_OLDEST,
 	PLAN_RUNS_TRIM,
+	PLAN_CHANNELS_ANY,
+	PLAN_CHANNELS_MATCH,
+	PLAN_CHANNELS_DUE,
+	PLAN_CHANNEL,
+	PLAN_CHANNEL_LOCK,
+	PLAN_CHANNEL_LOCK_LEASED,
+	PLAN_CHANNEL_MAKE,
+	PLAN_CHANNEL_WRITE,
+	PLAN_CHANNEL_DROP,
+	PLAN_CHANNEL_TRY,
 	NUM_PLANS,
 } PlanId;
 
@@ -137,6 +168,7 @@ typedef enum PlanId
 #define ARG_SOURCES		((Oid) 4)
 #define ARG_EVENTS		((Oid) 5)
 #define ARG_RUNS		((Oid) 6)
+#define ARG_CHANNEL		((Oid) 7)
 
 #define MAX_PLAN_ARGS	8
 
@@ -190,7 +222,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 	[PLAN_WRITE] = {
 		"UPDATE syncstate.sync_state AS s SET status = ($2).status" ASSIGNMENTS
-		" WHERE s.ctid OPERATOR(pg_catalog.=) $1 RETURNING s",
+		" WHERE s.ctid OPERATOR(pg_catalog.=) $1 RETURNING " ROW_OF(s, sync_state),
 		2, {TIDOID, ARG_STATE}, BY_KEY
 	},
 	[PLAN_DELETE] = {
@@ -200,7 +232,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 	[PLAN_TAKE] = {
 		"DELETE FROM syncstate.sync_state AS s WHERE " KEY_MATCHES
-		" RETURNING s",
+		" RETURNING " ROW_OF(s, sync_state),
 		KEY_ARGS, BY_KEY
 	},
 
@@ -221,7 +253,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 
 	[PLAN_CHANGE] = {
 		"SELECT " CHANGED_COLUMNS "s.ctid FROM syncstate.sync_state AS s, "
-		"LATERAL pg_catalog.jsonb_populate_record(s, $2) AS r "
+		"LATERAL pg_catalog.jsonb_populate_record(s.*, $2) AS r "
 		"WHERE s.ctid OPERATOR(pg_catalog.=) $1",
 		2, {TIDOID, JSONBOID}, BY_KEY
 	},
@@ -247,9 +279,10 @@ static const PlanText plan_texts[NUM_PLANS] = {
 
 	/* the row as it would be; locks what is there */
 	[PLAN_POLICY_CHANGES] = {
-		"SELECT r FROM (SELECT p FROM syncstate.sync_policy AS p "
+		"SELECT " ROW_OF(r, sync_policy) " FROM (SELECT " ROW_OF(p, sync_policy)
+		" AS policy FROM syncstate.sync_policy AS p "
 		"WHERE p.source OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE) AS l, "
-		"LATERAL pg_catalog.jsonb_populate_record(l.p, $2) AS r",
+		"LATERAL pg_catalog.jsonb_populate_record(l.policy, $2) AS r",
 		2, {ARG_SOURCE, JSONBOID}, BY_KEY
 	},
 	[PLAN_POLICY_MAKE] = {
@@ -308,12 +341,16 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	/*
 	 * The rates of a source, in buckets of a sixteenth of an octave; keep in
 	 * sync with syncstate_change_rate().  One bucket more has the rows with
-	 * their own interval, another the parked ones.
+	 * their own interval and those whose push channel is trusted at time $5, which
+	 * are synced each $6 seconds, if their own interval is not longer, and at each
+	 * change; another has the parked ones.
 	 */
 	[PLAN_RATES] = {
 		"SELECT pg_catalog.min(g.kind), pg_catalog.count(*), "
-		"pg_catalog.avg(g.root), pg_catalog.sum(1.0::pg_catalog.float8 "
-		"OPERATOR(pg_catalog./) g.seconds), "
+		"pg_catalog.avg(g.root), pg_catalog.sum((1.0::pg_catalog.float8 "
+		"OPERATOR(pg_catalog./) g.seconds) OPERATOR(pg_catalog.+) "
+		"CASE WHEN g.has_push THEN g.root OPERATOR(pg_catalog.*) g.root "
+		"ELSE 0.0::pg_catalog.float8 END), "
 		"pg_catalog.sum(g.changes_seen), "
 		"pg_catalog.sum(g.seconds_watched), "
 		"pg_catalog.sum(g.syncs_started::pg_catalog.float8), "
@@ -322,10 +359,12 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"pg_catalog.count(*) FILTER (WHERE g.created_at "
 		"OPERATOR(pg_catalog.>) $3) "
 		"FROM (SELECT s.syncs_started, s.due_at, s.created_at, s.changes_seen, "
-		"s.seconds_watched, "
+		"s.seconds_watched, s.has_push, "
 		"CASE WHEN s.due_at IS NULL THEN 2 "
-		"WHEN s.sync_interval IS NOT NULL THEN 1 ELSE 0 END AS kind, "
-		"pg_catalog.date_part('epoch', s.sync_interval) AS seconds, "
+		"WHEN s.sync_interval IS NOT NULL OR s.has_push THEN 1 ELSE 0 END AS kind, "
+		"CASE WHEN s.has_push THEN GREATEST($6, "
+		"pg_catalog.date_part('epoch', s.sync_interval)) "
+		"ELSE pg_catalog.date_part('epoch', s.sync_interval) END AS seconds, "
 		"pg_catalog.sqrt(GREATEST((COALESCE(s.changes_seen, "
 		"0.0::pg_catalog.float8) OPERATOR(pg_catalog.+) "
 		"1.0::pg_catalog.float8) OPERATOR(pg_catalog./) "
@@ -337,12 +376,16 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"OPERATOR(pg_catalog.>=) 1.0::pg_catalog.float8 "
 		"THEN s.changes_seen OPERATOR(pg_catalog./) s.seconds_watched "
 		"END)) AS root "
-		"FROM syncstate.sync_state AS s "
-		"WHERE s.source OPERATOR(pg_catalog.=) $1) AS g "
+		"FROM (SELECT r.syncs_started, r.due_at, r.created_at, r.changes_seen, "
+		"r.seconds_watched, r.sync_interval, "
+		"(r.push_until OPERATOR(pg_catalog.>) $5) IS TRUE AS has_push "
+		"FROM syncstate.sync_state AS r "
+		"WHERE r.source OPERATOR(pg_catalog.=) $1) AS s) AS g "
 		"GROUP BY g.kind, CASE WHEN g.kind OPERATOR(pg_catalog.=) 0 "
 		"THEN pg_catalog.floor(pg_catalog.ln(g.root) "
 		"OPERATOR(pg_catalog.*) 46.166::pg_catalog.float8) END",
-		4, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}, READS_ALL
+		6, {ARG_SOURCE, FLOAT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+		FLOAT8OID}, READS_ALL
 	},
 
 	[PLAN_EVENTS] = {
@@ -370,7 +413,7 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"WHERE e.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT l.ctid FROM syncstate.sync_event AS l "
 		"ORDER BY l.at, l.id LIMIT $1 FOR UPDATE SKIP LOCKED)) "
-		"RETURNING e AS event, e.at, e.id) "
+		"RETURNING " ROW_OF(e, sync_event) " AS event, e.at, e.id) "
 		"SELECT t.event FROM taken AS t ORDER BY t.at, t.id",
 		1, {INT8OID}, BY_KEY
 	},
@@ -408,6 +451,125 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"AND l.source OPERATOR(pg_catalog.=) $3 FOR UPDATE SKIP LOCKED)) "
 		"RETURNING true",
 		3, {TIDARRAYOID, TIMESTAMPTZOID, ARG_SOURCE}, BY_KEY
+	},
+
+	[PLAN_CHANNELS_ANY] = {
+		"SELECT FROM syncstate.sync_channel AS c "
+		"WHERE c.source OPERATOR(pg_catalog.=) $1 LIMIT 1",
+		1, {ARG_SOURCE}, BY_KEY
+	},
+
+	/*
+	 * Makes the channels of source $1 match its rows, all of them if it uses
+	 * push, or else none.  A row that is not parked and has no channel gets one
+	 * that is to be opened.  A channel whose row is gone, or is another one that
+	 * was made since, is to be stopped, or forgotten if it was not opened.  One
+	 * that waited for its row to return waits no more, nor one that would wait
+	 * until after $5, since a clock was wrong.  A lease tells when its channel was
+	 * made, unless somebody has made it with a number of their own.
+	 *
+	 * By the versions that were read: whatever changed meanwhile is left alone.
+	 */
+	[PLAN_CHANNELS_MATCH] = {
+		"WITH wrong AS MATERIALIZED ("
+		"SELECT s.user_id, s.account, s.resource, c.tid, c.is_open, "
+		"s.is_there IS NOT TRUE OR (c.lease OPERATOR(pg_catalog.<) s.made) IS TRUE AS is_over "
+		"FROM (SELECT r.user_id, r.account, r.resource, r.due_at IS NOT NULL AS is_due, "
+		"COALESCE(r.parked_reason OPERATOR(pg_catalog.<>) 'gone', true) AS is_there, "
+		"CASE WHEN r.created_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
+		"THEN (pg_catalog.date_part('epoch', r.created_at) OPERATOR(pg_catalog.*) "
+		"1000000)::pg_catalog.int8 END AS made "
+		"FROM syncstate.sync_state AS r "
+		"WHERE $2 AND r.source OPERATOR(pg_catalog.=) $1) AS s "
+		"FULL JOIN (SELECT h.user_id, h.account, h.resource, h.ctid AS tid, "
+		"h.channel_id IS NOT NULL AS is_open, "
+		"CASE WHEN h.lease OPERATOR(pg_catalog.>=) 1000000000000000 THEN h.lease END AS lease, "
+		"h.renew_at IS NULL OR (h.state OPERATOR(pg_catalog.<>) 'active' "
+		"AND h.renew_at OPERATOR(pg_catalog.>) $5) AS waits "
+		"FROM syncstate.sync_channel AS h "
+		"WHERE h.source OPERATOR(pg_catalog.=) $1 "
+		"AND h.state OPERATOR(pg_catalog.<>) 'retiring') AS c "
+		"ON s.user_id OPERATOR(pg_catalog.=) c.user_id "
+		"AND s.account OPERATOR(pg_catalog.=) c.account "
+		"AND s.resource OPERATOR(pg_catalog.=) c.resource "
+		"WHERE CASE WHEN c.tid IS NULL THEN s.is_due "
+		"ELSE s.is_there IS NOT TRUE OR (s.is_due AND c.waits) "
+		"OR c.lease OPERATOR(pg_catalog.<) s.made END "
+		"LIMIT $3), "
+		"made AS (INSERT INTO syncstate.sync_channel AS c "
+		"(user_id, account, source, resource, renew_at) "
+		"SELECT w.user_id, w.account, $1, w.resource, $4 FROM wrong AS w "
+		"WHERE w.tid IS NULL ON CONFLICT DO NOTHING), "
+		"locked AS MATERIALIZED (SELECT c.ctid, w.is_over, w.is_open "
+		"FROM wrong AS w JOIN syncstate.sync_channel AS c "
+		"ON c.ctid OPERATOR(pg_catalog.=) w.tid FOR UPDATE OF c SKIP LOCKED), "
+		"retired AS (UPDATE syncstate.sync_channel AS c SET state = 'retiring', "
+		"renew_at = $4, lease_expires_at = NULL, failures = 0, error_message = NULL "
+		"FROM locked AS l WHERE c.ctid OPERATOR(pg_catalog.=) l.ctid "
+		"AND l.is_over AND l.is_open), "
+		"dropped AS (DELETE FROM syncstate.sync_channel AS c USING locked AS l "
+		"WHERE c.ctid OPERATOR(pg_catalog.=) l.ctid AND l.is_over AND NOT l.is_open), "
+		"woken AS (UPDATE syncstate.sync_channel AS c SET renew_at = $4 "
+		"FROM locked AS l WHERE c.ctid OPERATOR(pg_catalog.=) l.ctid "
+		"AND NOT l.is_over) "
+		"SELECT pg_catalog.count(*) FROM wrong",
+		5, {ARG_SOURCE, BOOLOID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}, READS_ALL
+	},
+
+	/* what is to be done, oldest first; the row of a channel must be to be seen */
+	[PLAN_CHANNELS_DUE] = {
+		"SELECT " ROW_OF(c, sync_channel) ", s.due_at IS NULL AS is_parked "
+		"FROM syncstate.sync_channel AS c "
+		"LEFT JOIN syncstate.sync_state AS s "
+		"ON s.user_id OPERATOR(pg_catalog.=) c.user_id "
+		"AND s.account OPERATOR(pg_catalog.=) c.account "
+		"AND s.source OPERATOR(pg_catalog.=) c.source "
+		"AND s.resource OPERATOR(pg_catalog.=) c.resource "
+		"WHERE c.source OPERATOR(pg_catalog.=) $1 "
+		"AND c.renew_at OPERATOR(pg_catalog.<=) $2 "
+		"AND (c.state OPERATOR(pg_catalog.=) 'retiring' OR s.user_id IS NOT NULL) "
+		"ORDER BY c.renew_at LIMIT $3 FOR NO KEY UPDATE OF c SKIP LOCKED",
+		3, {ARG_SOURCE, TIMESTAMPTZOID, INT8OID}, BY_KEY
+	},
+	[PLAN_CHANNEL] = {
+		"SELECT " ROW_OF(c, sync_channel) " FROM syncstate.sync_channel AS c "
+		"WHERE c.channel_id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}, READ_ONLY
+	},
+	[PLAN_CHANNEL_LOCK] = {
+		"SELECT " ROW_OF(c, sync_channel) " FROM syncstate.sync_channel AS c "
+		"WHERE c.channel_id OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+		1, {TEXTOID}, BY_KEY
+	},
+	[PLAN_CHANNEL_LOCK_LEASED] = {
+		"SELECT " ROW_OF(s, sync_channel) " FROM syncstate.sync_channel AS s WHERE " KEY_MATCHES
+		" AND s.lease OPERATOR(pg_catalog.=) $5 AND s.lease_expires_at IS NOT NULL "
+		"FOR UPDATE",
+		NUM_KEY_COLUMNS + 1, {KEY_TYPES, INT8OID}, BY_KEY
+	},
+	[PLAN_CHANNEL_MAKE] = {
+		"INSERT INTO syncstate.sync_channel AS c ("
+		SYNC_KEY_COLUMNS(KEY_NAME) "id" SYNC_CHANNEL_COLUMNS(CHANNEL_NAME) ") "
+		"SELECT " SYNC_KEY_COLUMNS(KEY_OF_ROW) "pg_catalog.gen_random_uuid()"
+		SYNC_CHANNEL_COLUMNS(CHANNEL_OF_ROW) " RETURNING " ROW_OF(c, sync_channel),
+		1, {ARG_CHANNEL}, BY_KEY
+	},
+	[PLAN_CHANNEL_WRITE] = {
+		"UPDATE syncstate.sync_channel AS c SET id = c.id"
+		SYNC_CHANNEL_COLUMNS(CHANNEL_ASSIGNED) " WHERE " CHANNEL_MATCHES
+		" RETURNING " ROW_OF(c, sync_channel),
+		1, {ARG_CHANNEL}, BY_KEY
+	},
+	[PLAN_CHANNEL_DROP] = {
+		"DELETE FROM syncstate.sync_channel AS c WHERE " CHANNEL_MATCHES
+		" RETURNING " ROW_OF(c, sync_channel),
+		1, {ARG_CHANNEL}, BY_KEY
+	},
+
+	[PLAN_CHANNEL_TRY] = {
+		"SELECT " ROW_OF(c, sync_channel) " FROM syncstate.sync_channel AS c "
+		"WHERE " CHANNEL_MATCHES " FOR NO KEY UPDATE SKIP LOCKED",
+		1, {ARG_CHANNEL}, BY_KEY
 	},
 };
 
@@ -481,6 +643,7 @@ fetch_plan(PlanId id)
 			text->args[i] == ARG_SOURCES ? get_array_type(ids->source_type) :
 			text->args[i] == ARG_EVENTS ? get_array_type(ids->event_rowtype) :
 			text->args[i] == ARG_RUNS ? get_array_type(ids->run_rowtype) :
+			text->args[i] == ARG_CHANNEL ? ids->channel_rowtype :
 			text->args[i];
 	kept->source_type = ids->source_type;
 	prepared = SPI_prepare_cursor(text->sql, text->nargs, args,
@@ -524,7 +687,9 @@ open_statement(SPIPlanPtr plan, const PlanText *text, Datum *values,
 
 	for (size_t i = 0; i < lengthof(planner_settings); i++)
 		settings[i] = planner_settings[i].value ||
-			(text->kind == READS_ALL && planner_settings[i].setting == &enable_seqscan);
+			(text->kind == READS_ALL &&
+			 (planner_settings[i].setting == &enable_seqscan ||
+			  planner_settings[i].setting == &enable_hashjoin));
 	swap_settings(settings, &cache_mode);
 	PG_TRY();
 	{
@@ -618,21 +783,44 @@ read_row(SyncState *row)
 	row->ctid = *(ItemPointer) DatumGetPointer(values[Natts_sync_state]);
 }
 
-/* A row as a composite value; columns after ours are null. */
+/* A composite value of the values of our columns; columns after them are null. */
 static Datum
-state_datum(const SyncState *row)
+composite(Oid rowtype, const Datum *ours, const bool *ours_null, int ncolumns)
 {
-	TupleDesc	tupdesc = lookup_rowtype_tupdesc(syncstate_ids()->state_rowtype, -1);
+	TupleDesc	tupdesc = lookup_rowtype_tupdesc(rowtype, -1);
 	Datum	   *values = palloc0(tupdesc->natts * sizeof(Datum));
 	bool	   *nulls = palloc(tupdesc->natts * sizeof(bool));
 	Datum		result;
 
 	memset(nulls, true, tupdesc->natts * sizeof(bool));
-	syncstate_state_to_datums(row, values, nulls);
+	memcpy(values, ours, ncolumns * sizeof(Datum));
+	memcpy(nulls, ours_null, ncolumns * sizeof(bool));
 	result = heap_copy_tuple_as_datum(heap_form_tuple(tupdesc, values, nulls),
 									  tupdesc);
 	ReleaseTupleDesc(tupdesc);
 	return result;
+}
+
+static Datum
+state_datum(const SyncState *row)
+{
+	Datum		values[Natts_sync_state];
+	bool		nulls[Natts_sync_state];
+
+	syncstate_state_to_datums(row, values, nulls);
+	return composite(syncstate_ids()->state_rowtype, values, nulls,
+					 Natts_sync_state);
+}
+
+static Datum
+channel_datum(const SyncChannel *channel)
+{
+	Datum		values[Natts_sync_channel];
+	bool		nulls[Natts_sync_channel];
+
+	syncstate_channel_to_datums(channel, values, nulls);
+	return composite(syncstate_ids()->channel_rowtype, values, nulls,
+					 Natts_sync_channel);
 }
 
 /* Reads the row of a key by a plan that has all columns. */
@@ -718,7 +906,7 @@ trigger_depth(void)
 	return DatumGetInt32(pg_trigger_depth(fcinfo));
 }
 
-/* The row of sync_state in a result whose only column it is. */
+/* The row of a table in a result whose first column it is. */
 static HeapTuple
 returned_row(HeapTuple result)
 {
@@ -1070,21 +1258,24 @@ syncstate_store_budget_drop(Oid source)
 
 /*
  * Reads the whole of a source once.  Leaves in SPI_tuptable a row per bucket:
- * its kind (0 by budget, 1 with their own interval, 2 parked), the number of
- * rows, the mean square root of their rates, their syncs per second by their
- * own intervals, the sums of changes_seen, seconds_watched and syncs_started, how
+ * its kind (0 by budget, 1 with their own interval or with push, 2 parked), the
+ * number of rows, the mean square root of their rates, their syncs per second by
+ * their own intervals and by push, the sums of changes_seen, seconds_watched and syncs_started, how
  * many fell due before "late", and how many were made after "since".
  */
 uint64
 syncstate_store_rates(Oid source, double mean_rate, TimestampTz since,
-					  TimestampTz late)
+					  TimestampTz late, TimestampTz push_from,
+					  double push_seconds)
 {
-	Datum		args[4];
+	Datum		args[6];
 
 	args[0] = ObjectIdGetDatum(source);
 	args[1] = Float8GetDatum(mean_rate);
 	args[2] = TimestampTzGetDatum(since);
 	args[3] = TimestampTzGetDatum(late);
+	args[4] = TimestampTzGetDatum(push_from);
+	args[5] = Float8GetDatum(push_seconds);
 	return run(PLAN_RATES, args, NULL);
 }
 
@@ -1185,4 +1376,177 @@ syncstate_store_take_events(int max_rows, int *nevents)
 		events[i] = returned_row(SPI_tuptable->vals[i]);
 	SPI_freetuptable(SPI_tuptable);
 	return events;
+}
+
+/* Whether a source has channels that the caller sees. */
+bool
+syncstate_store_has_channels(Oid source)
+{
+	Datum		values[1] = {ObjectIdGetDatum(source)};
+	bool		has_channels = run(PLAN_CHANNELS_ANY, values, NULL) > 0;
+
+	SPI_freetuptable(SPI_tuptable);
+	return has_channels;
+}
+
+/*
+ * Makes the channels of a source match its rows, at most so many of them, as the
+ * owner of the tables: who sees only some of the rows would take the others for
+ * gone.  Returns how many did not match.
+ */
+int64
+syncstate_store_match_channels(const SyncPolicy *policy, int max_rows,
+							   TimestampTz now)
+{
+	int64		longest = Max(ASK_AGAIN_AFTER, MAX_LEASE_TIME + policy->retry_cap);
+	Datum		values[5];
+	bool		isnull;
+	int64		nwrong;
+
+	values[0] = ObjectIdGetDatum(policy->source);
+	values[1] = BoolGetDatum(policy->push_renew_before != 0);
+	values[2] = Int64GetDatum(max_rows);
+	values[3] = TimestampTzGetDatum(now);
+	values[4] = TimestampTzGetDatum(now + longest);
+	run_as_owner(PLAN_CHANNELS_MATCH, values, NULL, syncstate_ids()->channel_rel);
+	nwrong = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return nwrong;
+}
+
+/* Reads the channel that is the first column of a result. */
+static void
+read_channel(HeapTuple result, SyncChannel *channel)
+{
+	TupleDesc	tupdesc = lookup_rowtype_tupdesc(syncstate_ids()->channel_rowtype, -1);
+	HeapTupleData tuple = {.t_tableOid = InvalidOid};
+	bool		isnull;
+
+	tuple.t_data = DatumGetHeapTupleHeaderCopy(SPI_getbinval(result,
+															 SPI_tuptable->tupdesc,
+															 1, &isnull));
+	tuple.t_len = HeapTupleHeaderGetDatumLength(tuple.t_data);
+	ItemPointerSetInvalid(&tuple.t_self);
+	syncstate_channel_from_tuple(&tuple, tupdesc, channel);
+	ReleaseTupleDesc(tupdesc);
+}
+
+/* Locks channels of a source for which something is to be done, oldest first. */
+DueChannel *
+syncstate_store_due_channels(Oid source, int max_rows, TimestampTz now,
+							 int *nchannels)
+{
+	Datum		values[3];
+	DueChannel *due;
+
+	values[0] = ObjectIdGetDatum(source);
+	values[1] = TimestampTzGetDatum(now);
+	values[2] = Int64GetDatum(max_rows);
+	*nchannels = (int) run(PLAN_CHANNELS_DUE, values, NULL);
+	due = palloc(Max(*nchannels, 1) * sizeof(DueChannel));
+	for (int i = 0; i < *nchannels; i++)
+	{
+		bool		isnull;
+
+		read_channel(SPI_tuptable->vals[i], &due[i].channel);
+		due[i].row_is_parked = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[i],
+														  SPI_tuptable->tupdesc,
+														  2, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return due;
+}
+
+/* Reads the channel that a statement finds; false if there is none to be seen. */
+static bool
+find_channel(PlanId id, Datum *values, SyncChannel *channel)
+{
+	bool		found = run(id, values, NULL) > 0;
+
+	if (found)
+		read_channel(SPI_tuptable->vals[0], channel);
+	SPI_freetuptable(SPI_tuptable);
+	return found;
+}
+
+/* Reads the channel with an id; neither writes nor locks. */
+bool
+syncstate_store_channel(const text *channel_id, SyncChannel *channel)
+{
+	Datum		values[1] = {PointerGetDatum(channel_id)};
+
+	return find_channel(PLAN_CHANNEL, values, channel);
+}
+
+/* Locks and reads the channel with an id. */
+bool
+syncstate_store_lock_channel(const text *channel_id, SyncChannel *channel)
+{
+	Datum		values[1] = {PointerGetDatum(channel_id)};
+
+	return find_channel(PLAN_CHANNEL_LOCK, values, channel);
+}
+
+/* Locks and reads the channel of a row that somebody has under this lease. */
+bool
+syncstate_store_lock_leased(const SyncKey *key, int64 lease, SyncChannel *channel)
+{
+	Datum		values[NUM_KEY_COLUMNS + 1];
+
+	key_args(key, values);
+	values[NUM_KEY_COLUMNS] = Int64GetDatum(lease);
+	return find_channel(PLAN_CHANNEL_LOCK_LEASED, values, channel);
+}
+
+/*
+ * Runs a statement that writes a channel; returns the channel as it is now, or as
+ * it was, in the caller's outer context.
+ */
+static HeapTuple
+write_channel(PlanId id, const SyncChannel *channel)
+{
+	Datum		values[1] = {channel_datum(channel)};
+	HeapTuple	written;
+
+	if (run(id, values, NULL) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for table %s", "sync_channel")));
+	written = returned_row(SPI_tuptable->vals[0]);
+	SPI_freetuptable(SPI_tuptable);
+	return written;
+}
+
+/* Makes a channel, with an id of its own. */
+HeapTuple
+syncstate_store_make_channel(const SyncChannel *channel)
+{
+	return write_channel(PLAN_CHANNEL_MAKE, channel);
+}
+
+/* Writes a channel that was locked in this transaction. */
+HeapTuple
+syncstate_store_write_channel(const SyncChannel *channel)
+{
+	return write_channel(PLAN_CHANNEL_WRITE, channel);
+}
+
+/* Deletes a channel that was locked in this transaction. */
+HeapTuple
+syncstate_store_drop_channel(const SyncChannel *channel)
+{
+	return write_channel(PLAN_CHANNEL_DROP, channel);
+}
+
+/*
+ * Locks a channel that was read, without waiting, and reads it again; false if
+ * somebody else has it locked, or it is gone.
+ */
+bool
+syncstate_store_try_channel(SyncChannel *channel)
+{
+	Datum		values[1] = {channel_datum(channel)};
+
+	return find_channel(PLAN_CHANNEL_TRY, values, channel);
 }

@@ -2,6 +2,7 @@
 #ifndef SYNCSTATE_STORE_H
 #define SYNCSTATE_STORE_H
 
+#include "channel.h"
 #include "state.h"
 #include "utils/array.h"
 
@@ -33,6 +34,13 @@ typedef struct OldRow
 	TimestampTz at;
 } OldRow;
 
+/* A channel that is locked, for which something is to be done. */
+typedef struct DueChannel
+{
+	SyncChannel channel;
+	bool		row_is_parked;
+} DueChannel;
+
 /* Rows of sync_state. */
 extern bool syncstate_store_read(const SyncKey *key, SyncState *row);
 extern bool syncstate_store_lock(const SyncKey *key, SyncState *row);
@@ -62,7 +70,8 @@ extern bool syncstate_store_budget(Oid source, SyncBudget *budget);
 extern void syncstate_store_budget_write(const SyncBudget *budget);
 extern void syncstate_store_budget_drop(Oid source);
 extern uint64 syncstate_store_rates(Oid source, double mean_rate,
-									TimestampTz since, TimestampTz late);
+									TimestampTz since, TimestampTz late,
+									TimestampTz push_from, double push_seconds);
 
 /* Rows of sync_event and sync_run. */
 extern void syncstate_store_events(Datum *events, int nevents);
@@ -71,5 +80,21 @@ extern OldRow *syncstate_store_oldest(Oid source, TimestampTz from,
 									  int max_rows, int *nrows);
 extern void syncstate_store_trim(Oid source, const OldRow *rows, int nrows);
 extern HeapTuple *syncstate_store_take_events(int max_rows, int *nevents);
+
+/* Rows of sync_channel. */
+extern bool syncstate_store_has_channels(Oid source);
+extern int64 syncstate_store_match_channels(const SyncPolicy *policy,
+											int max_rows, TimestampTz now);
+extern DueChannel *syncstate_store_due_channels(Oid source, int max_rows,
+												TimestampTz now, int *nchannels);
+extern bool syncstate_store_channel(const text *channel_id, SyncChannel *channel);
+extern bool syncstate_store_lock_channel(const text *channel_id,
+										 SyncChannel *channel);
+extern bool syncstate_store_lock_leased(const SyncKey *key, int64 lease,
+										SyncChannel *channel);
+extern HeapTuple syncstate_store_make_channel(const SyncChannel *channel);
+extern HeapTuple syncstate_store_write_channel(const SyncChannel *channel);
+extern HeapTuple syncstate_store_drop_channel(const SyncChannel *channel);
+extern bool syncstate_store_try_channel(SyncChannel *channel);
 
 #endif

@@ -471,6 +471,23 @@ leave_row(SyncState *row, const Report *report, const SyncPolicy *policy,
 	park(row, PARKED_GONE);
 }
 
+/*
+ * Only the wait for the interval becomes shorter, not that for a limit or after a
+ * failure.  A sync in flight may have listed what has changed again since, and
+ * nobody called back: it is followed by one more.
+ */
+static void
+trust_push(SyncState *row, const Report *report, const SyncPolicy *policy,
+		   TimestampTz now)
+{
+	row->push_until = report->push_until;
+	if (report->push_begins && row->status == SYNC_SYNCING &&
+		row->requested_at == NO_TIME)
+		row->requested_at = now;
+	if (row->status == SYNC_IDLE && row->due_at != NO_TIME)
+		row->due_at = syncstate_due_with_push(policy, row, now);
+}
+
 typedef void (*TransitionFunction) (SyncState *row, const Report *report,
 									const SyncPolicy *policy, TimestampTz now);
 
@@ -490,6 +507,7 @@ static const TransitionFunction transitions[NUM_TRANSITIONS] = {
 	[TRANSITION_LIMIT] = limit_row,
 	[TRANSITION_REVOKE] = revoke_row,
 	[TRANSITION_LEAVE] = leave_row,
+	[TRANSITION_TRUST_PUSH] = trust_push,
 };
 
 /* Whether a row is parked by a failure, and not by somebody's wish. */

@@ -23,6 +23,7 @@ typedef enum Transition
 	TRANSITION_LIMIT,			/* by another row of its quota domain */
 	TRANSITION_REVOKE,			/* by another row of its account */
 	TRANSITION_LEAVE,			/* its resource is gone */
+	TRANSITION_TRUST_PUSH,		/* by its push channel */
 	NUM_TRANSITIONS,
 } Transition;
 
@@ -65,6 +66,8 @@ typedef struct Report
 	int64		progress_done;	/* checkpoint; NO_COUNT keeps */
 	int64		progress_total; /* checkpoint; NO_COUNT keeps */
 	int64		delay;			/* release, resume */
+	TimestampTz push_until;		/* trust push; NO_TIME: it ends */
+	bool		push_begins;	/* trust push: until now nobody called back */
 } Report;
 
 /* Columns that a direct write names, whether or not it changes them. */

@@ -1,7 +1,7 @@
 /*
  * Fills a database that has the extension and two labels of its own,
  * custom_crm and another_one: rows in every state, events and runs of every
- * kind, settings, pauses, grants and a watched table of users, for tests that
+ * kind, push channels, settings, pauses, grants and a watched table of users, for tests that
  * carry these elsewhere.
  *
  * In a time long ago, so that a row that something touched on the way shows.
@@ -87,6 +87,25 @@ SET syncstate.clock = '2021-02-13 04:05:06.789+00';
 SELECT syncstate.mark_sync_started(id(6), 'google_gmail');
 SELECT syncstate.mark_sync_failed(id(6), 'google_gmail', 'no');
 SELECT syncstate.pause_sync_source('another_one', '2021-03-05 00:00:00+00');
+
+-- push channels of two sources: open and heard, renewed, refused, failing, held, to
+-- be stopped, and waiting for its row
+SELECT syncstate.set_sync_policy(s, '{"push_renew_before": "1 day", "push_interval": "8 hours", "push_silence": "1 day 12 hours"}')
+FROM unnest('{google_gmail,custom_crm}'::syncstate.sync_source[]) AS s;
+SELECT syncstate.connect_sync(id(7), 'google_gmail', r, 'work') FROM unnest('{open,renewed,refused,failing,gone,parked}'::text[]) AS r;
+CREATE TEMP TABLE claimed AS SELECT * FROM syncstate.claim_push_channels(max_rows => 100);
+SELECT syncstate.mark_channel_opened(user_id, source, lease, 'channel ' || resource, '2021-02-20 00:00:00+00', 'secret',
+	E'tab \t, newline \n, return \r, backslash \\, quotes \' ", \\N, \\.', resource, account)
+FROM claimed WHERE account = 'work' AND resource IN ('open', 'renewed', 'gone', 'parked');
+SELECT syncstate.mark_channel_failed(user_id, source, lease, 'no push', 'unsupported', resource, account) FROM claimed WHERE resource = 'refused';
+SELECT syncstate.mark_channel_failed(user_id, source, lease, repeat('long ', 1000), resource => resource, account => account) FROM claimed WHERE resource = 'failing';
+SELECT syncstate.receive_push('channel open', 'secret', 9223372036854775807);
+SELECT syncstate.disconnect_sync(id(7), 'google_gmail', 'gone', 'work');
+SELECT syncstate.pause_sync(id(7), 'google_gmail', 'parked', 'work');
+SET syncstate.clock = '2021-02-19 18:00:00+00';
+SELECT syncstate.mark_channel_opened(user_id, source, lease, E'\\. \t \\N', NULL, 'other secret', NULL, resource, account)
+FROM syncstate.claim_push_channels(max_rows => 100) WHERE resource = 'renewed';
+SET syncstate.clock = '2021-02-13 04:05:06.789+00';
 
 -- many of no interest, in all sources
 INSERT INTO syncstate.sync_state (user_id, source, due_at)

@@ -1,5 +1,5 @@
-# Dump and restore lose nothing: rows in every state, events and runs, policies,
-# custom sources, grants; and the restored database works.
+# Dump and restore lose nothing: rows in every state, events and runs, push
+# channels, policies, custom sources, grants; and the restored database works.
 #
 # The data are taken with the clock moved far from now, so that a trigger that
 # touched a restored row would show.
@@ -66,6 +66,17 @@ $node->safe_psql('original', q{
 	SELECT syncstate.mark_sync_completed(pg_temp.id(5), 'google_gmail', 1, history_id => '42', resource => 'lost its cursor');
 	SELECT syncstate.clear_sync_token(pg_temp.id(5), 'google_gmail', resource => 'lost its cursor') FROM generate_series(1, 4);
 
+	-- push channels: open, to be opened, refused, and to be stopped since the row is gone
+	SELECT syncstate.set_sync_policy('google_gmail', '{"push_renew_before": "1 day", "push_interval": "8 hours", "push_silence": "2 days"}');
+	SELECT syncstate.connect_sync(pg_temp.id(9), 'google_gmail', r) FROM unnest('{open,to be opened,refused,gone}'::text[]) AS r;
+	CREATE TEMP TABLE claimed AS SELECT * FROM syncstate.claim_push_channels('google_gmail', 100);
+	SELECT syncstate.mark_channel_opened(user_id, source, lease, 'channel ' || resource, '2021-02-13 16:59:00+00', 'secret',
+		E'tab \t, newline \n, backslash \\\\, quote '', \\N', resource) FROM claimed WHERE resource IN ('open', 'gone');
+	SELECT syncstate.mark_channel_failed(user_id, source, lease, 'no push for this one', 'unsupported', resource) FROM claimed WHERE resource = 'refused';
+	SELECT syncstate.receive_push('channel open', 'secret', 9223372036854775807);
+	SELECT syncstate.disconnect_sync(pg_temp.id(9), 'google_gmail', 'gone');
+	SELECT syncstate.claim_push_channels('google_gmail');
+
 	-- parked, for each reason
 	SELECT syncstate.connect_sync(pg_temp.id(6), 'google_tasks', 'paused');
 	SELECT syncstate.pause_sync(pg_temp.id(6), 'google_tasks', 'paused');
@@ -109,6 +120,7 @@ my %told_by = (
 	'rows' => 'SELECT s FROM syncstate.sync_state AS s ORDER BY user_id, source::text, resource',
 	'events' => 'SELECT e FROM syncstate.sync_event AS e ORDER BY at, id',
 	'runs' => 'SELECT r FROM syncstate.sync_run AS r ORDER BY user_id, account, source::text, resource, lease',
+	'channels' => 'SELECT h FROM syncstate.sync_channel AS h ORDER BY user_id, account, source::text, resource, id',
 	'overrides' => 'SELECT p FROM syncstate.sync_policy AS p ORDER BY source::text',
 	'effective policies' =>
 	  'SELECT syncstate.get_sync_policy(s) FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s ORDER BY s::text',
@@ -147,6 +159,8 @@ is($node->safe_psql('original', q{SELECT string_agg(DISTINCT status::text, ' ' O
 is($node->safe_psql('original', q{SELECT string_agg(DISTINCT event, ' ' ORDER BY event) FROM syncstate.sync_event;
 		SELECT string_agg(outcome, ' ' ORDER BY lease) FROM syncstate.sync_run}),
 	"cursor_lost first_sync gone parked source_limited\ncompleted failed", 'there are events and runs');
+is($node->safe_psql('original', q{SELECT state, count(*) FROM syncstate.sync_channel GROUP BY state ORDER BY state}),
+	"active|1\nopening|3\nretiring|1\nunsupported|1", 'and channels in every state');
 
 # Plain dumps are one text, but for a key that newer versions draw at random.
 sub plain_dump
@@ -213,6 +227,17 @@ is(as_role('regress_syncstate_worker', q{SELECT status, requested_at IS NOT NULL
 is(as_role('regress_syncstate_worker', q{SELECT string_agg(event, ' ' ORDER BY at, id) FROM syncstate.take_sync_events(3)}),
 	$node->safe_psql('original', q{SELECT string_agg(event, ' ' ORDER BY at, id) FROM (SELECT * FROM syncstate.sync_event ORDER BY at, id LIMIT 3) AS e}),
 	'the oldest events are taken');
+my $claim = q{SELECT action, resource, channel_id, provider_ref IS NOT NULL AS has_ref FROM syncstate.claim_push_channels('google_gmail') ORDER BY resource COLLATE "C"};
+is(as_role('regress_syncstate_worker', $claim),
+	"stop|gone|channel gone|t\nopen|history id||f\nopen|lost its cursor||f\nrenew|open|channel open|t\nopen|to be opened||f",
+	'channels are renewed, opened and stopped');
+is(as_role('regress_syncstate_worker', q{
+		SELECT m.state FROM syncstate.sync_channel AS h, syncstate.mark_channel_opened(h.user_id, h.source, h.lease, 'the next one', '2021-02-20', 'new secret', resource => h.resource) AS m
+			WHERE h.channel_id = 'channel open';
+		SELECT id, syncstate.receive_push(id, token) FROM (VALUES ('channel open', 'secret'), ('channel gone', 'secret'), ('the next one', 'new secret'), ('the next one', 'secret')) AS p (id, token);
+		SELECT m.channel_id FROM syncstate.sync_channel AS h, syncstate.mark_channel_stopped(h.user_id, h.source, h.lease, h.resource) AS m WHERE h.channel_id = 'channel gone'}),
+	"active\nchannel open|t\nchannel gone|t\nthe next one|t\nthe next one|f\nchannel gone", 'and pushes heard');
+is(as_role('regress_syncstate_worker', $claim), 'stop|open|channel open|t', 'what was renewed is stopped');
 like(as_role('regress_syncstate_worker', q{SELECT syncstate.disconnect_sync('00000000-0000-4000-8000-000000000004', 'google_calendar')}),
 	qr/42501/, 'what was revoked stays revoked');
 is(as_role('regress_syncstate_user', q{

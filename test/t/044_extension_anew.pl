@@ -72,9 +72,23 @@ chomp $pid;
 
 # --------------------------------------------------- between two calls
 
+# Push channels: all calls about one.
+my $push = q{
+	SELECT FROM syncstate.set_sync_policy('google_calendar', '{"push_renew_before": "1 day"}');
+	SELECT count(*) FROM syncstate.claim_push_channels('google_calendar', 3);
+	SELECT m.state FROM syncstate.sync_channel AS h, syncstate.mark_channel_opened(h.user_id, h.source, h.lease, 'channel ' || h.user_id, now() + interval '7 days', 'secret') AS m
+		WHERE h.lease_expires_at IS NOT NULL ORDER BY h.user_id LIMIT 2;
+	SELECT m.failures FROM syncstate.sync_channel AS h, syncstate.mark_channel_failed(h.user_id, h.source, h.lease, 'no') AS m WHERE h.lease_expires_at IS NOT NULL;
+	SELECT syncstate.receive_push(channel_id, 'secret', 1) FROM syncstate.sync_channel WHERE state = 'active';
+	SELECT syncstate.disconnect_sync(user_id, source) FROM syncstate.sync_channel WHERE state = 'active' LIMIT 1;
+	SELECT action FROM syncstate.claim_push_channels('google_calendar', 1000) WHERE action = 'stop';
+	SELECT m.state FROM syncstate.sync_channel AS h, syncstate.mark_channel_stopped(h.user_id, h.source, h.lease) AS m WHERE h.state = 'retiring';};
+
 foreach my $round (1 .. 3)
 {
 	$node->safe_psql('postgres', $fill);
+	is(run_in($session, $push), "3\nactive\nactive\n1\nt\nt\nt\nstop\nretiring", "round $round: calls about channels");
+	$node->safe_psql('postgres', $anew . $fill);
 	is(run_in($session, $claim_all), '300|300', "round $round: all are claimed once");
 	is(run_in($session, q{SELECT syncstate.next_sync_due() > clock_timestamp() + interval '5 min'}), 't', "round $round: then nothing is due");
 	$node->safe_psql('postgres', $anew . $fill);
@@ -99,7 +113,9 @@ foreach my $call (
 	q{SELECT syncstate.request_sync(md5('1')::uuid, 'google_calendar')},
 	q{SELECT (syncstate.connect_sync(md5('1')::uuid, 'google_calendar')).status},
 	q{SELECT count(*) FROM syncstate.report_syncs(jsonb_build_array(jsonb_build_object(
-		'user_id', md5('1')::uuid, 'source', 'google_calendar', 'lease', 1, 'outcome', 'completed')))})
+		'user_id', md5('1')::uuid, 'source', 'google_calendar', 'lease', 1, 'outcome', 'completed')))},
+	q{SELECT count(*) FROM syncstate.claim_push_channels('google_calendar')},
+	q{SELECT syncstate.receive_push('channel', 'secret')})
 {
 	my ($name) = $call =~ /syncstate\.(\w+)/;
 	$node->safe_psql('postgres', $anew . $fill);

@@ -1,7 +1,7 @@
 # Every way to dump that pg_dump knows and every way to restore brings back the
-# same: rows in every state, events and runs of every kind, sources of one's own,
-# settings, grants, and what the application made on top.  What takes a step more is told in the README,
-# "Backup and restore", and is done so here; what does not work says so and
+# same: rows in every state, events and runs of every kind, push channels, sources
+# of one's own, settings, grants, and what the application made on top.  What takes a step more is told in doc/backup.md,
+# and is done so here; what does not work says so and
 # leaves nothing behind.
 use strict;
 use warnings;
@@ -83,9 +83,10 @@ my $was = schema('app');
 # The test is no test without them.
 is($node->safe_psql('app', q{SELECT (SELECT string_agg(DISTINCT event, ' ' ORDER BY event) FROM syncstate.sync_event),
 		(SELECT string_agg(DISTINCT reason, ' ' ORDER BY reason) FROM syncstate.sync_event),
-		(SELECT string_agg(DISTINCT outcome, ' ' ORDER BY outcome) FROM syncstate.sync_run)}),
-	'cursor_lost failing first_sync gone parked recovered source_limited source_resumed sweep_withheld|auth failures paused rate_limited token_loop|completed failed lost rate_limited released revoked',
-	'there are events and runs of every kind');
+		(SELECT string_agg(DISTINCT outcome, ' ' ORDER BY outcome) FROM syncstate.sync_run),
+		(SELECT string_agg(DISTINCT state, ' ' ORDER BY state) FROM syncstate.sync_channel)}),
+	'cursor_lost failing first_sync gone parked recovered source_limited source_resumed sweep_withheld|auth failures paused rate_limited token_loop|completed failed lost rate_limited released revoked|active opening retiring unsupported',
+	'there are events, runs and channels of every kind');
 
 sub same_contents
 {
@@ -119,7 +120,7 @@ sub psql_file
 	return;
 }
 
-# What the README says to do where labels cannot come with the rows, done by
+# What doc/backup.md says to do where labels cannot come with the rows, done by
 # the owner.
 sub register_first
 {
@@ -194,8 +195,8 @@ dump_to('schema_only', '--schema-only');
 dump_to('data_only', '--data-only');
 psql_file(database('apart'), 'schema_only');
 is($node->safe_psql('apart', 'SELECT (SELECT count(*) FROM syncstate.sync_state), (SELECT count(*) FROM syncstate.sync_policy),
-		(SELECT count(*) FROM syncstate.custom_source), (SELECT count(*) FROM syncstate.sync_event), (SELECT count(*) FROM syncstate.sync_run)'),
-	'0|0|0|0|0', 'a schema has no rows');
+		(SELECT count(*) FROM syncstate.custom_source), (SELECT count(*) FROM syncstate.sync_event), (SELECT count(*) FROM syncstate.sync_run), (SELECT count(*) FROM syncstate.sync_channel)'),
+	'0|0|0|0|0|0', 'a schema has no rows');
 is($node->safe_psql('apart', 'SELECT enum_range(NULL::syncstate.sync_source)'),
 	'{google_calendar,google_tasks,google_gmail,google_contacts}', 'and no labels, which are data');
 psql_file('apart', 'data_only');
@@ -270,7 +271,7 @@ ok(!$ok && $err =~ /row-level security/, 'an owner cannot COPY into a table with
 is($node->safe_psql('jobs', q{SET syncstate.clock = '2021-02-13 05:00:00+00';
 		SELECT string_agg(resource, ', ' ORDER BY resource COLLATE "C") FROM syncstate.claim_due_syncs(max_rows => 100)
 		WHERE length(resource) BETWEEN 1 AND 100 AND resource !~ '\t'}),
-	'failed, failed for good, history id, inserted, lease over, lost its cursor, new and requested, own interval, sync token, updated min',
+	'failed, failed for good, failing, history id, inserted, lease over, lost its cursor, new and requested, open, own interval, refused, renewed, sync token, updated min',
 	'what was due or requested is handed out, and nothing else');
 my $first = "SET timezone = 'UTC'; SELECT e FROM syncstate.sync_event AS e ORDER BY at, id LIMIT 5";
 is($node->safe_psql('jobs', "SET timezone = 'UTC'; SELECT syncstate.take_sync_events(5)"), $node->safe_psql('app', $first), 'the oldest events are taken');

@@ -14,7 +14,7 @@ use Sessions;
 use Test::More;
 
 my $states = slurp_file("$FindBin::RealBin/../sql/states.sql");
-my $tables = 'syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source, syncstate.sync_event, syncstate.sync_run';
+my $tables = 'syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source, syncstate.sync_event, syncstate.sync_run, syncstate.sync_channel';
 
 my $publisher = PostgreSQL::Test::Cluster->new('publisher');
 $publisher->init(allows_streaming => 'logical');
@@ -37,7 +37,8 @@ my $rows = q{SET timezone = 'UTC'; SELECT s FROM syncstate.sync_state AS s ORDER
 	SELECT p FROM syncstate.sync_policy AS p ORDER BY source::text; SELECT b FROM syncstate.sync_budget AS b ORDER BY source::text; SELECT c FROM syncstate.custom_source AS c ORDER BY label};
 my $events = q{SET timezone = 'UTC'; SELECT e FROM syncstate.sync_event AS e ORDER BY at, id};
 my $runs = q{SET timezone = 'UTC'; SELECT r FROM syncstate.sync_run AS r ORDER BY user_id, account, source::text, resource, lease};
-$rows .= "; $events; $runs";
+my $channels = q{SET timezone = 'UTC'; SELECT h FROM syncstate.sync_channel AS h ORDER BY user_id, account, source::text, resource, id};
+$rows .= "; $events; $runs; $channels";
 
 sub same
 {
@@ -55,7 +56,7 @@ my $connection = $publisher->connstr . ' dbname=postgres';
 # Tables are copied in any order: rows of a source that is not known yet fail,
 # and are tried again until its label has come.
 $subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION sub CONNECTION '$connection' PUBLICATION pub");
-$subscriber->poll_query_until('postgres', q{SELECT count(*) = 6 FROM pg_subscription_rel WHERE srsubstate IN ('r', 's')});
+$subscriber->poll_query_until('postgres', q{SELECT count(*) = 7 FROM pg_subscription_rel WHERE srsubstate IN ('r', 's')});
 same('the first copy is the same, in every state');
 
 ### what changes
@@ -85,6 +86,14 @@ foreach my $call (
 	[ 'accounts that come back', "SELECT syncstate.connect_account(user_id, account) $some" ],
 	[ 'accounts that go', q{SELECT syncstate.disconnect_account(user_id, 'work') FROM (SELECT DISTINCT user_id FROM syncstate.sync_state WHERE account = 'work' LIMIT 5) AS s} ],
 	[ 'events that are taken', 'SELECT syncstate.take_sync_events(10)' ],
+	[ 'channels that are claimed and opened', q{SELECT count(*) FROM syncstate.claim_push_channels('google_gmail', 50);
+		SELECT syncstate.mark_channel_opened(user_id, source, lease, 'of ' || id, now() + interval '7 days', 'secret', NULL, resource, account)
+		FROM syncstate.sync_channel WHERE lease_expires_at > now() AND state = 'opening' LIMIT 30} ],
+	[ 'pushes', q{SELECT syncstate.receive_push(channel_id, 'secret', 42) FROM syncstate.sync_channel WHERE channel_id LIKE 'of %'} ],
+	[ 'channels that fail, and whose rows go', q{SELECT syncstate.mark_channel_failed(user_id, source, lease, 'no', 'unsupported', resource, account) FROM syncstate.sync_channel WHERE lease_expires_at > now() LIMIT 5;
+		SELECT syncstate.disconnect_sync(user_id, source, resource, account) FROM syncstate.sync_channel WHERE channel_id LIKE 'of %' LIMIT 5;
+		SELECT count(*) FROM syncstate.claim_push_channels('google_gmail', 1000)} ],
+	[ 'channels that are stopped', q{SELECT syncstate.mark_channel_stopped(user_id, source, lease, resource, account) FROM syncstate.sync_channel WHERE lease_expires_at > now() AND state = 'retiring'} ],
 	[ 'deleted rows', "SELECT syncstate.disconnect_sync(user_id, source, resource, account) $some" ],
 	[ 'deleted rows with runs in flight', q{SELECT syncstate.mark_sync_started(gen_random_uuid(), 'google_gmail') FROM generate_series(1, 5); DELETE FROM syncstate.sync_state WHERE status = 'syncing'} ],
 	[ 'deleted users', 'DELETE FROM users WHERE id IN (SELECT user_id FROM syncstate.sync_state LIMIT 30)' ],
@@ -134,6 +143,11 @@ $subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION sub');
 my $claim = q{SET syncstate.clock = '2098-01-01 00:00:00+00'; SELECT user_id, source, resource, lease FROM syncstate.claim_due_syncs(max_rows => 10000) ORDER BY user_id, source::text, resource};
 is($subscriber->safe_psql('postgres', "$events; BEGIN; SELECT syncstate.take_sync_events(10000); ROLLBACK"),
 	$publisher->safe_psql('postgres', "$events; BEGIN; SELECT syncstate.take_sync_events(10000); ROLLBACK"), 'the subscriber would have the same events taken');
+my $due_channels = q{SET syncstate.clock = '2098-01-01 00:00:00+00';
+	SELECT action, user_id, account, resource, channel_id FROM syncstate.claim_push_channels('google_gmail', 1000) ORDER BY user_id, account, resource, channel_id};
+my $renewed = $publisher->safe_psql('postgres', $due_channels);
+like($renewed, qr/^renew\|/m, 'the publisher would renew channels');
+is($subscriber->safe_psql('postgres', $due_channels), $renewed, 'and the subscriber the same');
 my $kept = $publisher->safe_psql('postgres', $runs);
 my $claimed = $publisher->safe_psql('postgres', $claim);
 isnt($claimed, '', 'the publisher would hand out rows');

@@ -174,7 +174,7 @@ foreach my $mode ($oldest == $newest ? '--link' : ('--copy', '--link'))
 	# It works, and goes on where it was.
 	my $at = q{SET syncstate.clock = '2021-02-13 05:00:00+00'; };
 	is(ask($new, $at . q{SELECT string_agg(resource, ', ' ORDER BY resource COLLATE "C") FROM syncstate.claim_due_syncs(max_rows => 100) WHERE length(resource) BETWEEN 1 AND 100 AND resource !~ '\t'}),
-		'failed, failed for good, history id, inserted, lease over, lost its cursor, new and requested, own interval, sync token, updated min',
+		'failed, failed for good, failing, history id, inserted, lease over, lost its cursor, new and requested, open, own interval, refused, renewed, sync token, updated min',
 		"$mode: what was due or requested is handed out, and nothing else");
 	is(ask($new, $at . q{SELECT status, requested_at IS NOT NULL, sync_token FROM syncstate.mark_sync_completed(id(3), 'google_calendar', 7, 'new',
 			lease => (syncstate.get_sync_state(id(3), 'google_calendar', 'lease live')).lease, resource => 'lease live')}),

@@ -49,6 +49,7 @@ const uint64 own_columns[NUM_TRANSITIONS] = {
 	[TRANSITION_LIMIT] = COLUMN(limited_until),
 	[TRANSITION_REVOKE] = PARKING,
 	[TRANSITION_LEAVE] = PARKING,
+	[TRANSITION_TRUST_PUSH] = COLUMN(push_until) | COLUMN(due_at) | COLUMN(requested_at),
 };
 
 /*
@@ -153,6 +154,7 @@ static const char *const transition_names[NUM_TRANSITIONS] = {
 	[TRANSITION_LIMIT] = "limit",
 	[TRANSITION_REVOKE] = "revoke",
 	[TRANSITION_LEAVE] = "leave",
+	[TRANSITION_TRUST_PUSH] = "trust push",
 };
 
 static const char *const status_names[NUM_STATUSES] = {
@@ -269,6 +271,9 @@ tell_case(void)
 			   syncstate_failure_kinds[report.kind]);
 		printf("scope=%s; limited_until=", syncstate_scopes[report.scope]);
 		print_time(report.limited_until);
+		printf("; push_until=");
+		print_time(report.push_until);
+		printf("; push_begins=%d", report.push_begins);
 		printf("; retry_after=%lld; progress_done=%lld; progress_total=%lld; updated_min=",
 			   (long long) report.retry_after,
 			   (long long) report.progress_done,
@@ -609,13 +614,15 @@ draw_report(void)
 	report.retry_after = PICK(waits);
 	report.scope = pick(NUM_LIMIT_SCOPES);
 	report.limited_until = pick_set_time();
+	report.push_until = pick_time();
+	report.push_begins = pick(2) == 0;
 	report.page_token = PICK_TEXT(tokens);
 	report.progress_done = PICK(counts);
 	report.progress_total = PICK(counts);
 }
 
 /*
- * What a row may be, as the README and the reference have it
+ * What a row may be, as doc/states.md and the reference have it
  */
 
 bool
@@ -641,6 +648,8 @@ latest_due(const SyncState *row)
 		wait = row->sync_interval->day * USECS_PER_DAY + row->sync_interval->time;
 	else if (policy.daily_budget != 0)
 		wait = policy.max_interval;
+	if (policy.push_renew_before != 0)
+		wait = Max(wait, policy.push_interval);
 	wait = Max(wait, Max(policy.retry_cap, USECS_PER_DAY));
 	if (row->status == SYNC_RATE_LIMITED)
 		wait = Max(wait, 33 * USECS_PER_DAY);

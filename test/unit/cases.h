@@ -47,6 +47,7 @@
 	PROPERTY(COMPLETE_FULL, "a completion of a run without a cursor was a full sync") \
 	PROPERTY(COMPLETE_LEARNS, "a completion learns from what changed, and not from a full sync") \
 	PROPERTY(COMPLETE_DUE, "a completed row is due after its interval, in the life of its cursor") \
+	PROPERTY(COMPLETE_PUSH, "a completed row whose push channel is trusted waits for push_interval, or until the channel is trusted no longer") \
 	PROPERTY(FAIL, "a failure ends the run, counts, and keeps its message") \
 	PROPERTY(FAIL_PARKS, "a failure parks by kind auth, from auth_failures on, and at both limits") \
 	PROPERTY(FAIL_GRANT, "the grant of an account has ended when a failure of kind auth parks a row, and only then") \
@@ -64,6 +65,8 @@
 	PROPERTY(LIMIT, "a limit that another row met holds for this one, and no limit cuts another short") \
 	PROPERTY(REVOKE, "a grant that ended parks the row, but one that is parked keeps its reason") \
 	PROPERTY(LEAVE, "a row whose resource is gone is parked for that") \
+	PROPERTY(TRUST_BEGINS, "a run during which push begins is followed by one more, and nothing else is requested") \
+	PROPERTY(TRUST_PUSH, "a row that waits for its interval waits no longer than for one after its push channel is trusted, and others stay") \
 	/* of direct writes */ \
 	PROPERTY(WRITE_TOTAL, "a direct write is a transition that a client can make, or none") \
 	PROPERTY(WRITE_LEGAL, "a direct write of legal values leaves a legal row") \

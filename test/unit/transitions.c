@@ -4,7 +4,7 @@
  * Legal rows meet each transition, direct writes and inserts, at ordinary and at
  * extreme times, and under all kinds of policies.  What must hold is listed in
  * cases.h, and told in TAP with the number of cases that were looked at.  It is
- * what the README and the reference say, in terms of a row before and after.
+ * what doc/states.md and the reference say, in terms of a row before and after.
  */
 #include "postgres.h"
 
@@ -187,12 +187,48 @@ expect_give_up(void)
 		  is_text(new.parked_reason, "failures"));
 }
 
+/* Between which intervals a row is polled that has no push. */
+static void
+ordinary_intervals(int64 *shortest, int64 *longest)
+{
+	*shortest = *longest = policy.sync_interval;
+	if (new.sync_interval != NULL)
+		*shortest = *longest = syncstate_interval_usecs(new.sync_interval);
+	else if (policy.daily_budget != 0)
+	{
+		*shortest = policy.min_interval;
+		*longest = policy.max_interval;
+	}
+}
+
+static void
+expect_trust(void)
+{
+	int64		shortest;
+	int64		longest;
+	TimestampTz until = Max(report.push_until, now);
+
+	ordinary_intervals(&shortest, &longest);
+	holds(TRUST_PUSH, new.push_until == report.push_until);
+	holds(TRUST_BEGINS, new.requested_at ==
+		  (report.push_begins && old.status == SYNC_SYNCING &&
+		   old.requested_at == NO_TIME ? now : old.requested_at));
+	if (old.status == SYNC_IDLE && !is_parked(&old))
+		holds(TRUST_PUSH, new.due_at <= until + longest &&
+			  (new.due_at == old.due_at ||
+			   (new.due_at < old.due_at && new.due_at >= until)));
+	else
+		holds(TRUST_PUSH, new.due_at == old.due_at);
+}
+
 /* When a completed row is due. */
 static void
 expect_due(void)
 {
-	int64		shortest = policy.sync_interval;
-	int64		longest = policy.sync_interval;
+	int64		shortest;
+	int64		longest;
+	TimestampTz latest;
+	bool		has_push = policy.push_renew_before != 0 && new.push_until > now;
 	TimestampTz start = old.last_sync_at == NO_TIME || old.last_sync_at > now ?
 		now : old.last_sync_at;
 	TimestampTz begins = life_begins(&new);
@@ -200,16 +236,17 @@ expect_due(void)
 	TimestampTz last_full_sync = begins + (int64) (policy.token_ttl * 0.85);
 	int64		wait = new.due_at - now;
 
-	if (new.sync_interval != NULL)
-		shortest = longest = syncstate_interval_usecs(new.sync_interval);
-	else if (policy.daily_budget != 0)
-	{
-		shortest = policy.min_interval;
-		longest = policy.max_interval;
-	}
+	ordinary_intervals(&shortest, &longest);
+	latest = Max(start + longest, now + longest / 10);
+	if (has_push)
+		latest = Max(latest, Min(start + policy.push_interval, new.push_until + longest));
 
 	holds(COMPLETE_DUE, wait > 0);
-	holds(COMPLETE_DUE, wait <= Max(start + longest - now, longest / 10));
+	holds(COMPLETE_DUE, new.due_at <= latest);
+	if (has_push && begins == NO_TIME)
+		holds(COMPLETE_PUSH, new.due_at >=
+			  Min(start + policy.push_interval -
+				  (int64) (policy.push_interval * policy.jitter) - 1, new.push_until));
 	if (begins != NO_TIME && last_visit > now)
 		holds(COMPLETE_DUE, new.due_at <= last_visit);
 	else if (begins != NO_TIME && begins + policy.token_ttl >= now &&
@@ -221,7 +258,8 @@ expect_due(void)
 		shortest -= (int64) (shortest * policy.jitter) + 1;
 		longest -= (int64) (longest * policy.jitter / 2) - 1;
 		holds(COMPLETE_DUE, wait >= shortest / 10 && wait >= start + shortest - now);
-		holds(COMPLETE_DUE, wait <= Max(start + longest - now, longest / 10 * 2));
+		if (!has_push)
+			holds(COMPLETE_DUE, wait <= Max(start + longest - now, longest / 10 * 2));
 	}
 }
 
@@ -472,6 +510,9 @@ expect_own(void)
 			break;
 		case TRANSITION_LEAVE:
 			holds(LEAVE, is_text(new.parked_reason, "gone"));
+			break;
+		case TRANSITION_TRUST_PUSH:
+			expect_trust();
 			break;
 		case NUM_TRANSITIONS:
 			break;
