@@ -77,7 +77,8 @@ CREATE TYPE syncstate.sync_state AS (
 	lease_required boolean,
 	limited_until timestamptz,
 	run_requested_at timestamptz,
-	troubled_at timestamptz
+	troubled_at timestamptz,
+	push_until timestamptz
 );
 COMMENT ON TYPE syncstate.sync_state IS 'A row of sync_state on a shard';
 
@@ -106,11 +107,14 @@ CREATE TYPE syncstate.sync_policy AS (
 	provider text,
 	max_in_flight integer,
 	keep_runs text,
-	keep_runs_for interval
+	keep_runs_for interval,
+	push_renew_before interval,
+	push_interval interval,
+	push_silence interval
 );
 COMMENT ON TYPE syncstate.sync_policy IS 'The settings of a source on all shards together';
 
-/* Here sync_event and sync_run are views, which have the names of the shards' tables. */
+/* Here sync_event, sync_run and sync_channel are views, which have the names of the shards' tables. */
 CREATE TYPE syncstate_shard.event AS (
 	id uuid,
 	at timestamptz,
@@ -140,6 +144,43 @@ CREATE TYPE syncstate_shard.run AS (
 	error_message text
 );
 COMMENT ON TYPE syncstate_shard.run IS 'A row of sync_run on a shard';
+
+CREATE TYPE syncstate_shard.channel AS (
+	id uuid,
+	user_id uuid,
+	account text COLLATE pg_catalog."C",
+	source syncstate.sync_source,
+	resource text COLLATE pg_catalog."C",
+	state text,
+	channel_id text COLLATE pg_catalog."C",
+	token_hash bytea,
+	provider_ref text,
+	expires_at timestamptz,
+	renew_at timestamptz,
+	lease bigint,
+	lease_expires_at timestamptz,
+	failures integer,
+	error_message text,
+	opened_at timestamptz,
+	last_push_at timestamptz,
+	message_number bigint
+);
+COMMENT ON TYPE syncstate_shard.channel IS 'A row of sync_channel on a shard';
+
+CREATE TYPE syncstate_shard.channel_claim AS (
+	user_id uuid,
+	account text,
+	source syncstate.sync_source,
+	resource text,
+	action text,
+	lease bigint,
+	lease_expires_at timestamptz,
+	channel_id text,
+	provider_ref text,
+	expires_at timestamptz,
+	failures integer
+);
+COMMENT ON TYPE syncstate_shard.channel_claim IS 'A row of what claim_push_channels() returns on a shard';
 
 /* ----------------------------------------------------------------- shards */
 
@@ -703,6 +744,26 @@ END
 $$;
 COMMENT ON FUNCTION syncstate_shard.check_user(uuid, text, syncstate.sync_source, text) IS 'Fails as for a missing row unless the caller is this user or a worker';
 
+/* ---------------------------------------------------------- what is there */
+
+/* The views read functions, which read all that the shards have. */
+CREATE FUNCTION syncstate.get_sync_channels() RETURNS SETOF syncstate_shard.channel
+	LANGUAGE plpgsql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RETURN QUERY SELECT c.*
+		FROM syncstate_shard.ask_all('SELECT c::text FROM syncstate.sync_channel AS c', true) AS a,
+			LATERAL pg_catalog.unnest(a.rows::syncstate_shard.channel[]) AS c;
+END
+$$;
+COMMENT ON FUNCTION syncstate.get_sync_channels() IS 'The push channels of all shards; read it as view sync_channel';
+
+CREATE VIEW syncstate.sync_channel WITH (security_invoker = true) AS
+	SELECT c.* FROM syncstate.get_sync_channels() AS c;
+REVOKE ALL ON TABLE syncstate.sync_channel FROM PUBLIC;
+COMMENT ON VIEW syncstate.sync_channel IS 'Push channels of rows of sync_state: until when a provider calls back, and what is to be done about it';
+
 /* ----------------------------------------------- calls about one user's row */
 
 /*
@@ -795,19 +856,19 @@ BEGIN
 		('clear_sync_token',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Reports that the provider has forgotten the cursor: a full sync is next'),
+		 'Reports that the cursor has expired: a full sync is next'),
 		('renew_sync_lease',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint, lease_time interval DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Renews the lease of a sync in flight'),
+		 'Renews the lease of a running sync'),
 		('checkpoint_sync',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, page_token text DEFAULT NULL, progress_done bigint DEFAULT NULL, progress_total bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Remembers where a long sync stands, and renews its lease'),
+		 'Saves where a long sync stands, and renews its lease'),
 		('release_sync',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT '', delay interval DEFAULT '0 seconds', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted'),
+		 'Returns a claimed row unsynced, due after a delay and after all rows that are due already; counts nothing'),
 		('may_sweep',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint, vanished bigint, total bigint, force boolean DEFAULT false, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'boolean', 'VOLATILE', '', '',
@@ -815,12 +876,12 @@ BEGIN
 		('update_sync_state',
 		 $$user_id uuid, source syncstate.sync_source, changes jsonb, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay'),
+		 'Changes columns of a row as a direct write would: keys present change, null clears, keys absent stay'),
 		('connect_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
-		 'Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync'),
+		 'Starts or resumes the syncing of a row: creates it if it is missing, un-parks it unless it is paused, resets failures, and requests a sync'),
 		('disconnect_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'boolean', 'VOLATILE', '', '',
@@ -828,12 +889,12 @@ BEGIN
 		('pause_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '', '',
-		 'Parks a row until it is resumed; a sync in flight may finish'),
+		 'Parks a row until it is resumed; a running sync may finish'),
 		('resume_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
 		 $$PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text);$$,
-		 'Un-parks a row, which is due at once, and forgets failures'),
+		 'Un-parks a row, which is due at once, and resets its failures'),
 		('request_sync',
 		 $$user_id uuid, source syncstate.sync_source, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'boolean', 'VOLATILE',
@@ -877,14 +938,27 @@ BEGIN
 		 $$user_id uuid, source syncstate.sync_source, resources text[], account text DEFAULT ''$$,
 		 'TABLE (resource text, change text)', 'VOLATILE ROWS 10', '',
 		 $$IF change OPERATOR(pg_catalog.=) ANY ('{added,returned}') THEN PERFORM pg_catalog.pg_notify('syncstate', source::pg_catalog.text); END IF;$$,
-		 'Makes the resources of an account exactly these: connects what is new, parks what is gone, takes back what returned'))
+		 'Makes the resources of an account exactly these: connects new ones, parks those that are gone, brings back those that returned'),
+		('mark_channel_opened',
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, channel_id text, expires_at timestamptz, token text, provider_ref text DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
+		 'syncstate.sync_channel', 'VOLATILE', '', '',
+		 'Reports that a push channel was opened, or that its successor was: the old one is to be stopped'),
+		('mark_channel_failed',
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, error_message text, kind text DEFAULT 'transient', resource text DEFAULT '', account text DEFAULT ''$$,
+		 'syncstate.sync_channel', 'VOLATILE', '', '',
+		 'Reports that a push channel could not be opened, renewed or stopped: it waits, or is asked for again after a month'),
+		('mark_channel_stopped',
+		 $$user_id uuid, source syncstate.sync_source, lease bigint, resource text DEFAULT '', account text DEFAULT ''$$,
+		 'syncstate.sync_channel', 'VOLATILE', '', '',
+		 'Reports that a push channel was stopped, which forgets it; returns it as it was'))
 		AS c (name, signature, result, volatility, before, after, comment)
 	LOOP
 		-- a row comes as one column: more than 30 of them are a long statement to parse, for each call
 		EXECUTE pg_catalog.format(
 			$f$CREATE FUNCTION syncstate_shard.%I(%s) RETURNS %s LANGUAGE plproxy VOLATILE
 			AS 'CLUSTER ''syncstate''; RUN ON syncstate_shard.hash(user_id); TARGET syncstate.%I;'$f$,
-			call.name, call.signature, CASE call.result WHEN 'syncstate.sync_state' THEN 'text' ELSE call.result END, call.name);
+			call.name, call.signature,
+			CASE WHEN call.result OPERATOR(pg_catalog.=) ANY ('{syncstate.sync_state,syncstate.sync_channel}') THEN 'text' ELSE call.result END, call.name);
 
 		SELECT pg_catalog.string_agg(a.name, ', ' ORDER BY a.place) FILTER (WHERE a.place OPERATOR(pg_catalog.<=) p.pronargs),
 				pg_catalog.string_agg(a.name, ', ' ORDER BY a.place) FILTER (WHERE a.place OPERATOR(pg_catalog.>) p.pronargs),
@@ -1116,6 +1190,121 @@ $$;
 COMMENT ON FUNCTION syncstate.claim_due_syncs(syncstate.sync_source, integer, interval, text) IS 'Claims due rows, each with a lease: requested rows first, then the oldest due';
 
 /*
+ * As a claim of rows.  Two functions, since in PL/pgSQL a column of the result
+ * cannot go by the name of an argument.
+ *
+ * Errors: as on a shard; 08006 if no shard answers.  Where some do not, that is
+ *		   a warning.
+ */
+CREATE FUNCTION syncstate_shard.claim_push_channels(of syncstate.sync_source, max_rows integer, lease_time interval)
+	RETURNS SETOF syncstate_shard.channel_claim
+	LANGUAGE plpgsql VOLATILE ROWS 10
+	SET search_path = pg_catalog, pg_temp
+	SET intervalstyle = postgres
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter('claim_push_channels');
+	places syncstate_shard.place[] = syncstate_shard.places();
+	answers syncstate_shard.answer[];
+	channels syncstate_shard.channel_claim[];
+	open pg_catalog.bool = true;	-- whether there may be open transactions
+BEGIN
+	answers = syncstate_shard.take(pg_catalog.concat_ws(' ', 'channels', of),
+		pg_catalog.format('SELECT c::text FROM syncstate.claim_push_channels(%L, ', of), max_rows,
+		pg_catalog.format(', %L) AS c', lease_time), places);
+	-- what cannot be read here must not be committed
+	channels = ARRAY(SELECT r.line::syncstate_shard.channel_claim FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
+	answers = syncstate_shard.commit(answers, places);
+	open = false;
+
+	IF NOT syncstate_shard.check(answers, false) THEN
+		channels = ARRAY(SELECT r.line::syncstate_shard.channel_claim FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
+	END IF;
+	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(channels) AS r;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+	IF open THEN
+		PERFORM syncstate_shard.disconnect_all();
+	END IF;
+	RAISE;
+END
+$$;
+COMMENT ON FUNCTION syncstate_shard.claim_push_channels(syncstate.sync_source, integer, interval) IS 'Claims push channels on the shards';
+
+CREATE FUNCTION syncstate.claim_push_channels(source syncstate.sync_source DEFAULT NULL,
+											  max_rows integer DEFAULT 10,
+											  lease_time interval DEFAULT NULL)
+	RETURNS TABLE (user_id uuid, account text, source syncstate.sync_source, resource text,
+				   action text, lease bigint, lease_expires_at timestamptz,
+				   channel_id text, provider_ref text, expires_at timestamptz,
+				   failures integer)
+	LANGUAGE sql VOLATILE SECURITY DEFINER ROWS 10
+	SET search_path = pg_catalog, pg_temp
+	BEGIN ATOMIC
+		SELECT c.* FROM syncstate_shard.claim_push_channels(source, max_rows, lease_time) AS c;
+	END;
+COMMENT ON FUNCTION syncstate.claim_push_channels(syncstate.sync_source, integer, interval) IS 'Claims push channels that are to be opened, renewed or stopped, each with a lease';
+
+/*
+ * A push does not say whose it is: the shards are asked one after the other, each
+ * channel's from a place of its own, so that none is always the first.
+ *
+ * A shard is asked for the channels that it lets the router see: while the shards
+ * are doubled, an old one still has those that have moved, and would take their
+ * pushes for rows that are no longer its own.  NOTIFY is for a row that nobody had
+ * asked for before.
+ *
+ * Errors: as on a shard; 08006 if no shard that answers knows the channel and not
+ *		   all of them do: the provider has to send it again.
+ */
+CREATE FUNCTION syncstate.receive_push(channel_id text,
+									   token text,
+									   message_number bigint DEFAULT NULL)
+	RETURNS boolean
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	SET client_min_messages = warning
+	AS $$
+DECLARE
+	shards pg_catalog.int4 = syncstate_shard.enter('receive_push');
+	places syncstate_shard.place[] = syncstate_shard.places();
+	question CONSTANT pg_catalog.text = pg_catalog.format(
+		'SELECT CASE WHEN NOT syncstate.receive_push(%1$L, %2$L, %3$L) THEN ''-'' WHEN s.due_at IS NOT NULL AND s.requested_at IS NULL THEN s.source::text ELSE ''+'' END FROM syncstate.sync_channel AS c LEFT JOIN syncstate.sync_state AS s ON s.user_id = c.user_id AND s.account = c.account AND s.source = c.source AND s.resource = c.resource WHERE c.channel_id = %1$L',
+		channel_id, token, message_number);
+	first CONSTANT pg_catalog.int4 = pg_catalog.hashtext(channel_id);
+	shard pg_catalog.int4;
+	statements pg_catalog.text[];
+	answers syncstate_shard.answer[] = '{}';
+	answer syncstate_shard.answer;
+BEGIN
+	IF channel_id IS NULL THEN
+		RETURN false;
+	END IF;
+	FOR n IN 0 .. shards OPERATOR(pg_catalog.-) 1 LOOP
+		shard = (first OPERATOR(pg_catalog.#) n) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1);
+		statements = pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[shards]);
+		statements[shard OPERATOR(pg_catalog.+) 1] = question;
+		FOREACH answer IN ARRAY syncstate_shard.ask(statements, places => places) LOOP
+			IF answer.rows[1] OPERATOR(pg_catalog.<>) '-' THEN
+				IF answer.rows[1] OPERATOR(pg_catalog.<>) '+' THEN
+					PERFORM pg_catalog.pg_notify('syncstate', answer.rows[1]);
+				END IF;
+				RETURN true;
+			END IF;
+			-- where the shards are is not for the web to know
+			IF syncstate_shard.is_outage(answer.state) AND NOT syncstate_shard.is_worker() THEN
+				RAISE LOG 'shard % does not answer: %', answer.shard, answer.message;
+				answer.message = answer.state;
+			END IF;
+			answers = answers OPERATOR(pg_catalog.||) answer;
+		END LOOP;
+	END LOOP;
+	PERFORM syncstate_shard.check(answers, true);
+	RETURN false;
+END
+$$;
+COMMENT ON FUNCTION syncstate.receive_push(text, text, bigint) IS 'Takes a push: requests a sync of the channel''s row; returns false for an unknown channel or a wrong token';
+
+/*
  * Each shard gets the reports about its users in one call; where that is one
  * shard, no transaction around it is needed.  If a report cannot be read, all go
  * to shard 0, to be refused there; then none is applied anywhere.
@@ -1223,7 +1412,7 @@ EXCEPTION WHEN query_canceled OR OTHERS THEN
 	RAISE;
 END
 $$;
-COMMENT ON FUNCTION syncstate.report_syncs(jsonb) IS 'Reports what became of many syncs in one call';
+COMMENT ON FUNCTION syncstate.report_syncs(jsonb) IS 'Reports many syncs in one call';
 
 /*
  * Which of two shards has the older one cannot be told from their answers, so
@@ -1360,7 +1549,7 @@ BEGIN
 		'SELECT p::text FROM syncstate.pause_sync_source(%L, %L) AS p', source, until), true) AS a));
 END
 $$;
-COMMENT ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) IS 'Hands out no row of a source until a time; syncs in flight may finish';
+COMMENT ON FUNCTION syncstate.pause_sync_source(syncstate.sync_source, timestamptz) IS 'Hands out no row of a source until a time; running syncs may finish';
 
 CREATE FUNCTION syncstate.resume_sync_source(source syncstate.sync_source)
 	RETURNS syncstate.sync_policy
@@ -1421,7 +1610,7 @@ BEGIN
 	RETURN revived;
 END
 $$;
-COMMENT ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) IS 'Takes parked rows of a source back, spread over a time, and returns how many';
+COMMENT ON FUNCTION syncstate.revive_syncs(syncstate.sync_source, text, interval, integer) IS 'Un-parks rows of a source, spread over a time, and returns how many';
 
 /* Each shard divides its part of the budget among its rows. */
 CREATE FUNCTION syncstate.rebalance_syncs(INOUT source syncstate.sync_source DEFAULT NULL,
@@ -1451,7 +1640,7 @@ BEGIN
 		GROUP BY b.source ORDER BY b.source;
 END
 $$;
-COMMENT ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) IS 'Divides the daily budget of a source among its rows anew, by how often each one changes';
+COMMENT ON FUNCTION syncstate.rebalance_syncs(syncstate.sync_source) IS 'Divides the daily budget of a source among its rows, by how often each one changes';
 
 /* ---------------------------------------------------------- custom sources */
 
@@ -1638,7 +1827,6 @@ COMMENT ON FUNCTION syncstate.watch_users(regclass, name) IS 'Deletes the rows o
 
 /* ---------------------------------------------------------- what happened */
 
-/* The views read functions, which read all that the shards have. */
 CREATE FUNCTION syncstate.get_sync_events() RETURNS SETOF syncstate_shard.event
 	LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
 	SET search_path = pg_catalog, pg_temp
@@ -1810,7 +1998,9 @@ CREATE FUNCTION syncstate.get_sync_overview()
 		requested bigint, live_leases bigint, expired_leases bigint, failing bigint,
 		parked_paused bigint, parked_auth bigint, parked_failures bigint,
 		parked_token_loop bigint, without_cursor bigint, paused_until timestamptz, ahead bigint,
-		parked_gone bigint, limited bigint)
+		parked_gone bigint, limited bigint,
+		channels_opening bigint, channels_active bigint, channels_retiring bigint,
+		channels_unsupported bigint, channels_ending bigint, channels_silent bigint)
 	LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 4
 	SET search_path = pg_catalog, pg_temp
 	AS $$
@@ -1825,7 +2015,10 @@ BEGIN
 			pg_catalog.sum(o.parked_auth)::pg_catalog.int8, pg_catalog.sum(o.parked_failures)::pg_catalog.int8,
 			pg_catalog.sum(o.parked_token_loop)::pg_catalog.int8, pg_catalog.sum(o.without_cursor)::pg_catalog.int8,
 			pg_catalog.max(o.paused_until), pg_catalog.sum(o.ahead)::pg_catalog.int8,
-			pg_catalog.sum(o.parked_gone)::pg_catalog.int8, pg_catalog.sum(o.limited)::pg_catalog.int8
+			pg_catalog.sum(o.parked_gone)::pg_catalog.int8, pg_catalog.sum(o.limited)::pg_catalog.int8,
+			pg_catalog.sum(o.channels_opening)::pg_catalog.int8, pg_catalog.sum(o.channels_active)::pg_catalog.int8,
+			pg_catalog.sum(o.channels_retiring)::pg_catalog.int8, pg_catalog.sum(o.channels_unsupported)::pg_catalog.int8,
+			pg_catalog.sum(o.channels_ending)::pg_catalog.int8, pg_catalog.sum(o.channels_silent)::pg_catalog.int8
 		FROM syncstate_shard.ask_all('SELECT pg_catalog.to_jsonb(o)::text FROM syncstate.sync_overview AS o', true) AS a,
 			LATERAL pg_catalog.unnest(a.rows) AS r (line),
 			LATERAL pg_catalog.jsonb_to_record(r.line::pg_catalog.jsonb) AS o (source syncstate.sync_source,
@@ -1835,7 +2028,10 @@ BEGIN
 				failing pg_catalog.int8, parked_paused pg_catalog.int8, parked_auth pg_catalog.int8,
 				parked_failures pg_catalog.int8, parked_token_loop pg_catalog.int8,
 				without_cursor pg_catalog.int8, paused_until pg_catalog.timestamptz, ahead pg_catalog.int8,
-				parked_gone pg_catalog.int8, limited pg_catalog.int8)
+				parked_gone pg_catalog.int8, limited pg_catalog.int8,
+				channels_opening pg_catalog.int8, channels_active pg_catalog.int8,
+				channels_retiring pg_catalog.int8, channels_unsupported pg_catalog.int8,
+				channels_ending pg_catalog.int8, channels_silent pg_catalog.int8)
 		GROUP BY o.source ORDER BY o.source;
 END
 $$;
@@ -1860,7 +2056,7 @@ BEGIN
 			DETAIL = pg_catalog.format('Got %s.', COALESCE(role::pg_catalog.text, 'null'));
 	END IF;
 	EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA syncstate TO %s', role);
-	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.my_sync_runs, syncstate.sync_overview, syncstate.sync_event, syncstate.sync_run TO %s', role);
+	EXECUTE pg_catalog.format('GRANT SELECT ON syncstate.my_syncs, syncstate.my_sync_runs, syncstate.sync_overview, syncstate.sync_event, syncstate.sync_run, syncstate.sync_channel TO %s', role);
 	-- one name is one function
 	FOR fn IN SELECT p.oid FROM pg_catalog.pg_proc AS p
 		WHERE p.pronamespace OPERATOR(pg_catalog.=) 'syncstate'::pg_catalog.regnamespace
@@ -1869,7 +2065,9 @@ BEGIN
 				'mark_sync_failed', 'mark_rate_limited', 'clear_sync_token',
 				'renew_sync_lease', 'checkpoint_sync', 'release_sync', 'may_sweep',
 				'report_syncs', 'update_sync_state', 'get_users_needing_sync',
-				'next_sync_due', 'take_sync_events', 'get_sync_policy', 'set_sync_policy',
+				'next_sync_due', 'take_sync_events', 'claim_push_channels',
+				'mark_channel_opened', 'mark_channel_failed', 'mark_channel_stopped',
+				'receive_push', 'get_sync_policy', 'set_sync_policy',
 				'pause_sync_source', 'resume_sync_source', 'resync_source',
 				'revive_syncs', 'rebalance_syncs',
 				'get_sync_state', 'get_sync_states', 'connect_sync',
@@ -1877,7 +2075,8 @@ BEGIN
 				'connect_account', 'disconnect_account', 'pause_account',
 				'resume_account', 'request_account', 'set_sync_resources',
 				'current_user_id', 'user_id_of', 'sync_clock', 'shard_of', 'get_my_syncs',
-				'get_my_sync_runs', 'get_sync_overview', 'get_sync_events', 'get_sync_runs'])
+				'get_my_sync_runs', 'get_sync_overview', 'get_sync_events', 'get_sync_runs',
+				'get_sync_channels'])
 	LOOP
 		EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', fn, role);
 	END LOOP;

@@ -19,8 +19,9 @@ BEGIN
 	ELSIF NOT EXISTS (SELECT FROM pg_policies WHERE policyname = 'syncstate_grow') THEN
 		RAISE 'no switch has been made, or all is done';
 	END IF;
-	-- runs last: a run that ends with its row here has not ended where the row is
-	FOREACH place IN ARRAY '{syncstate.sync_state,syncstate.sync_event,syncstate.sync_run}'::regclass[] LOOP
+	-- runs after rows: a run that ends with its row here has not ended where the row
+	-- is.  So channels: one whose row is gone here would be to be stopped.
+	FOREACH place IN ARRAY '{syncstate.sync_state,syncstate.sync_event,syncstate.sync_run,syncstate.sync_channel}'::regclass[] LOOP
 		stays = (SELECT pg_get_expr(polqual, polrelid) FROM pg_policy WHERE polname = 'syncstate_grow' AND polrelid = place);
 		pages = pg_relation_size(place) / current_setting('block_size')::int;
 		FOR page IN 0 .. pages BY 1000 LOOP
@@ -31,10 +32,10 @@ BEGIN
 	END LOOP;
 END
 $$;
-BEGIN;
+-- Each by itself: calls lock the tables in more than one order.
 DROP POLICY syncstate_grow ON syncstate.sync_state;
 DROP POLICY syncstate_grow ON syncstate.sync_event;
 DROP POLICY syncstate_grow ON syncstate.sync_run;
+DROP POLICY syncstate_grow ON syncstate.sync_channel;
 ALTER TABLE syncstate.sync_event REPLICA IDENTITY DEFAULT;
-COMMIT;
-VACUUM (ANALYZE) syncstate.sync_state, syncstate.sync_event, syncstate.sync_run;
+VACUUM (ANALYZE) syncstate.sync_state, syncstate.sync_event, syncstate.sync_run, syncstate.sync_channel;

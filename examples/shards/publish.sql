@@ -1,5 +1,6 @@
 -- Growing, 1: on each old shard, as superuser.  Offers the rows of the users
--- who will move, with their events and runs, and the settings, to the new shard.
+-- who will move, with their events, runs and push channels, and the settings, to
+-- the new shard.
 --
 --	psql -v shards=2 -v new=3 -f publish.sql "host=b dbname=shard1"
 --
@@ -29,6 +30,7 @@ CREATE PUBLICATION syncstate_grow FOR TABLE
 	syncstate.sync_state WHERE (:moves),
 	syncstate.sync_event WHERE (:moves),
 	syncstate.sync_run WHERE (:moves),
+	syncstate.sync_channel WHERE (:moves),
 	syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source;
 COMMIT;
 

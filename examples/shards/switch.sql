@@ -64,7 +64,7 @@ LOCK TABLE syncstate.shard IN ACCESS EXCLUSIVE MODE;
 -- Also those that a shard is still at while their caller has given them up.
 SELECT syncstate_shard.exec(name, $$
 	BEGIN;
-	LOCK TABLE syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.sync_event, syncstate.sync_run IN SHARE ROW EXCLUSIVE MODE$$)
+	LOCK TABLE syncstate.sync_state, syncstate.sync_policy, syncstate.sync_budget, syncstate.sync_event, syncstate.sync_run, syncstate.sync_channel IN SHARE ROW EXCLUSIVE MODE$$)
 	FROM place WHERE NOT is_new ORDER BY shard;
 SELECT syncstate_shard.exec(name || ' wait', format(:wait_for_slot, slot)) FROM place WHERE NOT is_new ORDER BY shard;
 
@@ -77,7 +77,7 @@ SELECT syncstate_shard.exec(name, format($sql$DO $do$
 		place regclass;
 	BEGIN
 		IF NOT EXISTS (SELECT FROM pg_policies WHERE policyname = 'syncstate_grow') THEN
-			FOREACH place IN ARRAY '{syncstate.sync_state,syncstate.sync_event,syncstate.sync_run}'::regclass[] LOOP
+			FOREACH place IN ARRAY '{syncstate.sync_state,syncstate.sync_event,syncstate.sync_run,syncstate.sync_channel}'::regclass[] LOOP
 				EXECUTE format('CREATE POLICY syncstate_grow ON %%s AS RESTRICTIVE
 					USING ((((get_byte(sha256(uuid_send(user_id)), 0)
 						| (get_byte(sha256(uuid_send(user_id)), 1) << 8)) & %%s) <> 0) IS NOT TRUE)', place, %1$s);

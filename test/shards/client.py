@@ -4,9 +4,11 @@
     client.py CONNINFO ROLE NUMBER LOG STOP
 
 ROLE is "worker" (claims and reports), "user" (requests, and looks at their own
-rows and runs), "backend" (connects, disconnects, and looks) or "taker" (takes
-events, fewer than there are).  It ends when the file STOP is there.  LOG gets a line for each call, tabs between the fields; times
-are seconds by the clock of all:
+rows and runs), "backend" (connects, disconnects, and looks), "taker" (takes
+events, fewer than there are), "opener" (opens, renews and stops push channels)
+or "webhook" (brings pushes to one that is open).  It ends when the file STOP is
+there.  LOG gets a line for each call, tabs between the fields; times are seconds
+by the clock of all:
 
     claim FROM TO ROW LEASE
     report FROM TO ROW LEASE CURSOR
@@ -14,6 +16,9 @@ are seconds by the clock of all:
     taken FROM TO ID EVENT ROW LEASE
     connect FROM TO ROW
     disconnect FROM TO ROW
+    opened FROM TO ROW CHANNEL LIFE
+    stopped FROM TO ROW CHANNEL
+    pushed FROM TO CHANNEL
     look FROM TO
     wrong WHAT          an error, or an answer that cannot be
 
@@ -30,6 +35,8 @@ import psycopg
 
 # Workers do not claim what comes and goes, which has another one.
 SOURCES = ('google_gmail', 'custom_crm')
+# What has push channels
+PUSH = 'google_gmail'
 
 
 class Client:
@@ -99,6 +106,44 @@ class Client:
         if [row[7] for row in rows] != sorted(row[7] for row in rows):
             self.write('wrong', f'events out of order, {when}')
         time.sleep(0.1)
+
+    def opener(self):
+        rows, when = self.call('SELECT user_id, account, source, resource, action, lease, channel_id'
+                               ' FROM syncstate.claim_push_channels(%s, %s)', PUSH, self.random.randint(1, 12))
+        for u, account, source, resource, action, lease, channel in rows:
+            named, row = (u, source, lease, resource, account), f'{u} {account} {source} {resource}'
+            if action == 'stop':
+                done, when = self.call('SELECT channel_id FROM syncstate.mark_channel_stopped'
+                                       '(%s, %s, %s, resource => %s, account => %s)', *named)
+                self.write('stopped', when, row, channel)
+                if done != [(channel,)]:
+                    self.write('wrong', f'{channel} was not stopped: {done}, {when}')
+                continue
+            channel = f'channel {lease} of {row}'
+            life = self.random.randint(16, 120)
+            done, when = self.call("SELECT state, channel_id FROM syncstate.mark_channel_opened(%s, %s, %s,"
+                                   " resource => %s, account => %s, channel_id => %s, token => 'secret',"
+                                   " expires_at => now() + %s * interval '1 s')", *named, channel, life)
+            self.write('opened', when, row, channel, life)
+            if done != [('active', channel)]:
+                self.write('wrong', f'{channel} was not opened: {done}, {when}')
+        time.sleep(0.05)
+
+    def webhook(self):
+        # none that will soon be renewed
+        rows, when = self.call("SELECT channel_id FROM syncstate.sync_channel WHERE state = 'active'"
+                               " AND source = %s AND renew_at > now() + interval '3 s' ORDER BY random() LIMIT 1", PUSH)
+        channel = 'none'
+        for (channel,) in rows:
+            rows, when = self.call("SELECT syncstate.receive_push(%s, 'secret')", channel)
+            self.write('pushed', when, channel)
+            if rows != [(True,)]:
+                self.write('wrong', f'push of {channel}: {rows}, {when}')
+        rows, when = self.call("SELECT syncstate.receive_push(%s, 'another')", channel)
+        self.write('look', when)
+        if rows != [(False,)]:
+            self.write('wrong', f'a wrong push: {rows}, {when}')
+        time.sleep(0.02)
 
     def user(self):
         me = f'00000000-0000-4000-8000-{self.random.randrange(100):012d}'

@@ -19,14 +19,14 @@ my $functions = q{
 	FROM pg_proc p WHERE pronamespace = 'syncstate'::regnamespace
 		AND proname NOT IN (%s) ORDER BY 1};
 my $internal = q{'is_legal', 'due_from', 'is_ahead', 'guard', 'record_revoked', 'policy_changed', 'add_source_label', 'skip_known_label', 'keep_source_labels'};
-my $additions = q{'shard_of', 'get_my_syncs', 'get_my_sync_runs', 'get_sync_overview', 'get_sync_events', 'get_sync_runs'};
+my $additions = q{'shard_of', 'get_my_syncs', 'get_my_sync_runs', 'get_sync_overview', 'get_sync_events', 'get_sync_runs', 'get_sync_channels'};
 is($s->query(sprintf $functions, $additions), $s->shard_query(0, sprintf $functions, $internal),
 	'functions are those of a shard');
 
 my $columns = q{
 	SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attcollation::regcollation
 	FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-	WHERE c.relname IN ('sync_state', 'sync_policy', 'sync_event', 'sync_run', 'my_syncs', 'my_sync_runs', 'sync_overview') AND a.attnum > 0
+	WHERE c.relname IN ('sync_state', 'sync_policy', 'sync_event', 'sync_run', 'sync_channel', 'my_syncs', 'my_sync_runs', 'sync_overview') AND a.attnum > 0
 	ORDER BY 1, a.attnum};
 is($s->query($columns), $s->shard_query(0, $columns), 'types and views are those of a shard');
 

@@ -22,7 +22,7 @@ my $shards = 4;
 my $s = Shards->new($shards, conf => "syncstate.clock = '2026-01-10 12:00:00+00'\n");
 my $node = $s->{router};
 $node->safe_psql('postgres', 'CREATE DATABASE single');
-$node->safe_psql('single', 'CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
+$node->safe_psql('single', 'CREATE EXTENSION syncstate; ' . Shards::small_leases());
 $ENV{PGHOST} = $node->host;
 $ENV{PGPORT} = $node->port;
 # Whatever the machine's; but not for the router, whose environment libpq reads, too.
@@ -61,7 +61,11 @@ sub printed
 		s/(with PID) \d+/$1 .../g;
 		# these are the real time's
 		s/"(created_at|updated_at)": "[^"]*"/"$1": .../g;
+		s/"id": "[^"]*"/"id": .../g;
+		# of channels that are made by mark_channel_opened(), from the clock
+		s/("lease": |gave lease )\d{13,}/$1.../g;
 		# these are random, beyond what the state machine's own tests look into
+		s/("failures": [1-9][0-9]*, "renew_at": )"[^"]*"/$1.../g;
 		s/"due_at": "[^"]*"(.*"status": "(?:error|rate_limited)")/"due_at": ...$1/g;
 	}
 	return @printed;
@@ -77,7 +81,7 @@ sub statement
 # Where a router has to say something else: the call, and what it says.
 my %differs = (
 	# there must be something for each shard
-	q(set_sync_policy('google_calendar', '{"rate_per_minute": 1000001}')) => qr/"rate_per_minute": 1000001\}/,
+	q(set_sync_policy('google_calendar', '{"rate_per_minute": 1000001}')) => qr/"rate_per_minute": 1000001,/,
 	q(set_sync_policy('google_calendar', '{"daily_budget": 3}')) =>
 	  qr/\AERROR:  22023: daily_budget must be at least the number of shards\nDETAIL:  Got 3, for 4 shards\.\n\z/,
 	q(set_sync_policy('google_calendar', '{"rate_per_minute": "1"}')) =>
@@ -102,7 +106,7 @@ sub compare
 	{
 		my $name = length $calls[$i] > 150 ? substr($calls[$i], 0, 150) . '...' : $calls[$i];
 		# in which order rows of several shards come is no one's promise
-		if ($calls[$i] =~ /^(claim_due_syncs|get_users_needing_sync)/)
+		if ($calls[$i] =~ /^(claim_due_syncs|claim_push_channels|get_users_needing_sync)/)
 		{
 			$_ = join '', sort /^.*\n/mg foreach $router[$i], $single[$i];
 		}
@@ -135,6 +139,7 @@ sub compare_states
 	compare('service_role', 'SELECT to_jsonb(o) FROM syncstate.sync_overview AS o',
 		map({ sprintf $told, $_ } 'sync_event', 'take_sync_events(10000)', 'sync_event'),
 		'SELECT to_jsonb(r) FROM syncstate.sync_run AS r ORDER BY user_id, account, source, resource, lease',
+		'SELECT to_jsonb(c) FROM syncstate.sync_channel AS c ORDER BY user_id, account, source, resource, channel_id',
 		map { "get_sync_policy('$_')" } qw(google_calendar google_tasks google_gmail google_contacts));
 	return;
 }
@@ -142,7 +147,7 @@ sub compare_states
 sub empty
 {
 	my $sql = q{DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy; DELETE FROM syncstate.sync_budget;
-		DELETE FROM syncstate.sync_event; DELETE FROM syncstate.sync_run;
+		DELETE FROM syncstate.sync_event; DELETE FROM syncstate.sync_run; DELETE FROM syncstate.sync_channel;
 		INSERT INTO syncstate.sync_policy (source, keep_runs) SELECT s, 'all' FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s};
 	$s->shard_query($_, $sql) foreach 0 .. $shards - 1;
 	$node->safe_psql('single', $sql);
@@ -386,6 +391,10 @@ my %account_calls = (
 	resume_account => [ 'pause_account(%3$s)', 'pause_account(%3$s, %2$s)', 'resume_account(%3$s, %2$s)' ],
 	disconnect_account => [ 'disconnect_account(%3$s, %2$s)', 'disconnect_account(%3$s, %2$s)' ],
 	request_account => [ 'pause_sync(%1$s, account => %2$s)', 'request_account(%3$s, %2$s)', q{request_account(%3$s, 'none')} ],
+	mark_channel_opened => [ map { s/CHANNEL/channel of %3\$s, /r } q{mark_channel_opened(%1$s, 1, $c$CHANNEL$c$ || %2$s, '2026-01-13 14:00+00', 'secret', account => %2$s)}, q{mark_channel_opened(%1$s, 1, $c$CHANNEL$c$ || %2$s, '2026-01-13 14:00+00', 'secret', account => %2$s)}, q{receive_push($c$CHANNEL$c$ || %2$s, 'secret')} ],
+	mark_channel_failed => [ q{mark_channel_failed(%1$s, 1, 'no', 'unsupported', account => %2$s)}, q{mark_channel_failed(%1$s, 1, 'no', account => %2$s)} ],
+	mark_channel_stopped => [ q{mark_channel_opened(%1$s, 7, $c$late channel of %3$s, $c$ || %2$s, NULL, 'secret', account => %2$s)}, q{mark_channel_stopped(%1$s, 7, account => %2$s)},
+		q{mark_channel_stopped(%1$s, (SELECT lease FROM syncstate.claim_push_channels('google_calendar', 100, '1 hour') WHERE channel_id = $c$late channel of %3$s, $c$ || %2$s), account => %2$s)}, q{mark_channel_stopped(%1$s, 1, 'none', %2$s)} ],
 	set_sync_resources => [ q{set_sync_resources(%1$s, ARRAY['b', 'a', '', 'a', 'it''s {} \ "odd"'], %2$s)}, q{set_sync_resources(%1$s, '{b}', %2$s)}, q{set_sync_resources(%1$s, '{b,a}', %2$s)}, q{set_sync_resources(%1$s, '{a}')} ]);
 is($s->query(q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc AS p
 		WHERE p.pronamespace = 'syncstate'::regnamespace AND 'account' = ANY (p.proargnames[1:p.pronargs])}),
@@ -401,7 +410,7 @@ foreach my $account (@accounts)
 		push @connect, map { my $of = $_; map { "connect_sync($_, account => $of)" } key($n), key($n, 'google_gmail') } @accounts;
 		push @calls, map { sprintf $_, key($n), $account, "'" . user($n) . "'" } @{ $account_calls{$function} };
 	}
-	compare('service_role', @connect, 'claim_due_syncs(max_rows => 10000)');
+	compare('service_role', @connect, q{set_sync_policy('google_calendar', '{"push_renew_before": "1 day"}')}, 'claim_due_syncs(max_rows => 10000)', 'claim_push_channels(max_rows => 10000)');
 	compare('service_role', @calls);
 	compare_states("after calls about account $account");
 }
@@ -494,6 +503,50 @@ foreach my $database ('shard' . $s->query("SELECT syncstate.shard_of('" . user(1
 }
 compare('service_role', "get_sync_states('" . user(1) . "')", "SELECT count(*) > 0 FROM syncstate.get_sync_states('" . user(2) . "')");
 compare('none', 'DROP TABLE users');
+empty();
+
+### Push channels: opened, renewed, stopped and heard, on whichever shard they are
+
+$node->safe_psql('postgres', 'CREATE ROLE webhook NOLOGIN');
+$node->safe_psql($_, 'GRANT USAGE ON SCHEMA syncstate TO webhook; GRANT EXECUTE ON FUNCTION syncstate.receive_push TO webhook') foreach qw(router single);
+sub channel { my ($n, $lease, $name, $end) = @_; return 'mark_channel_opened(' . key($n) . ", $lease, '$name', " . ($end // q('2026-01-12 16:00+00')) . ", 'secret of $name', 'ref')" }
+set_clock('2026-01-10 16:00:00+00');
+compare('service_role', map({ 'connect_sync(' . key($_) . ')' } 1 .. 12), 'claim_push_channels()',
+	q{set_sync_policy('google_calendar', '{"push_renew_before": "1 day", "push_interval": "4 hours", "push_silence": "30 minutes"}')},
+	q{set_sync_policy('google_calendar', '{"push_renew_before": "1 month"}')}, q{get_sync_policy('google_calendar')},
+	q{claim_push_channels('google_tasks')}, 'claim_push_channels(max_rows => 0)', 'claim_push_channels(max_rows => NULL)', q{claim_push_channels(lease_time => '2 days')},
+	q{claim_push_channels('google_calendar', 100, '10 minutes')}, 'claim_push_channels()',
+	map({ channel($_, 1, "channel $_") } 1 .. 6), channel(1, 1, 'channel 1'), channel(7, 1, 'channel 7', 'NULL'),
+	channel(7, 2, 'late channel'), channel(99, 1, 'nobody\'\'s channel'), channel(8, 1, 'channel 8', q('2026-01-10 15:00+00')), channel(8, 1, 'channel 8', q('infinity')),
+	'mark_channel_failed(' . key(8) . q{, 1, 'not now')}, 'mark_channel_failed(' . key(9) . q{, 1, E'it''s \\\\ no calendar', 'unsupported')}, 'mark_channel_failed(' . key(10) . q{, 1, 'x', 'odd')},
+	'mark_channel_failed(' . key(10) . q{, 2, 'x')}, 'mark_channel_failed(' . key(10) . q{, 1, 'no', 'auth')}, 'mark_channel_stopped(' . key(11) . ', 1)', 'mark_channel_stopped(' . key(98) . ', 1)');
+compare_states('after channels were opened');
+my @pushes = map { "receive_push($_)" } q('channel 1', 'secret of channel 1', 7), q('channel 1', 'secret of channel 1', 7), q('channel 1', 'secret of channel 1', 6), q('channel 2', 'secret of channel 2'),
+  q('channel 2', 'secret of channel 1'), q('channel 3', NULL), q(NULL, 'secret of channel 3'), q('', ''), q('channel 99', 'secret'), q('late channel', 'secret of late channel'), q('channel 7', 'secret of channel 7', 1);
+compare('service_role', 'claim_due_syncs(max_rows => 10000)', map { 'mark_sync_completed(' . key($_) . ', lease => 1)' } 1 .. 8);
+foreach my $role ('service_role', 'webhook')
+{
+	set_clock($role eq 'webhook' ? '2026-01-10 16:03:00+00' : '2026-01-10 16:02:00+00');
+	compare($role, @pushes);
+	compare_states("after pushes by $role");
+}
+compare('anon', @pushes);
+compare('webhook', 'claim_push_channels()', 'BEGIN READ ONLY', $pushes[3], 'ROLLBACK');
+# What it wakes: whoever waits for its source, once while a request is there
+set_clock('2026-01-10 16:05:00+00');
+compare('service_role', 'claim_due_syncs(max_rows => 10000)', map({ 'mark_sync_completed(' . key($_) . ', lease => 2)' } 1, 2, 7), 'pause_sync(' . key(3) . ')',
+	'LISTEN syncstate', map { "receive_push('channel $_', 'secret of channel $_', $_ + 20)" } 1, 1, 3, 2);
+compare('service_role', 'disconnect_sync(' . key(4) . ')', 'pause_sync(' . key(6) . ')', "set_sync_resources(" . key(2) . ", '{more}')",
+	q{claim_push_channels('google_calendar', 100, '1 hour')}, 'mark_channel_stopped(' . key(4) . ', 2)', 'mark_channel_stopped(' . key(4) . ', 2)',
+	'claim_push_channels()');
+compare_states('after rows went');
+# renewed a day later, each at its own time
+set_clock('2026-01-12 03:59:00+00');
+compare('service_role', q{claim_push_channels('google_calendar', 100, '1 hour')}, channel(5, 2, 'next channel 5', q('2026-01-14 16:00+00')), q{claim_push_channels('google_calendar', 100, '1 hour')}, @pushes,
+	"receive_push('channel 5', 'secret of channel 5')", "receive_push('next channel 5', 'secret of next channel 5')");
+compare_states('after a renewal');
+compare('service_role', q{set_sync_policy('google_calendar', '{"push_renew_before": null}')}, 'resume_sync(' . key(6) . ')', q{claim_push_channels(NULL, 100, '1 hour')});
+compare_states('after push was given up');
 empty();
 
 ### The plans of rebalance_syncs() are each shard's own; their sums are as asked for

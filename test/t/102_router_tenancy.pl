@@ -45,7 +45,7 @@ $node->safe_psql('postgres', q{CREATE DATABASE single;
 	GRANT looker TO authenticator;
 	CREATE ROLE nobody_special NOLOGIN;
 	GRANT nobody_special TO authenticator});
-$node->safe_psql('single', 'CREATE EXTENSION syncstate; ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0');
+$node->safe_psql('single', 'CREATE EXTENSION syncstate; ' . Shards::small_leases());
 $node->safe_psql($_, 'GRANT USAGE ON SCHEMA syncstate TO looker') foreach qw(router single);
 
 # What psql prints for each of several transactions of a session, each made of
@@ -131,7 +131,7 @@ my %call = slurp_file('sql/acl.sql') =~ /^\t\('(\w+)',\n\t\t\$\$(SELECT [^\n]*?)
 delete @call{qw(is_legal due_from is_ahead watch_users grant_worker grant_user register_sync_source)};    # not a router's, or shown below
 is($s->query(q{SELECT proname FROM pg_proc WHERE pronamespace = 'syncstate'::regnamespace
 		AND proname <> ALL (ARRAY['} . join("','", keys %call) . q{']) ORDER BY 1}),
-	join("\n", qw(forget_users get_my_sync_runs get_my_syncs get_sync_events get_sync_overview get_sync_runs grant_user grant_worker register_sync_source shard_of watch_users)),
+	join("\n", qw(forget_users get_my_sync_runs get_my_syncs get_sync_channels get_sync_events get_sync_overview get_sync_runs grant_user grant_worker register_sync_source shard_of watch_users)),
 	'all but these are called');
 foreach my $case ([ 'anon', undef ], [ 'anon', $claims_a ], [ 'looker', $claims_a ], [ 'nobody_special', $claims_a ], [ 'none', $claims_a ],
 	[ 'authenticated', $claims_a ], [ 'authenticated', undef ])
@@ -145,7 +145,7 @@ foreach my $case ([ 'anon', undef ], [ 'anon', $claims_a ], [ 'looker', $claims_
 		  if $role ne 'authenticated' || $names[$i] !~ /^(request_account|request_sync|current_user_id|user_id_of|sync_clock)$/;
 	}
 }
-foreach my $call ('get_my_syncs()', 'get_my_sync_runs()', 'get_sync_overview()', 'get_sync_events()', 'get_sync_runs()', "shard_of('$a')", "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')")
+foreach my $call ('get_my_syncs()', 'get_my_sync_runs()', 'get_sync_overview()', 'get_sync_events()', 'get_sync_runs()', 'get_sync_channels()', "shard_of('$a')", "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')")
 {
 	foreach my $role ('anon', 'looker', 'none', 'authenticated', 'service_role')
 	{
@@ -177,7 +177,7 @@ is(same('runs', 'service_role', undef, "SELECT user_id, lease, outcome FROM sync
 like(same('events', 'service_role', undef, 'SELECT event, user_id, account, source, resource, lease, reason, detail FROM syncstate.sync_event ORDER BY at'), qr/^parked\|$a\|\|google_tasks\|\|\|paused\|$/m, 'and all events');
 foreach my $role (qw(anon looker none authenticated))
 {
-	like(as('router', $role, $claims_a, "SELECT * FROM syncstate.$_"), qr/^ERROR:  42501: permission denied for/, "$_ by $role") foreach 'sync_event', 'sync_run', 'take_sync_events()';
+	like(as('router', $role, $claims_a, "SELECT * FROM syncstate.$_"), qr/^ERROR:  42501: permission denied for/, "$_ by $role") foreach 'sync_event', 'sync_run', 'sync_channel', 'take_sync_events()', 'claim_push_channels()';
 }
 same('my_syncs of a worker', 'service_role', undef, $view);
 same('my_syncs of a worker with claims', 'service_role', $claims_b, $view);
@@ -233,6 +233,25 @@ foreach my $view (qw(my_syncs my_sync_runs sync_overview))
 {
 	same("$view by $_->[0]", @$_, "SELECT count(*) FROM syncstate.$view") foreach [ 'anon', $claims_a ], [ 'looker', $claims_a ], [ 'none', $claims_a ], [ 'authenticated', $claims_a ], [ 'service_role', undef ];
 }
+# A role that may receive pushes, and nothing else, needs no identity.
+foreach my $database (qw(router single))
+{
+	$node->safe_psql($database, q{DO $$ BEGIN CREATE ROLE webhook NOLOGIN; GRANT webhook TO authenticator; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+		GRANT USAGE ON SCHEMA syncstate TO webhook; GRANT EXECUTE ON FUNCTION syncstate.receive_push TO webhook});
+	is(as($database, 'service_role', undef, q{SELECT syncstate.set_sync_policy('google_gmail', '{"push_renew_before": "1 day"}') \g /dev/null},
+			q{SELECT count(m) FROM syncstate.claim_push_channels('google_gmail') AS c,
+				syncstate.mark_channel_opened(c.user_id, c.source, c.lease, 'channel of ' || c.user_id || c.account, NULL, 'secret', account => c.account) AS m}),
+		'3', "channels are open on $database");
+}
+foreach my $claims (undef, '{}', $claims_a, '{"sub": ["no subject"]}')
+{
+	is(same('a push', 'webhook', $claims, map { "SELECT syncstate.receive_push($_)" } "'channel of ${b}', 'secret'", "'channel of ${b}work', 'secret'", "'channel of ${b}', 'another'", "'channel of ${b}', NULL", "'channel', 'secret'", "NULL, 'secret'"),
+		"t\nt\nf\nf\nf\nf", 'is taken with its secret');
+}
+like(same("$_ by one who receives pushes", 'webhook', $claims_b, $_), qr/^ERROR:  42501: /, 'and that is all') foreach 'SELECT * FROM syncstate.claim_push_channels()',
+  "SELECT syncstate.mark_channel_stopped('$b', 'google_gmail', 1)", "SELECT syncstate.request_sync('$b', 'google_gmail')", 'SELECT * FROM syncstate.my_syncs';
+like(same("a push by $_", $_, $claims_b, "SELECT syncstate.receive_push('channel of $b', 'secret')"), qr/^ERROR:  42501: /, 'is not for everybody') foreach qw(anon authenticated looker nobody_special none);
+
 # one transaction's identity is gone with it, in the same session
 is(same('identities by turns', 'authenticated', $claims_a, 'SELECT count(*) FROM syncstate.my_syncs', 'COMMIT', 'BEGIN', 'SET LOCAL ROLE authenticated', 'SELECT count(*) FROM syncstate.my_syncs', 'COMMIT',
 		'BEGIN', 'SET LOCAL ROLE service_role', "SELECT syncstate.request_sync('$b', 'google_calendar')", 'COMMIT', 'BEGIN', 'SET LOCAL ROLE authenticated',
@@ -400,6 +419,10 @@ my @worker = (
 	(map { "SELECT account, source, parked_reason FROM syncstate.$_('$a', 'home', 'google')" } qw(connect_account pause_account resume_account)),
 	"SELECT * FROM syncstate.set_sync_resources('$a', 'google_contacts', '{x,y}', 'home')", "SELECT * FROM syncstate.set_sync_resources('$a', 'google_contacts', '{y}', 'home')",
 	"SELECT * FROM syncstate.request_account('$a', 'home')", "SELECT resource FROM syncstate.disconnect_account('$a', 'home')",
+	q{SELECT push_interval FROM syncstate.set_sync_policy('google_contacts', '{"push_renew_before": "1 day"}')}, q{SELECT user_id, action, state FROM syncstate.claim_push_channels('google_contacts', 5, '1 minute') AS c,
+		syncstate.mark_channel_opened(user_id, source, lease, 'planted', NULL, 'secret', 'ref') AS m (i, u, a, s, r, state)}, q{SELECT syncstate.receive_push('planted', 'secret', 1)}, q{SELECT syncstate.receive_push('planted', 'another')},
+	"SELECT state FROM syncstate.mark_channel_opened('$a', 'google_contacts', 7, 'planted late', NULL, 'secret')", q{SELECT action, state FROM syncstate.claim_push_channels('google_contacts') AS c,
+		syncstate.mark_channel_stopped(user_id, source, lease) AS m (i, u, a, s, r, state)}, 'SELECT source, state, failures FROM syncstate.sync_channel ORDER BY source',
 	'SELECT event FROM syncstate.sync_event ORDER BY at', 'SELECT event FROM syncstate.take_sync_events(1000)', 'SELECT outcome FROM syncstate.sync_run GROUP BY outcome ORDER BY outcome',
 	'SELECT source, rows FROM syncstate.sync_overview', "SELECT syncstate.disconnect_sync('$a', 'google_contacts')", "SELECT syncstate.shard_of('$a')");
 my @user = ('SELECT source, status FROM syncstate.my_syncs', 'SELECT source, outcome FROM syncstate.my_sync_runs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a', 'work')", "SELECT * FROM syncstate.request_account('$b', 'work')",
@@ -413,6 +436,7 @@ foreach my $role (sort keys %life)
 	$role eq 'service_role' ? unlike($expected, qr/ERROR/, 'a life without errors') : like($expected, qr/\nt\ngoogle_gmail\|\nERROR:  PT404/, 'what a user can do');
 	foreach my $path ('planted, pg_catalog', 'planted, syncstate, syncstate_shard, pg_catalog', 'pg_temp, planted', q{''})
 	{
+		$node->safe_psql($_, q{DELETE FROM syncstate.sync_channel WHERE source = 'google_contacts'}) foreach 'shard0', $second;
 		is((timeless(as('router', $role, $claims_a, 'CREATE TEMP TABLE shard (shard pg_catalog.int4, connection pg_catalog.text)', 'CREATE TEMP TABLE deleted (id pg_catalog.uuid)', "SET search_path = $path", @{ $life{$role} })))[0],
 			$expected, "$role: search_path = $path");
 	}
@@ -451,8 +475,11 @@ foreach my $strings ('on', $node->pg_version->major < 19 ? 'off' : ())
 				"SELECT c.account = :'odd', c.page_token FROM syncstate.mark_sync_started('$a', 'google_contacts', account => :'odd') AS m, syncstate.checkpoint_sync('$a', 'google_contacts', m.lease, 'page', account => m.account) AS c",
 				"SELECT status, account = :'odd' FROM syncstate.report_syncs(jsonb_build_array(jsonb_build_object('user_id', '{$a}', 'source', 'google_contacts', 'lease', 1, 'account', :'odd', 'outcome', 'completed')))",
 				"SELECT resource = nullif(:'odd', ''), change FROM syncstate.set_sync_resources('$a', 'google_contacts', ARRAY[:'odd'], :'odd')",
+				# and as a channel and its token
+				"SELECT channel_id = :'odd' || 'x', provider_ref = :'odd', token_hash = sha256(convert_to('x' || :'odd', 'UTF8')), resource = :'odd' FROM syncstate.mark_channel_opened('$a', 'google_contacts', 7, :'odd' || 'x', NULL, 'x' || :'odd', :'odd', :'odd', 'push')",
+				"SELECT syncstate.receive_push(:'odd' || 'x', 'x' || :'odd'), syncstate.receive_push(:'odd' || 'x', :'odd'), syncstate.receive_push(:'odd', 'x' || :'odd')",
 				$odd eq '' ? "SELECT syncstate.disconnect_sync('$a', 'google_contacts')" : "SELECT count(*) FROM syncstate.disconnect_account('$a', :'odd') AS d WHERE d.account = :'odd' AND d.source = 'google_contacts'", $rows_of_b),
-			"t\nt\nt\nerror|t|t\nt\n1\nt\nt\ngoogle_contacts|\nt|page\nidle|t\n" . ($odd eq '' ? "t\n5" : "t|added\n2\n5"), "strings $strings: $printable");
+			"t\nt\nt\nerror|t|t\nt\n1\nt\nt\ngoogle_contacts|\nt|page\nidle|t\n" . ($odd eq '' ? "" : "t|added\n") . "t|t|t|t\nt|f|f\n" . ($odd eq '' ? "t\n5" : "2\n5"), "strings $strings: $printable");
 
 		# where it is no value that can be, it is refused as it is on a single database
 		my @calls = map { "SELECT * FROM syncstate.$_" } "report_syncs(jsonb_build_array(jsonb_build_object('user_id', :'odd', 'source', 'google_tasks', 'lease', 1, 'outcome', 'released')))",
@@ -485,11 +512,12 @@ my %told = (
 foreach my $how (sort keys %told)
 {
 	$node->safe_psql('postgres', $told{$how}[0]);
-	foreach my $statement ('SELECT * FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a', 'work')")
+	foreach my $statement ('SELECT * FROM syncstate.my_syncs', "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a', 'work')", "SELECT syncstate.receive_push('unknown', 'secret')")
 	{
-		my ($status, $out, $err) = $node->psql('router', "SET client_min_messages = debug5; SET ROLE authenticated; SET request.jwt.claims = '$claims_a'; $statement",
+		my $role = $statement =~ /push/ ? 'webhook' : 'authenticated';
+		my ($status, $out, $err) = $node->psql('router', "SET client_min_messages = debug5; SET ROLE $role; SET request.jwt.claims = '$claims_a'; $statement",
 			on_error_stop => 0, extra_params => [ '-U', 'authenticator', '-v', 'VERBOSITY=verbose', '-v', 'SHOW_CONTEXT=always' ]);
-		like($err, qr/ERROR:  08006: shard $down does not answer/, "a shard that $how: $statement");
+		like($err, $role eq 'webhook' ? qr/ERROR:  08006: not all shards answer: not (?:0, 1\nDETAIL:  Shards that did what was asked: none\.|$down\nDETAIL:  Shards that did what was asked: @{[ 1 - $down ]}\.)(?: Shard \d: 08001\.)+\n/ : qr/ERROR:  08006: shard $down does not answer/, "a shard that $how: $statement");
 		unlike($err, qr/\Q$host\E|\Q$port\E|\Q$database\E|dbname|user "router"|socket|shard0/, 'and no more');
 	}
 	my ($status, $out, $err) = $node->psql('router', "SET ROLE service_role; SELECT syncstate.request_sync('$a', 'google_calendar')", extra_params => [ '-U', 'authenticator', '-v', 'VERBOSITY=verbose' ]);

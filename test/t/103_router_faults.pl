@@ -203,6 +203,12 @@ is(count($lost), 3, 'the one that will be down has its part');
 ask($router, "SELECT syncstate.get_sync_state('$users[$_][0]', 'google_tasks')") for 0 .. 3;
 # and an event of a user of each
 $s->shard_query($_, "INSERT INTO syncstate.sync_event (at, event, user_id, detail) VALUES (clock_timestamp(), 'parked', '$users[$_][4]', 'before')") for 0 .. 3;
+# and push channels: one that is open, and one that is to be stopped
+$s->shard_query($_, qq{
+	INSERT INTO syncstate.sync_policy (source, push_renew_before) VALUES ('google_tasks', '1 day');
+	INSERT INTO syncstate.sync_channel (user_id, account, source, resource, state, channel_id, token_hash, opened_at, renew_at) VALUES
+		('$users[$_][4]', 'work', 'google_tasks', '', 'active', 'channel $_', sha256('secret'), now(), 'infinity'),
+		('$users[$_][4]', 'work', 'google_contacts', '', 'retiring', 'old channel $_', sha256('secret'), now(), now())}) for 0 .. 3;
 $s->{shards}[2]->stop('fast');
 
 my ($more, $warning) = ask($router, claim());
@@ -226,6 +232,23 @@ my $take = q{SELECT user_id FROM syncstate.take_sync_events(1000) WHERE detail =
 my ($taken, $of_events) = ask($router, $take);
 is($taken, join("\n", sort map { $users[$_][4] } 0, 1, 3), 'events of the others are taken');
 like($of_events, qr/WARNING:  08006: not all shards answer: not 2\nDETAIL:  Shard 2: [^\n]+/, 'with a warning that names the shard');
+
+# Push channels: of which those of the others are handed out, and heard.  What
+# might be known by the shard that is down has to be sent again.
+my $push = q{SELECT syncstate.receive_push('channel %s', '%s')};
+($taken, $of_events) = ask($router, q{SELECT user_id FROM syncstate.claim_push_channels('google_contacts', 100) ORDER BY 1});
+is($taken, join("\n", sort map { $users[$_][4] } 0, 1, 3), 'channels of the others are handed out');
+like($of_events, qr/WARNING:  08006: not all shards answer: not 2\nDETAIL:  Shard 2: [^\n]+/, 'with a warning that names the shard');
+foreach my $n (0, 1, 3)
+{
+	is(join('|', ask($router, sprintf $push, $n, 'secret')), 't|', "a push of shard $n needs no words");
+}
+foreach my $case ([ 2, 'secret' ], [ 0, 'another' ], [ 'unknown', 'secret' ])
+{
+	my ($out, $err) = ask($router, sprintf $push, @$case);
+	is($out, '', "push of @$case: not refused");
+	like($err, qr/ERROR:  08006: not all shards answer: not 2\nDETAIL:  Shards that did what was asked: 0, 1, 3\. Shard 2: [^\n]+\n/, 'but has to be sent again');
+}
 
 # A bad report whose shard is not there to refuse it, beside a good one
 ask($router, "SELECT syncstate.mark_sync_started('$users[0][0]', 'google_contacts')");
@@ -253,6 +276,9 @@ my %single = (
 	request_sync => '%s',
 	get_sync_state => '%s',
 	disconnect_sync => '%s',
+	mark_channel_opened => q{%s, lease => 1000, channel_id => 'late', expires_at => NULL, token => 'secret'},
+	mark_channel_failed => q{%s, lease => 1000, error_message => 'x'},
+	mark_channel_stopped => '%s, lease => 1000',
 	set_sync_resources => q{%s, resources => '{a}'},
 	map { ($_ => undef) } qw(get_sync_states connect_account pause_account resume_account request_account disconnect_account));
 foreach my $function (sort keys %single)
@@ -294,7 +320,7 @@ my @all = (
 	[ q{SELECT syncstate.revive_syncs('google_tasks')}, q{SELECT 'done'}, 'done' ],
 	[ q{SELECT syncstate.rebalance_syncs('google_tasks')}, q{SELECT 'done'}, 'done' ],
 	[ q{DELETE FROM app_user}, q{SELECT count(*) FROM syncstate.sync_state WHERE user_id = '%s'}, '0' ],
-	map({ [ "SELECT * FROM syncstate.$_", q{SELECT 'done'}, 'done' ] } 'sync_overview', 'sync_event', 'sync_run'));
+	map({ [ "SELECT * FROM syncstate.$_", q{SELECT 'done'}, 'done' ] } 'sync_overview', 'sync_event', 'sync_run', 'sync_channel'));
 foreach my $call (@all)
 {
 	my ($statement, $look, $then) = @$call;
@@ -313,6 +339,9 @@ is(count(of($more, 2)), 3, 'and gives what nobody holds');
 is($messages, '', 'so does the next call about a user');
 is(of(held(), 2), join("\n", sort split(/\n/, $lost), split /\n/, of($more, 2)), 'a lease is not lost with the shard');
 is((ask($router, $take))[0], $users[2][4], 'nor is an event');
+is(join('|', ask($router, sprintf $push, 2, 'secret')), 't|', 'a push that is sent again arrives');
+is(join('|', ask($router, sprintf $push, @$_)), 'f|', "push of @$_: now it is refused") foreach [ 0, 'another' ], [ 'unknown', 'secret' ];
+is(join('|', ask($router, q{SELECT channel_id, user_id FROM syncstate.claim_push_channels('google_contacts', 100)})), "old channel 2|$users[2][4]|", 'and what was not handed out is');
 
 ask($router, 'RESET ROLE');
 foreach my $call (@all)
@@ -665,7 +694,7 @@ $session->quit;
 # -------------------------------------------------------------- all are down
 
 $s->{shards}[$_]->stop('immediate') for 0 .. 3;
-foreach my $call (claim(), report($claimed), 'SELECT syncstate.take_sync_events(1000)', 'SELECT syncstate.next_sync_due()', "SELECT syncstate.get_users_needing_sync('google_tasks')",
+foreach my $call (claim(), report($claimed), 'SELECT syncstate.take_sync_events(1000)', 'SELECT syncstate.claim_push_channels()', sprintf($push, 0, 'secret'), 'SELECT syncstate.next_sync_due()', "SELECT syncstate.get_users_needing_sync('google_tasks')",
 	"SELECT syncstate.pause_sync_source('google_tasks')")
 {
 	($out, $error) = ask($router, $call);

@@ -36,5 +36,15 @@ like($out, qr/^seed \d+/, 'the seed was printed');
 like($out, qr/^all rounds are as promised$/m, 'every round was judged');
 like($out, qr/^shards: restarts [1-9]/m, 'shards were restarted');
 
+# and push channels, which workers open, renew and stop at once
+$ok = run_log([ $python, '-B', dirname(__FILE__) . '/../history/channels.py',
+		$s->{router}->connstr('router') . " user=$me", (map { ('--shard', $s->connection($_) . " user=$me") } 0 .. 3),
+		'--seconds', $seconds / 4, @seed ],
+	'>', \$out, '2>', \$err);
+note $out if $ok;
+diag $out, $err unless $ok;
+ok($ok, 'push channels: the judge found nothing to object to, and objected to every fault');
+like($out, qr/^all channels are as promised$/m, 'and they were judged');
+
 $s->stop;
 done_testing();

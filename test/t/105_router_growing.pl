@@ -1,7 +1,8 @@
 # Two shards become four by examples/shards, while workers claim and report,
-# users request and look, rows come and go, and events are taken, without pause:
-# no call fails, each row is in one place and loses nothing, nobody holds one
-# twice, and each event and run is told once.
+# users request and look, rows come and go, events are taken, and push channels are
+# opened, renewed, stopped and heard, without pause: no call fails, each row is in
+# one place and loses nothing, nobody holds one twice, each event and run is told
+# once, and no channel is lost, or stopped while its row has no other one.
 use strict;
 use warnings;
 
@@ -32,6 +33,7 @@ sub run_file
 $s->query("SELECT syncstate.register_sync_source('custom_crm')");
 $s->query(q{
 	SELECT syncstate.set_sync_policy(s, '{"sync_interval": "1 s", "jitter": 0, "keep_runs": "all"}') FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s;
+	SELECT syncstate.set_sync_policy('google_gmail', '{"push_renew_before": "1 day", "push_interval": "1 s"}');
 	SELECT syncstate.set_sync_policy('custom_crm', '{"rate_per_minute": 600000}');
 	SELECT syncstate.set_sync_policy('google_tasks', '{"daily_budget": 1001, "rate_per_minute": 2}')});
 my $python = -x '/usr/bin/python3' ? '/usr/bin/python3' : 'python3';
@@ -55,7 +57,7 @@ $s->add_shard($_) foreach 2, 3;
 
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my (@pids, @logs);
-my @roles = (('worker') x 3, 'user', 'backend', 'taker');
+my @roles = (('worker') x 3, 'user', 'backend', 'taker', 'opener', 'webhook');
 foreach my $n (0 .. $#roles)
 {
 	push @logs, "$dir/$roles[$n].$n";
@@ -79,11 +81,11 @@ sub lines
 sub work_goes_on
 {
 	my ($more, $when) = @_;
-	my %goal = (report => $more + lines('report'), look => $more / 5 + lines('look'));
+	my %goal = (report => $more + lines('report'), look => $more / 5 + lines('look'), pushed => $more / 20 + lines('pushed'));
 	my $deadline = time() + $patience;
 	while (grep { lines($_) < $goal{$_} } keys %goal)
 	{
-		die "$when: the clients get nowhere: " . join("\n", map { $_->[1] } lines('wrong')) if lines('wrong') || time() > $deadline;
+		die "$when: the clients get nowhere: " . join("\n", (map { "$_ " . lines($_) . ", not $goal{$_}" } sort keys %goal), map { $_->[1] } lines('wrong')) if lines('wrong') || time() > $deadline;
 		usleep(50_000);
 	}
 	return;
@@ -100,7 +102,7 @@ foreach my $n (2, 3)
 	$old->safe_psql('shard' . ($n - 2), q{
 		CREATE ROLE mover LOGIN REPLICATION BYPASSRLS;
 		GRANT USAGE ON SCHEMA syncstate TO mover;
-		GRANT SELECT ON syncstate.sync_state, syncstate.sync_event, syncstate.sync_run, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source TO mover});
+		GRANT SELECT ON syncstate.sync_state, syncstate.sync_event, syncstate.sync_run, syncstate.sync_channel, syncstate.sync_policy, syncstate.sync_budget, syncstate.custom_source TO mover});
 	is(run_file('publish', $old->connstr('shard' . ($n - 2)), 'shards=2', "new=$n"), '', "publish.sql for shard $n");
 	$condition = $old->safe_psql('shard' . ($n - 2), q{SELECT rowfilter FROM pg_publication_tables WHERE tablename = 'sync_state'});
 	$old->safe_psql('shard' . ($n - 2), "GRANT SELECT ON item TO mover; ALTER PUBLICATION syncstate_grow ADD TABLE item WHERE ($condition)");
@@ -117,7 +119,7 @@ work_goes_on(200, 'while copying');
 $s->query("SELECT syncstate.set_sync_policy('google_tasks', '{\"retry_base\": \"17 s\"}')");
 foreach my $n (2, 3)
 {
-	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 7 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
+	$s->{shards}[$n]->poll_query_until("shard$n", q{SELECT count(*) = 8 FROM pg_subscription_rel WHERE srsubstate = 'r'}) or die "shard $n does not follow";
 }
 
 # A switch that fails late, at the second of two shards, leaves all as it was.
@@ -168,8 +170,8 @@ work_goes_on(200, 'after the switch');
 # It reaches no row that has moved, and makes none where it would not be found.
 foreach my $n (0, 1)
 {
-	isnt($s->shard_query($n, "SELECT count(*) FROM syncstate.$_ WHERE $condition"), '0', "shard $n still has what has moved of $_") foreach 'sync_state', 'sync_event', 'sync_run';
-	is($s->shard_query($n, "SET ROLE router; SELECT count(*) FROM syncstate.$_ WHERE $condition"), '0', "and shows nothing of it") foreach 'sync_state', 'sync_event', 'sync_run';
+	isnt($s->shard_query($n, "SELECT count(*) FROM syncstate.$_ WHERE $condition"), '0', "shard $n still has what has moved of $_") foreach 'sync_state', 'sync_event', 'sync_run', 'sync_channel';
+	is($s->shard_query($n, "SET ROLE router; SELECT count(*) FROM syncstate.$_ WHERE $condition"), '0', "and shows nothing of it") foreach 'sync_state', 'sync_event', 'sync_run', 'sync_channel';
 	is($s->shard_query($n, "SET ROLE router; SELECT count(*) FROM syncstate.sync_event WHERE event = 'source_limited'"), '1', "but what is of no user");
 }
 is($s->query("SELECT count(*) FROM syncstate.sync_event WHERE resource = 'last'"), '1', 'an event that has moved is there once');
@@ -237,11 +239,12 @@ $there{$_}{known} = 1 foreach map({ ("$_  google_gmail ", "$_ work google_gmail 
 delete $there{ $_->[3] } foreach lines('disconnect');
 $there{"$moved  google_tasks last"}{known} = 1;
 $there{"$_ home google_contacts "}{known} = 1 foreach split /\n/, $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2");
-my (@misplaced, @back, @runs);
+my (@misplaced, @back, @runs, %channel);
 foreach my $n (0 .. 3)
 {
 	is($s->query("SELECT count(*) FROM unnest('{" . join(',', split /\n/, $s->shard_query($n, "SELECT user_id FROM syncstate.$_ WHERE user_id IS NOT NULL")) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) <> $n"),
-		'0', "shard $n has no others' $_") foreach 'sync_event', 'sync_run';
+		'0', "shard $n has no others' $_") foreach 'sync_event', 'sync_run', 'sync_channel';
+	push @{ $channel{ $_->[0] } }, $_->[1] foreach map { [ split /\|/ ] } split /\n/, $s->shard_query($n, q{SELECT channel_id, state FROM syncstate.sync_channel WHERE channel_id IS NOT NULL});
 	push @runs, split /\n/, $s->shard_query($n, q{SELECT concat_ws(' ', user_id, account, source, resource, lease, outcome) FROM syncstate.sync_run});
 	my @rows = map { [ split /\|/ ] }
 		split /\n/, $s->shard_query($n, q{SELECT user_id || ' ' || account || ' ' || source || ' ' || resource, sync_token, user_id FROM syncstate.sync_state});
@@ -262,6 +265,18 @@ is(join("\n", grep { !$there{$_}{known} || ($there{$_}{places} // 0) != 1 } sort
 my %runs;
 $runs{$_}++ foreach @runs;
 is(join("\n", grep { ($run{$_} // 0) != ($runs{$_} // 0) } sort keys %{ { %run, %runs } }), '', 'every run that was reported is there once, and no other');
+
+my (%opened, %stopped, %ends);
+$ends{ $_->[4] } = $_->[2] + $_->[5] foreach lines('opened');
+push @{ $opened{ $_->[3] } }, $_->[4] foreach sort { $a->[2] <=> $b->[2] } lines('opened');
+$stopped{ $_->[4] }++ foreach lines('stopped');
+cmp_ok(keys(%opened), '>', 100, 'push channels were opened');
+cmp_ok(keys(%stopped), '>', 20, 'and stopped, when they had been renewed');
+is(join("\n", grep { $stopped{$_} > 1 } keys %stopped), '', 'none twice');
+is(join("\n", grep { $stopped{ $opened{$_}[-1] } } keys %opened), '', 'and never the last one of its row');
+is(join("\n", map { my @of = @{ $opened{$_} }; map { my $is = join ' ', @{ $channel{$_} // ['nowhere'] }; my $ought = $stopped{$_} ? 'nowhere' : $_ eq $of[-1] ? 'active' : $ends{$_} > time() ? 'retiring' : 'nowhere, or retiring'; $ought =~ /\b$is\b/ ? () : "$_: $is, not $ought" } @of } keys %opened),
+	'', 'each of the others is there once, and no other channel of its row is active');
+is(join(' ', grep { my $channel = $_; !grep { $_->[4] eq $channel } lines('opened') } keys %channel), '', 'and there are no others');
 
 my (%event, %events);
 $events{ $_->[4] }{"$_->[5] $_->[6]"}++, $event{ $_->[3] }++ foreach lines('taken');

@@ -54,6 +54,9 @@ foreach my $user (@users)
 $s->query(q{SELECT syncstate.set_sync_policy('google_gmail', '{"sync_interval": "7 min", "daily_budget": 1000, "keep_runs": "all"}')});
 $s->query("SELECT syncstate.mark_sync_started('$_', 'google_gmail'), syncstate.mark_sync_completed('$_', 'google_gmail')") foreach @users;
 
+$s->query(q{SELECT syncstate.set_sync_policy('google_gmail', '{"push_renew_before": "1 day"}')});
+$s->query(q{SELECT syncstate.mark_channel_opened(user_id, source, lease, 'channel of ' || user_id, NULL, 'secret') FROM syncstate.claim_push_channels('google_gmail')});
+
 # Rows, or the SQLSTATE of the first error.
 sub ask
 {
@@ -68,6 +71,7 @@ my %readers = (
 	my_sync_runs => "$me SELECT * FROM syncstate.my_sync_runs",
 	sync_event => 'SELECT * FROM syncstate.sync_event ORDER BY at',
 	sync_run => 'SELECT * FROM syncstate.sync_run ORDER BY user_id',
+	sync_channel => 'SELECT * FROM syncstate.sync_channel ORDER BY user_id',
 	sync_overview => 'SELECT source, rows, idle, due, requested, without_cursor FROM syncstate.sync_overview',
 	get_sync_state => "SELECT * FROM syncstate.get_sync_state('$users[0]', 'google_gmail')",
 	get_sync_states => "SELECT * FROM syncstate.get_sync_states('$users[1]') ORDER BY source",
@@ -101,6 +105,11 @@ my $key = "'$users[0]', 'google_gmail'";
 my %writers = (
 	claim_due_syncs => 'claim_due_syncs()',
 	take_sync_events => 'take_sync_events()',
+	claim_push_channels => 'claim_push_channels()',
+	mark_channel_opened => "mark_channel_opened($key, 1, 'late channel', NULL, 'secret')",
+	mark_channel_failed => "mark_channel_failed($key, 1, 'x')",
+	mark_channel_stopped => "mark_channel_stopped($key, 1)",
+	receive_push => "receive_push('channel of $users[0]', 'secret')",
 	mark_sync_started => "mark_sync_started($key)",
 	mark_sync_completed => "mark_sync_completed($key)",
 	mark_sync_failed => "mark_sync_failed($key, 'x')",

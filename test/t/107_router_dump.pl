@@ -46,7 +46,11 @@ my $calls = qq{
 	SELECT status FROM syncstate.release_sync($user, 'custom_crm', (syncstate.get_sync_state($user, 'custom_crm')).lease);
 	SELECT source, event, user_id FROM syncstate.sync_event;
 	SELECT source, outcome FROM syncstate.sync_run;
+	SELECT action FROM syncstate.claim_push_channels('google_gmail');
+	SELECT source, channel_id, state FROM syncstate.sync_channel;
+	SELECT syncstate.receive_push('channel', 'secret'), syncstate.receive_push('channel', 'another');
 	SELECT source, rows FROM syncstate.sync_overview};
+$s->query(qq{SELECT syncstate.mark_channel_opened($user, 'google_tasks', 1, 'channel', NULL, 'secret')});
 my $was = $s->query($settings);
 my $answers = $s->query($calls);
 like($was, qr/query_timeout=7.*password=it's \\/s, 'there is something to keep');

@@ -23,6 +23,10 @@ sub fill
 		$s->shard_query($n, qq{DELETE FROM syncstate.sync_state;
 			SELECT syncstate.mark_sync_started('$users[$n]', 'google_gmail');
 			SELECT syncstate.connect_sync('$users[$n]', 'google_tasks');
+			DELETE FROM syncstate.sync_channel;
+			INSERT INTO syncstate.sync_channel (user_id, account, source, resource, state, channel_id, token_hash, opened_at, renew_at, lease, lease_expires_at) VALUES
+				('$users[$n]', '', 'google_gmail', '', 'retiring', 'channel $n', sha256('secret'), now(), now(), 1, NULL),
+				('$users[$n]', '', 'google_calendar', '', 'retiring', 'held $n', sha256('secret'), now(), 'infinity', 1, now());
 			DELETE FROM syncstate.sync_event;
 			SELECT syncstate.connect_sync('$users[$n]', 'google_contacts'), syncstate.pause_sync('$users[$n]', 'google_contacts'), syncstate.disconnect_sync('$users[$n]', 'google_contacts')});
 	}
@@ -36,6 +40,10 @@ foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 		[ 'claim_due_syncs', 'SELECT count(*) FROM syncstate.claim_due_syncs()', 4 ],
 		[ 'take_sync_events', 'SELECT count(*) FROM syncstate.take_sync_events()', 4 ],
 		[ 'sync_event', 'SELECT count(*) FROM syncstate.sync_event', 4 ],
+		[ 'claim_push_channels', q{SELECT count(*) FROM syncstate.claim_push_channels('google_gmail')}, 4 ],
+		[ 'mark_channel_stopped', "SELECT channel_id FROM syncstate.mark_channel_stopped('$users[3]', 'google_calendar', 1)", 'held 3' ],
+		[ 'receive_push', q{SELECT syncstate.receive_push('channel 3', 'secret')}, 't' ],
+		[ 'sync_channel', 'SELECT count(*) FROM syncstate.sync_channel', 8 ],
 		[ 'report_syncs', "SELECT count(*) FROM syncstate.report_syncs('$reports')", 4 ],
 		[ 'mark_sync_completed', "SELECT lease FROM syncstate.mark_sync_completed('$users[3]', 'google_gmail', lease => 1)", 1 ],
 		[ 'get_sync_state', "SELECT lease FROM syncstate.get_sync_state('$users[2]', 'google_gmail')", 1 ],

@@ -25,8 +25,9 @@ sub turn
 	return turn_of($n, defined $source ? "$source any" : 'any');
 }
 
-# The same of events
+# The same of events, and of push channels
 sub turn_of_events { return turn_of($_[0], 'events') }
+sub turn_of_channels { return turn_of($_[0], 'channels') }
 
 sub turn_of
 {
@@ -73,6 +74,14 @@ sub cluster
 	return $node;
 }
 
+# Statements by which leases count from 0.  A channel with a smaller one than its
+# row's creation would be another row's.
+sub small_leases
+{
+	return q{ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0, ALTER created_at SET DEFAULT 'epoch';
+		ALTER TABLE syncstate.sync_channel ALTER lease SET DEFAULT 0};
+}
+
 # A new database that is, or may become, a shard.
 sub add_shard
 {
@@ -86,8 +95,7 @@ sub add_shard
 		GRANT SELECT, INSERT, DELETE ON syncstate.custom_source TO router;
 		GRANT EXECUTE ON FUNCTION syncstate.register_sync_source TO router;
 	});
-	$node->safe_psql("shard$n", 'ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0')
-	  unless $self->{real_leases};
+	$node->safe_psql("shard$n", small_leases()) unless $self->{real_leases};
 	$self->{shards}[$n] = $node;
 	return;
 }
