@@ -16,9 +16,9 @@
 // came.
 
 import type { PostgrestSingleResponse, SupabaseClient } from '@supabase/supabase-js';
-import type { Database, SyncSource, SyncState } from './syncstate-types.js';
+import type { Database, SyncChannel, SyncSource, SyncState } from './syncstate-types.js';
 
-export type { SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
+export type { SyncChannel, SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
 
 /** Which row of the user and source: of which resource, and of which account. */
 export type RowOptions = { resource?: string; account?: string };
@@ -31,10 +31,29 @@ export type SyncStateChanges = Partial<
   Omit<
     Database['syncstate']['Tables']['sync_state']['Update'],
     | 'user_id' | 'account' | 'source' | 'resource' | 'lease' | 'lease_required' | 'full_sync_id' | 'syncs_started' | 'failing_since'
-    | 'changes_seen' | 'seconds_watched' | 'limited_until' | 'run_requested_at' | 'troubled_at'
+    | 'changes_seen' | 'seconds_watched' | 'limited_until' | 'run_requested_at' | 'troubled_at' | 'push_until'
     | 'created_at' | 'updated_at'
   >
 >;
+
+/** What is to be done about a push channel, and the lease under which it is reported. */
+export type ChannelTask = {
+  user_id: string;
+  account: string;
+  source: SyncSource;
+  resource: string;
+  action: 'open' | 'renew' | 'stop';
+  lease: number;
+  lease_expires_at: string;
+  /** The channel to renew or to stop; null = there is none. */
+  channel_id: string | null;
+  provider_ref: string | null;
+  expires_at: string | null;
+  failures: number;
+};
+
+/** Which task a report is about. */
+export type ChannelTaskKey = Pick<ChannelTask, 'user_id' | 'account' | 'source' | 'resource' | 'lease'>;
 
 /** An answer of the database, or of the REST layer, that is an error. */
 export class SyncStateError extends Error {
@@ -192,6 +211,72 @@ export class SyncStateService {
     );
   }
 
+  /** Push channels that are to be opened, renewed or stopped, each with a lease. */
+  async claimPushChannels(
+    options: { source?: SyncSource; maxRows?: number; leaseSeconds?: number } = {},
+  ): Promise<ChannelTask[]> {
+    const { source = null, maxRows = 10 } = options;
+    return (await result(
+      this.db.rpc('claim_push_channels', { source, max_rows: maxRows, lease_time: seconds(options.leaseSeconds) }),
+    )) as ChannelTask[];
+  }
+
+  /**
+   * Reports the channel that was opened for a task, new or in place of the one to
+   * renew.  token is the secret that the provider will send along, and ref what
+   * stopping the channel takes.  A lease that was lost is no error: the channel
+   * comes back as `retiring`, and is to be stopped.
+   */
+  async markChannelOpened(
+    task: ChannelTaskKey,
+    channel: { id: string; token: string; expiresAt: string | Date | null; ref?: string | null },
+  ): Promise<SyncChannel> {
+    const { id, token, expiresAt, ref = null } = channel;
+    return result(
+      this.db.rpc('mark_channel_opened', {
+        ...keyOfTask(task),
+        channel_id: id,
+        expires_at: expiresAt instanceof Date ? expiresAt.toISOString() : expiresAt,
+        token,
+        provider_ref: ref,
+      }),
+    );
+  }
+
+  /**
+   * Reports that a task failed.  `transient` is tried again, `unsupported` (the
+   * provider gives no channel for this resource) after a month, and `auth` (the
+   * grant is gone) when the user has connected the account again.
+   */
+  async markChannelFailed(
+    task: ChannelTaskKey,
+    error: unknown,
+    kind: 'transient' | 'unsupported' | 'auth' = 'transient',
+  ): Promise<SyncChannel> {
+    return result(
+      this.db.rpc('mark_channel_failed', {
+        ...keyOfTask(task),
+        error_message: error instanceof Error ? error.message : String(error),
+        kind,
+      }),
+    );
+  }
+
+  /** Reports that a channel was stopped, or was not there any more. */
+  async markChannelStopped(task: ChannelTaskKey): Promise<SyncChannel> {
+    return result(this.db.rpc('mark_channel_stopped', keyOfTask(task)));
+  }
+
+  /**
+   * Takes a push, as a webhook does: requests the sync of the channel's row.
+   * false: nobody knows the channel, or its token is another.
+   */
+  async receivePush(channelId: string, token: string, messageNumber?: number | string): Promise<boolean> {
+    return result(
+      this.db.rpc('receive_push', { channel_id: channelId, token, message_number: messageNumber ?? null }),
+    );
+  }
+
   /** A report, with the lease of the run.  A lost lease is kept: without it, the next report would end another's run. */
   private async report(
     userId: string,
@@ -207,6 +292,15 @@ export class SyncStateService {
     return row;
   }
 }
+
+/** A task may be given as it was claimed. */
+const keyOfTask = ({ user_id, account, source, resource, lease }: ChannelTaskKey): ChannelTaskKey => ({
+  user_id,
+  account,
+  source,
+  resource,
+  lease,
+});
 
 /** The data of an answer, or its error thrown. */
 async function result<T>(answer: PromiseLike<PostgrestSingleResponse<T>>): Promise<T> {

@@ -2,8 +2,9 @@
 // other client that reads its rows as JSON.  Made from the catalogs: `make types`.
 //
 // Times come as text (ISO 8601), and so do intervals ("00:15:00"; in arguments
-// also "15 minutes").  A bigint comes as a number, which JavaScript rounds beyond
-// 2^53; give it as text, and read it with .select('lease::text'), to be exact.
+// also "15 minutes"), and bytes ("\x00ff").  A bigint comes as a number, which
+// JavaScript rounds beyond 2^53; give it as text, and read it with
+// .select('lease::text'), to be exact.
 
 export type Json = string | number | boolean | null | { [key: string]: Json | undefined } | Json[];
 
@@ -47,6 +48,46 @@ export type SyncBudget = {
   rows: number;
 };
 
+/** Push channels of rows of sync_state: until when a provider calls back, and what is to be done about it. */
+export type SyncChannel = {
+  /** Tells the channels of a row apart. */
+  id: string;
+  /** The tenant. */
+  user_id: string;
+  /** Which account of the user at the provider. */
+  account: string;
+  /** Which API. */
+  source: SyncSource;
+  /** What within the source. */
+  resource: string;
+  /** opening: to be opened; active; retiring: to be stopped; unsupported: the provider refused, and is asked again after a month. */
+  state: string;
+  /** What the provider sends back with each push; at most 1024 bytes. */
+  channel_id: string | null;
+  /** SHA-256 of the secret that comes with each push. */
+  token_hash: string | null;
+  /** What stopping the channel takes, besides channel_id; at most 8 kB. */
+  provider_ref: string | null;
+  /** When the channel ends; null = it does not. */
+  expires_at: string | null;
+  /** When a claim hands the channel out next; null = its row is parked. */
+  renew_at: string | null;
+  /** Fencing number: one more each time that the channel is handed out. */
+  lease: number;
+  /** Until when a worker has the channel; null = none has it. */
+  lease_expires_at: string | null;
+  /** Failures in a row to open, renew or stop it. */
+  failures: number;
+  /** What went wrong last; at most 8 kB. */
+  error_message: string | null;
+  /** When it was opened. */
+  opened_at: string | null;
+  /** When it was last heard; written at most once in ten seconds. */
+  last_push_at: string | null;
+  /** Number of the message that it was last heard with. */
+  message_number: number | null;
+};
+
 /** What an application must act on, until take_sync_events() takes it, at most 30 days. */
 export type SyncEvent = {
   /** Never the same for two events: the key by which to act on an event only once. */
@@ -57,7 +98,7 @@ export type SyncEvent = {
   event: string;
   /** The tenant; null = it concerns the source. */
   user_id: string | null;
-  /** Which grant of the user at the provider. */
+  /** Which account of the user at the provider. */
   account: string | null;
   /** Which API; null = a call parked all of the account. */
   source: SyncSource | null;
@@ -97,7 +138,7 @@ export type SyncPolicy = {
   source: SyncSource;
   /** From start to start of a row's syncs. */
   sync_interval: string | null;
-  /** How long a claim has the row; 1 second to 1 day. */
+  /** How long a claim holds the row; 1 second to 1 day. */
   lease_time: string | null;
   /** Wait after the first failure; doubles with each further one. */
   retry_base: string | null;
@@ -143,13 +184,19 @@ export type SyncPolicy = {
   keep_runs: string | null;
   /** How long sync_run keeps them. */
   keep_runs_for: string | null;
+  /** How long before its end a push channel is renewed, at the earliest; null = the source does not use push. */
+  push_renew_before: string | null;
+  /** From start to start of a row's syncs while its push channel is healthy. */
+  push_interval: string | null;
+  /** How long a push channel is trusted after it was opened or last heard. */
+  push_silence: string | null;
 };
 
 /** Runs that ended, of sources whose policy keep_runs is not none, for as long as keep_runs_for. */
 export type SyncRun = {
   /** The tenant. */
   user_id: string;
-  /** Which grant of the user at the provider. */
+  /** Which account of the user at the provider. */
   account: string;
   /** Which API. */
   source: SyncSource;
@@ -159,13 +206,13 @@ export type SyncRun = {
   lease: number;
   /** When it started. */
   started_at: string | null;
-  /** When it ended; of a lost run, when its lease ran out. */
+  /** When it ended; of a lost run, when its lease expired. */
   ended_at: string;
   /** How it ended: completed, failed, rate_limited, released, lost or revoked. */
   outcome: string;
   /** Whether it had no cursor to begin with, or lost it. */
   was_full: boolean;
-  /** Whether it was asked for. */
+  /** Whether it was requested. */
   was_requested: boolean;
   /** How many items it synced; of a run that did not complete, its progress; null = not known. */
   items: number | null;
@@ -177,13 +224,13 @@ export type SyncRun = {
 export type SyncState = {
   /** The tenant. */
   user_id: string;
-  /** Which grant of the user at the provider; empty where users have one; at most 255 bytes. */
+  /** Which account of the user at the provider; empty if users have one each; at most 255 bytes. */
   account: string;
   /** Which API. */
   source: SyncSource;
   /** What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes. */
   resource: string;
-  /** What happened last; a label. */
+  /** The last event. */
   status: SyncStatus;
   /** Cursor of Calendar and Contacts; at most 64 kB. */
   sync_token: string | null;
@@ -197,15 +244,15 @@ export type SyncState = {
   last_full_sync_at: string | null;
   /** When the row is due; null = parked. */
   due_at: string | null;
-  /** When a sync was asked for; non-null = priority lane. */
+  /** When a sync was requested; non-null = priority lane. */
   requested_at: string | null;
   /** Why the row is parked: paused, auth, failures, token_loop or gone. */
   parked_reason: string | null;
   /** The row's own interval; null = the policy's. */
   sync_interval: string | null;
-  /** Fencing number: one more at each start; never one that the key had before. */
+  /** Number of the lease: one more at each start; never repeated for the same key. */
   lease: number;
-  /** Until when the sync in flight has the row; null = none in flight. */
+  /** Until when the running sync holds the row; null = none is running. */
   lease_expires_at: string | null;
   /** When a sync last started. */
   last_sync_at: string | null;
@@ -215,9 +262,9 @@ export type SyncState = {
   items_synced: number;
   /** Where a long sync stands between pages; never the cursor. */
   page_token: string | null;
-  /** Items done by the sync in flight; null = not known. */
+  /** Items done by the running sync; null = unknown. */
   progress_done: number | null;
-  /** Items expected by the sync in flight; null = not known. */
+  /** Items expected by the running sync; null = unknown. */
   progress_total: number | null;
   /** Failures in a row; rate limits do not count. */
   failures: number;
@@ -225,7 +272,7 @@ export type SyncState = {
   token_losses: number;
   /** What went wrong last; null after a completion; at most 8 kB. */
   error_message: string | null;
-  /** When the row was made. */
+  /** When the row was created. */
   created_at: string;
   /** When the row was last written; set by the trigger. */
   updated_at: string;
@@ -239,21 +286,23 @@ export type SyncState = {
   full_sync_id: number | null;
   /** How many syncs of the row were started. */
   syncs_started: number | null;
-  /** Whether a claim handed out the sync in flight, so that its report takes the lease. */
+  /** Whether a claim handed out the running sync, so that its report needs the lease. */
   lease_required: boolean;
   /** Until when the provider limits the account's use of the source. */
   limited_until: string | null;
-  /** When the sync in flight was asked for; null = it was not. */
+  /** When the running sync was requested; null = it was not. */
   run_requested_at: string | null;
   /** When an event last told that the row fails or is parked; null = it has completed since. */
   troubled_at: string | null;
+  /** Until when a push channel makes frequent polls needless; null = there is none. */
+  push_until: string | null;
 };
 
 /** What a user may see of their own runs: no lease. */
 export type MySyncRuns = {
   /** The tenant. */
   user_id: string;
-  /** Which grant of the user at the provider. */
+  /** Which account of the user at the provider. */
   account: string;
   /** Which API. */
   source: SyncSource;
@@ -261,13 +310,13 @@ export type MySyncRuns = {
   resource: string;
   /** When it started. */
   started_at: string | null;
-  /** When it ended; of a lost run, when its lease ran out. */
+  /** When it ended; of a lost run, when its lease expired. */
   ended_at: string;
   /** How it ended: completed, failed, rate_limited, released, lost or revoked. */
   outcome: string;
   /** Whether it had no cursor to begin with, or lost it. */
   was_full: boolean;
-  /** Whether it was asked for. */
+  /** Whether it was requested. */
   was_requested: boolean;
   /** How many items it synced; of a run that did not complete, its progress; null = not known. */
   items: number | null;
@@ -279,17 +328,17 @@ export type MySyncRuns = {
 export type MySyncs = {
   /** The tenant. */
   user_id: string;
-  /** Which grant of the user at the provider; empty where users have one; at most 255 bytes. */
+  /** Which account of the user at the provider; empty if users have one each; at most 255 bytes. */
   account: string;
   /** Which API. */
   source: SyncSource;
   /** What within the source (a calendar, a task list); empty = the account as a whole; at most 1024 bytes. */
   resource: string;
-  /** What happened last; a label. */
+  /** The last event. */
   status: SyncStatus;
   /** When the row is due; null = parked. */
   due_at: string | null;
-  /** When a sync was asked for; non-null = priority lane. */
+  /** When a sync was requested; non-null = priority lane. */
   requested_at: string | null;
   /** Why the row is parked: paused, auth, failures, token_loop or gone. */
   parked_reason: string | null;
@@ -303,9 +352,9 @@ export type MySyncs = {
   last_successful_sync_at: string | null;
   /** Items of the last completed sync. */
   items_synced: number;
-  /** Items done by the sync in flight; null = not known. */
+  /** Items done by the running sync; null = unknown. */
   progress_done: number | null;
-  /** Items expected by the sync in flight; null = not known. */
+  /** Items expected by the running sync; null = unknown. */
   progress_total: number | null;
   /** Failures in a row; rate limits do not count. */
   failures: number;
@@ -315,7 +364,7 @@ export type MySyncs = {
   token_losses: number;
   /** What went wrong last; null after a completion; at most 8 kB. */
   error_message: string | null;
-  /** When the row was made. */
+  /** When the row was created. */
   created_at: string;
   /** When the row was last written; set by the trigger. */
   updated_at: string;
@@ -346,6 +395,12 @@ export type SyncOverview = {
   ahead: number | null;
   parked_gone: number | null;
   limited: number | null;
+  channels_opening: number | null;
+  channels_active: number | null;
+  channels_retiring: number | null;
+  channels_unsupported: number | null;
+  channels_ending: number | null;
+  channels_silent: number | null;
 };
 
 /** Arguments of checkpoint_sync(). */
@@ -366,6 +421,13 @@ export type ClaimDueSyncsArgs = {
   max_rows?: number;
   lease_time?: string | null;
   kind?: string;
+};
+
+/** Arguments of claim_push_channels(). */
+export type ClaimPushChannelsArgs = {
+  source?: SyncSource | null;
+  max_rows?: number;
+  lease_time?: string | null;
 };
 
 /** Arguments of clear_sync_token(). */
@@ -430,6 +492,39 @@ export type GetUsersNeedingSyncArgs = {
   source: SyncSource;
   stale_after?: string | null;
   max_rows?: number | null;
+};
+
+/** Arguments of mark_channel_failed(). */
+export type MarkChannelFailedArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease: number | string;
+  error_message: string;
+  kind?: string;
+  resource?: string;
+  account?: string;
+};
+
+/** Arguments of mark_channel_opened(). */
+export type MarkChannelOpenedArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease: number | string;
+  channel_id: string;
+  expires_at: string | null;
+  token: string;
+  provider_ref?: string | null;
+  resource?: string;
+  account?: string;
+};
+
+/** Arguments of mark_channel_stopped(). */
+export type MarkChannelStoppedArgs = {
+  user_id: string;
+  source: SyncSource;
+  lease: number | string;
+  resource?: string;
+  account?: string;
 };
 
 /** Arguments of mark_rate_limited(). */
@@ -518,6 +613,13 @@ export type PauseSyncSourceArgs = {
 /** Arguments of rebalance_syncs(). */
 export type RebalanceSyncsArgs = {
   source?: SyncSource | null;
+};
+
+/** Arguments of receive_push(). */
+export type ReceivePushArgs = {
+  channel_id: string;
+  token: string;
+  message_number?: number | string | null;
 };
 
 /** Arguments of register_sync_source(). */
@@ -670,6 +772,50 @@ export type Database = {
         };
         Relationships: [];
       };
+      sync_channel: {
+        Row: SyncChannel;
+        Insert: {
+          id?: string;
+          user_id: string;
+          account: string;
+          source: SyncSource;
+          resource: string;
+          state?: string;
+          channel_id?: string | null;
+          token_hash?: string | null;
+          provider_ref?: string | null;
+          expires_at?: string | null;
+          renew_at?: string | null;
+          lease?: number | string;
+          lease_expires_at?: string | null;
+          failures?: number;
+          error_message?: string | null;
+          opened_at?: string | null;
+          last_push_at?: string | null;
+          message_number?: number | string | null;
+        };
+        Update: {
+          id?: string;
+          user_id?: string;
+          account?: string;
+          source?: SyncSource;
+          resource?: string;
+          state?: string;
+          channel_id?: string | null;
+          token_hash?: string | null;
+          provider_ref?: string | null;
+          expires_at?: string | null;
+          renew_at?: string | null;
+          lease?: number | string;
+          lease_expires_at?: string | null;
+          failures?: number;
+          error_message?: string | null;
+          opened_at?: string | null;
+          last_push_at?: string | null;
+          message_number?: number | string | null;
+        };
+        Relationships: [];
+      };
       sync_event: {
         Row: SyncEvent;
         Insert: {
@@ -750,6 +896,9 @@ export type Database = {
           max_in_flight?: number | null;
           keep_runs?: string | null;
           keep_runs_for?: string | null;
+          push_renew_before?: string | null;
+          push_interval?: string | null;
+          push_silence?: string | null;
         };
         Update: {
           source?: SyncSource;
@@ -777,6 +926,9 @@ export type Database = {
           max_in_flight?: number | null;
           keep_runs?: string | null;
           keep_runs_for?: string | null;
+          push_renew_before?: string | null;
+          push_interval?: string | null;
+          push_silence?: string | null;
         };
         Relationships: [];
       };
@@ -851,6 +1003,7 @@ export type Database = {
           limited_until?: string | null;
           run_requested_at?: string | null;
           troubled_at?: string | null;
+          push_until?: string | null;
         };
         Update: {
           user_id?: string;
@@ -889,6 +1042,7 @@ export type Database = {
           limited_until?: string | null;
           run_requested_at?: string | null;
           troubled_at?: string | null;
+          push_until?: string | null;
         };
         Relationships: [];
       };
@@ -908,7 +1062,7 @@ export type Database = {
       };
     };
     Functions: {
-      /** Remembers where a long sync stands, and renews its lease. */
+      /** Saves where a long sync stands, and renews its lease. */
       checkpoint_sync: {
         Args: CheckpointSyncArgs;
         Returns: SyncState;
@@ -930,7 +1084,24 @@ export type Database = {
           isSetofReturn: true;
         };
       };
-      /** Reports that the provider has forgotten the cursor: a full sync is next. */
+      /** Claims push channels that are to be opened, renewed or stopped, each with a lease. */
+      claim_push_channels: {
+        Args: ClaimPushChannelsArgs;
+        Returns: {
+          user_id: string | null;
+          account: string | null;
+          source: SyncSource | null;
+          resource: string | null;
+          action: string | null;
+          lease: number | null;
+          lease_expires_at: string | null;
+          channel_id: string | null;
+          provider_ref: string | null;
+          expires_at: string | null;
+          failures: number | null;
+        }[];
+      };
+      /** Reports that the cursor has expired: a full sync is next. */
       clear_sync_token: {
         Args: ClearSyncTokenArgs;
         Returns: SyncState;
@@ -952,7 +1123,7 @@ export type Database = {
           isSetofReturn: true;
         };
       };
-      /** Starts or resumes the syncing of a row: makes it if it is missing, un-parks it unless it is paused, forgets failures, and requests a sync. */
+      /** Starts or resumes the syncing of a row: creates it if it is missing, un-parks it unless it is paused, resets failures, and requests a sync. */
       connect_sync: {
         Args: ConnectSyncArgs;
         Returns: SyncState;
@@ -1022,6 +1193,39 @@ export type Database = {
         Args: GetUsersNeedingSyncArgs;
         Returns: string[];
       };
+      /** Reports that a push channel could not be opened, renewed or stopped: it waits, or is asked for again after a month. */
+      mark_channel_failed: {
+        Args: MarkChannelFailedArgs;
+        Returns: SyncChannel;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_channel';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Reports that a push channel was opened, or that its successor was: the old one is to be stopped. */
+      mark_channel_opened: {
+        Args: MarkChannelOpenedArgs;
+        Returns: SyncChannel;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_channel';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
+      /** Reports that a push channel was stopped, which forgets it; returns it as it was. */
+      mark_channel_stopped: {
+        Args: MarkChannelStoppedArgs;
+        Returns: SyncChannel;
+        SetofOptions: {
+          from: '*';
+          to: 'sync_channel';
+          isOneToOne: true;
+          isSetofReturn: false;
+        };
+      };
       /** Reports that the provider's rate limit was hit: the rows of the account's source wait until it ends. */
       mark_rate_limited: {
         Args: MarkRateLimitedArgs;
@@ -1087,7 +1291,7 @@ export type Database = {
           isSetofReturn: true;
         };
       };
-      /** Parks a row until it is resumed; a sync in flight may finish. */
+      /** Parks a row until it is resumed; a running sync may finish. */
       pause_sync: {
         Args: PauseSyncArgs;
         Returns: SyncState;
@@ -1098,7 +1302,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Hands out no row of a source until a time; syncs in flight may finish. */
+      /** Hands out no row of a source until a time; running syncs may finish. */
       pause_sync_source: {
         Args: PauseSyncSourceArgs;
         Returns: SyncPolicy;
@@ -1109,7 +1313,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Divides the daily budget of a source among its rows anew, by how often each one changes. */
+      /** Divides the daily budget of a source among its rows, by how often each one changes. */
       rebalance_syncs: {
         Args: RebalanceSyncsArgs;
         Returns: {
@@ -1124,12 +1328,17 @@ export type Database = {
           feasible: boolean | null;
         }[];
       };
+      /** Takes a push: requests a sync of the channel's row; returns false for an unknown channel or a wrong token. */
+      receive_push: {
+        Args: ReceivePushArgs;
+        Returns: boolean;
+      };
       /** Adds a label to sync_source, usable once the transaction has committed. */
       register_sync_source: {
         Args: RegisterSyncSourceArgs;
         Returns: undefined;
       };
-      /** Returns a claimed row unsynced, due after a delay and behind all that are due already; nothing is counted. */
+      /** Returns a claimed row unsynced, due after a delay and after all rows that are due already; counts nothing. */
       release_sync: {
         Args: ReleaseSyncArgs;
         Returns: SyncState;
@@ -1140,7 +1349,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Renews the lease of a sync in flight. */
+      /** Renews the lease of a running sync. */
       renew_sync_lease: {
         Args: RenewSyncLeaseArgs;
         Returns: SyncState;
@@ -1151,7 +1360,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Reports what became of many syncs in one call. */
+      /** Reports many syncs in one call. */
       report_syncs: {
         Args: ReportSyncsArgs;
         Returns: SyncState[];
@@ -1186,7 +1395,7 @@ export type Database = {
           isSetofReturn: true;
         };
       };
-      /** Un-parks a row, which is due at once, and forgets failures. */
+      /** Un-parks a row, which is due at once, and resets its failures. */
       resume_sync: {
         Args: ResumeSyncArgs;
         Returns: SyncState;
@@ -1219,7 +1428,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Takes parked rows of a source back, spread over a time, and returns how many. */
+      /** Un-parks rows of a source, spread over a time, and returns how many. */
       revive_syncs: {
         Args: ReviveSyncsArgs;
         Returns: number;
@@ -1235,7 +1444,7 @@ export type Database = {
           isSetofReturn: false;
         };
       };
-      /** Makes the resources of an account exactly these: connects what is new, parks what is gone, takes back what returned. */
+      /** Makes the resources of an account exactly these: connects new ones, parks those that are gone, brings back those that returned. */
       set_sync_resources: {
         Args: SetSyncResourcesArgs;
         Returns: {
@@ -1259,7 +1468,7 @@ export type Database = {
           isSetofReturn: true;
         };
       };
-      /** Changes columns of a row as a client that keeps its state by hand would: keys present change, null clears, keys absent stay. */
+      /** Changes columns of a row as a direct write would: keys present change, null clears, keys absent stay. */
       update_sync_state: {
         Args: UpdateSyncStateArgs;
         Returns: SyncState;

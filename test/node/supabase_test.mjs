@@ -6,7 +6,7 @@
 // and PGDATABASE; test/t/081_supabase.pl makes it.
 
 import assert from 'node:assert/strict';
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { after, before, beforeEach, test } from 'node:test';
 import { createClient } from '@supabase/supabase-js';
 import pg from 'pg';
@@ -77,14 +77,16 @@ after(async () => {
 });
 // The runs last: those in flight end with their rows.
 const reset = () => admin.query(`DELETE FROM syncstate.sync_state; DELETE FROM syncstate.sync_policy;
-  DELETE FROM syncstate.sync_event; DELETE FROM syncstate.sync_run`);
+  DELETE FROM syncstate.sync_event; DELETE FROM syncstate.sync_run; DELETE FROM syncstate.sync_channel`);
 beforeEach(reset);
 
 // ---- every function
 
 // What each function is called with, and what has to come; the row of ada's
-// Gmail is there and under lease 1.  first: a call before; kind: who may.
+// Gmail is there and under lease 1, and so are two of its push channels: one that
+// is to be opened, and an older one that is to be stopped.  first: a call before; kind: who may.
 const state = { user_id: ada, source: 'google_gmail' };
+const SECRET_HASH = `\\x${createHash('sha256').update('secret').digest('hex')}`;
 const held = { ...state, lease: 1 };
 const isState = (status, more = {}) => (data) => assert.deepEqual({ ...data, ...more, ...state, status }, data);
 const isStates = (status) => (data) => {
@@ -97,6 +99,7 @@ const isEvent = (more) => (data) => {
   assert.deepEqual({ ...data[0], ...state, account: '', resource: '', ...more }, data[0]);
 };
 const is = (value) => (data) => assert.deepEqual(data, value);
+const isChannel = (more) => (data) => assert.deepEqual({ ...data, ...state, account: '', resource: '', ...more }, data);
 const isTime = (data) => assert.ok(Math.abs(Date.parse(data) - Date.now()) < 600_000, data);
 const ROW = { ...state, account: '', resource: '', status: 'idle', lease: 0, items_synced: 0, failures: 0, token_losses: 0, due_at: '2026-01-01T00:00:00Z', created_at: '2026-01-01T00:00:00Z', updated_at: '2026-01-01T00:00:00Z', lease_required: false };
 const CALLS = {
@@ -118,6 +121,18 @@ const CALLS = {
   update_sync_state: { args: { ...state, changes: { history_id: '77' }, resource: '', account: '' }, expect: isState('syncing', { history_id: '77' }) },
   get_users_needing_sync: { args: { source: 'google_gmail', stale_after: '1 minute', max_rows: 5 }, free: true, expect: is([ada]) },
   next_sync_due: { args: { source: 'google_gmail' }, expect: isTime },
+  claim_push_channels: {
+    args: { source: 'google_gmail', max_rows: 10, lease_time: '1 minute' }, freeChannels: true,
+    expect: (data) => assert.deepEqual(data.map((task) => [task.user_id, task.action, task.channel_id, task.provider_ref]).sort(),
+      [[ada, 'open', null, null], [ada, 'stop', 'old', 'ref']]),
+  },
+  mark_channel_opened: {
+    args: { ...held, channel_id: 'new', expires_at: '2999-01-01T00:00:00Z', token: 'secret', provider_ref: 'ref', resource: '', account: '' },
+    expect: isChannel({ state: 'active', channel_id: 'new', lease: 1, lease_expires_at: null, expires_at: '2999-01-01T00:00:00+00:00', token_hash: SECRET_HASH }),
+  },
+  mark_channel_failed: { args: { ...held, error_message: 'HTTP 400', kind: 'unsupported', resource: '', account: '' }, expect: isChannel({ state: 'unsupported', error_message: 'HTTP 400' }) },
+  mark_channel_stopped: { args: { ...held, lease: 2, resource: '', account: '' }, expect: isChannel({ state: 'retiring', channel_id: 'old', token_hash: SECRET_HASH }) },
+  receive_push: { args: { channel_id: 'old', token: 'secret', message_number: '9007199254740993' }, expect: is(true) },
   take_sync_events: { first: ['pause_sync', state], args: { max_rows: 1 }, expect: isEvent({ event: 'parked', reason: 'paused', lease: 1, detail: null }) },
   due_from: { args: { sync_state: ROW }, expect: is('2026-01-01T00:00:00+00:00') },
   is_ahead: { args: { sync_state: ROW }, expect: is(false) },
@@ -158,8 +173,15 @@ const CALLS = {
   watch_users: { kind: 'admin', args: { users: 'syncstate.sync_state', id_column: 'user_id' } },
 };
 
-// ada's Gmail: under lease 1, or due and not held, long enough for stale_after.
-async function makeRow({ free = false } = {}) {
+// ada's Gmail: under lease 1, or due and not held, long enough for stale_after; and
+// its channels under leases 1 and 2, or not held.
+async function makeRow({ free = false, freeChannels = false } = {}) {
+  await admin.query(`INSERT INTO syncstate.sync_policy (source, push_renew_before) VALUES ('google_gmail', '1 day')`);
+  await admin.query(`INSERT INTO syncstate.sync_channel (user_id, account, source, resource, state, channel_id, token_hash,
+    provider_ref, opened_at, renew_at, lease, lease_expires_at) VALUES
+    ($1, '', 'google_gmail', '', 'opening', NULL, NULL, NULL, NULL, now(), 1, $2),
+    ($1, '', 'google_gmail', '', 'retiring', 'old', sha256('secret'), 'ref', now(), now(), 2, $2)`,
+    [ada, freeChannels ? null : new Date()]);
   await admin.query("SELECT syncstate.mark_sync_started($1, 'google_gmail', '10 minutes')", [ada]);
   if (free)
     await admin.query(`UPDATE syncstate.sync_state SET status = 'idle', last_sync_at = now() - interval '1 hour',
@@ -172,11 +194,11 @@ test('the list of calls is complete', async () => {
   assert.deepEqual(Object.keys(CALLS).sort(), rows.map((row) => row.proname).sort());
 });
 
-for (const [name, { first, args, kind = 'worker', free = false, expect, expectUser = expect }] of Object.entries(CALLS)) {
+for (const [name, { first, args, kind = 'worker', free = false, freeChannels = false, expect, expectUser = expect }] of Object.entries(CALLS)) {
   test(`${name}() by rpc()`, async () => {
     const call = async (client) => {
       await reset();
-      await makeRow({ free });
+      await makeRow({ free, freeChannels });
       if (first) await ok(worker().rpc(...first));
       const before = await stored(ada, 'google_gmail');
       const answer = await client.rpc(name, args);
@@ -341,6 +363,64 @@ test('two never take the same event', async () => {
   taken.push(...await ok(worker().rpc('take_sync_events', { max_rows: 100 })));
   assert.equal(taken.length, 60);
   assert.equal(new Set(taken.map((event) => event.id)).size, 60);
+});
+
+// ---- push channels
+
+// Claims until so many tasks have come: a session for which it takes long to compare
+// channels with rows does not do so each time.
+async function claimTasks(claim, count) {
+  const tasks = [];
+  for (const deadline = Date.now() + 120_000; tasks.length < count; ) {
+    assert.ok(Date.now() < deadline, `${tasks.length} tasks, and no more`);
+    tasks.push(...(await claim()));
+  }
+  return tasks;
+}
+
+test('a channel is opened, heard, renewed and stopped', async () => {
+  const calendar = { user_id: ada, source: 'google_calendar', resource: 'c', account: 'work' };
+  const claim = () => ok(worker().rpc('claim_push_channels', { source: 'google_calendar' }));
+  // the lease of the one task that there is
+  const claimOne = async (...task) => {
+    const tasks = await claimTasks(claim, 1);
+    assert.deepEqual(tasks.map(({ action, channel_id }) => [action, channel_id]), [task]);
+    return tasks[0].lease;
+  };
+  const push = (client, args) => ok(client.rpc('receive_push', args));
+  const expires_at = new Date(Date.now() + 604_800_000).toISOString();
+  await ok(worker().rpc('connect_sync', calendar));
+  assert.deepEqual(await claim(), []);
+  await ok(worker().rpc('set_sync_policy', { source: 'google_calendar', changes: { push_renew_before: '1 day' } }));
+  let lease = await claimOne('open', null);
+  await refused(worker().rpc('claim_push_channels', {}, { get: true }), 405, '25006');
+  await refused(worker().rpc('mark_channel_failed', { ...calendar, lease: lease + 1, error_message: 'x' }), 409, 'PT409', { message: /^lease on push channel is no longer held$/ });
+  await refused(worker().rpc('mark_channel_opened', { ...calendar, lease, channel_id: 'a', expires_at: '2020-01-01', token: 's' }), 400, '22023', { message: /^expires_at must be later than now$/ });
+  const opened = await ok(worker().rpc('mark_channel_opened', { ...calendar, lease, channel_id: 'a', expires_at, token: 'secret' }));
+  assert.deepEqual([opened.state, opened.token_hash, Date.parse(opened.expires_at)], ['active', SECRET_HASH, Date.parse(expires_at)]);
+  const row = await ok(worker().rpc('get_sync_state', calendar));
+  assert.ok(Date.parse(row.push_until) > Date.now() + 80_000_000, row.push_until);
+
+  // by workers; by others only if they are given it
+  assert.equal(await push(worker(), { channel_id: 'a', token: 'secret', message_number: 1 }), true);
+  assert.equal(await push(worker(), { channel_id: 'a', token: 'another', message_number: 2 }), false);
+  await refused(anonymous().rpc('receive_push', { channel_id: 'a', token: 'secret' }), 401, '42501', { message: /^permission denied for schema syncstate$/ });
+  await refused(worker().rpc('receive_push', { channel_id: 'a', token: 'secret' }, { get: true }), 405, '25006');
+  await refused(user(ada).from('sync_channel').select('*'), 403, '42501');
+  const [{ last_push_at, message_number }] = await ok(worker().from('sync_channel').select('*').eq('channel_id', 'a'));
+  assert.ok(Math.abs(Date.parse(last_push_at) - Date.now()) < 600_000, last_push_at);
+  assert.equal(message_number, 1);
+
+  await admin.query('UPDATE syncstate.sync_channel SET renew_at = now()');
+  lease = await claimOne('renew', 'a');
+  await ok(worker().rpc('mark_channel_opened', { ...calendar, lease, channel_id: 'b', expires_at, token: 'secret' }));
+  assert.equal(await push(worker(), { channel_id: 'a', token: 'secret' }), true);
+  assert.equal(await push(worker(), { channel_id: 'b', token: 'secret' }), true);
+  lease = await claimOne('stop', 'a');
+  assert.equal((await ok(worker().rpc('mark_channel_stopped', { ...calendar, lease }))).channel_id, 'a');
+  assert.equal(await push(worker(), { channel_id: 'a', token: 'secret' }), false);
+  assert.deepEqual(await claim(), []);
+  assert.equal((await ok(worker().from('sync_overview').select('channels_active').eq('source', 'google_calendar').single())).channels_active, 1);
 });
 
 // ---- numbers
@@ -683,6 +763,41 @@ test('service: accounts', async () => {
   assert.deepEqual(await reasons(), ['home calendar ', 'home calendara ', 'home calendarb ', 'home gmail auth', 'work gmail ']);
   await states.markSyncFailed(ada, 'google_calendar', 'HTTP 401', { kind: 'auth', resource: 'b', ...home });
   assert.deepEqual(await reasons(), ['home calendar auth', 'home calendara auth', 'home calendarb auth', 'home gmail auth', 'work gmail ']);
+});
+
+test('service: push channels', async () => {
+  const states = service();
+  for (const resource of ['a', 'b', 'c', 'd']) await ok(worker().rpc('connect_sync', { user_id: ada, source: 'google_calendar', resource, account: 'work' }));
+  await ok(worker().rpc('set_sync_policy', { source: 'google_calendar', changes: { push_renew_before: '1 day' } }));
+  assert.deepEqual(await states.claimPushChannels({ source: 'google_gmail' }), []);
+  const tasks = await claimTasks(() => states.claimPushChannels({ maxRows: 3, leaseSeconds: 120 }), 1);
+  assert.deepEqual(tasks.map(({ account, action, channel_id, failures }) => [account, action, channel_id, failures]), Array(3).fill(['work', 'open', null, 0]));
+  assert.ok(tasks.every((task) => Date.parse(task.lease_expires_at) - Date.now() < 121_000));
+  tasks.push(...(await claimTasks(() => states.claimPushChannels(), 1)));
+  const [a, b, c, d] = tasks.sort((x, y) => (x.resource < y.resource ? -1 : 1));
+  assert.equal(tasks.length, 4);
+
+  const expiresAt = new Date(Date.now() + 604_800_000);
+  const opened = await states.markChannelOpened(a, { id: 'channel a', token: 'secret', expiresAt, ref: 'ref' });
+  assert.deepEqual([opened.state, opened.resource, opened.account, opened.provider_ref, Date.parse(opened.expires_at)], ['active', 'a', 'work', 'ref', expiresAt.getTime()]);
+  assert.deepEqual((await states.markChannelOpened(b, { id: 'channel b', token: 'secret', expiresAt: null })).expires_at, null);
+  assert.deepEqual((await states.markChannelFailed(c, new Error('HTTP 400'), 'unsupported')).state, 'unsupported');
+  const failed = await states.markChannelFailed(d, 'HTTP 503');
+  assert.deepEqual([failed.state, failed.failures, failed.error_message], ['opening', 1, 'HTTP 503']);
+  await assert.rejects(states.markChannelFailed(d, 'HTTP 503'), lost);
+  await assert.rejects(states.markChannelStopped(a), lost);
+  // of one that lost its lease the channel is kept, to be stopped
+  assert.equal((await states.markChannelOpened(d, { id: 'late', token: 'secret', expiresAt: null })).state, 'retiring');
+
+  assert.equal(await states.receivePush('channel a', 'secret'), true);
+  assert.equal(await states.receivePush('channel a', 'secret', '9007199254740993'), true);
+  assert.equal(await states.receivePush('channel a', 'another', 8), false);
+  assert.equal(await states.receivePush('nobody knows it', 'secret'), false);
+  await ok(worker().rpc('disconnect_sync', { user_id: ada, source: 'google_calendar', resource: 'a', account: 'work' }));
+  const stops = await claimTasks(() => states.claimPushChannels({ source: 'google_calendar' }), 2);
+  assert.deepEqual(stops.map(({ action, channel_id }) => [action, channel_id]).sort(), [['stop', 'channel a'], ['stop', 'late']]);
+  for (const task of stops) assert.equal((await states.markChannelStopped(task)).channel_id, task.channel_id);
+  assert.equal(await states.receivePush('channel a', 'secret'), false);
 });
 
 test('service: updateState changes what is given', async () => {

@@ -10,9 +10,10 @@
 import pg from 'pg';
 
 // What the catalogs do not tell: functions that may answer null (a function
-// that returns a row then gives one whose columns are all null), and views that
-// show columns of a table as they are.
+// that returns a row then gives one whose columns are all null), arguments that may
+// be null and must be given, and views that show columns of a table as they are.
 const NULLABLE = ['current_user_id', 'get_sync_state', 'next_sync_due'];
+const NULLABLE_ARGS = ['mark_channel_opened.expires_at'];
 const COPIES = { my_sync_runs: 'sync_run', my_syncs: 'sync_state' };
 
 const RELATIONS = `
@@ -63,7 +64,7 @@ const own = (type) => /^syncstate\.(\w+)$/.exec(type)?.[1];
 const SCALARS = {
   bigint: ['number', 'number | string'], integer: ['number'], smallint: ['number'], 'double precision': ['number'],
   boolean: ['boolean'], void: ['undefined'], jsonb: ['Json'],
-  text: ['string'], name: ['string'], uuid: ['string'], interval: ['string'], 'timestamp with time zone': ['string'],
+  text: ['string'], name: ['string'], bytea: ['string'], uuid: ['string'], interval: ['string'], 'timestamp with time zone': ['string'],
 };
 function type(name, sent = false) {
   if (name.endsWith('[]')) return `${type(name.slice(0, -2), sent)}[]`;
@@ -79,8 +80,9 @@ let out = `// TypeScript types of the PostgreSQL extension syncstate, for supaba
 // other client that reads its rows as JSON.  Made from the catalogs: \`make types\`.
 //
 // Times come as text (ISO 8601), and so do intervals ("00:15:00"; in arguments
-// also "15 minutes").  A bigint comes as a number, which JavaScript rounds beyond
-// 2^53; give it as text, and read it with .select('lease::text'), to be exact.
+// also "15 minutes"), and bytes ("\\x00ff").  A bigint comes as a number, which
+// JavaScript rounds beyond 2^53; give it as text, and read it with
+// .select('lease::text'), to be exact.
 
 export type Json = string | number | boolean | null | { [key: string]: Json | undefined } | Json[];
 
@@ -103,7 +105,7 @@ for (const r of relations) {
 for (const f of functions.filter((f) => f.args)) {
   out += `/** Arguments of ${f.name}(). */\nexport type ${camel(f.name)}Args = {\n`;
   for (const a of f.args) {
-    const nullable = a.default?.startsWith('NULL') ? ' | null' : '';
+    const nullable = a.default?.startsWith('NULL') || NULLABLE_ARGS.includes(`${f.name}.${a.name}`) ? ' | null' : '';
     out += `  ${a.name}${a.default === null ? '' : '?'}: ${type(a.type, true)}${nullable};\n`;
   }
   out += '};\n\n';

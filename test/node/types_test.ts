@@ -4,7 +4,7 @@
 import { createClient } from '@supabase/supabase-js';
 import { SyncStateService } from '../../examples/sync-state-service.js';
 import { SYNC_SOURCE_LABELS } from '../../examples/syncstate-types.js';
-import type { ClaimDueSyncsArgs, Database, MySyncRuns, MySyncs, SyncEvent, SyncRun, SyncSource, SyncState, TakeSyncEventsArgs } from '../../examples/syncstate-types.js';
+import type { ClaimDueSyncsArgs, Database, MySyncRuns, MySyncs, SyncChannel, SyncEvent, SyncRun, SyncSource, SyncState, TakeSyncEventsArgs } from '../../examples/syncstate-types.js';
 
 const client = createClient<Database>('http://127.0.0.1', 'key');
 const syncstate = client.schema('syncstate');
@@ -32,7 +32,14 @@ export async function functions(): Promise<void> {
   const kept: string | null = (await syncstate.rpc('get_sync_policy', { source: 'google_gmail' }).throwOnError()).data.keep_runs;
   const events: SyncEvent[] = (await syncstate.rpc('take_sync_events', { max_rows: 10 }).throwOnError()).data;
   await syncstate.rpc('take_sync_events', {});
-  void [claimed, due, users, comes, connected, change, interval, kept, events];
+  const tasks = (await syncstate.rpc('claim_push_channels', { source: 'google_calendar', max_rows: 5, lease_time: '5 minutes' }).throwOnError()).data;
+  const action: string | null | undefined = tasks[0]?.action;
+  const opened: SyncChannel = (await syncstate.rpc('mark_channel_opened', {
+    user_id, source: 'google_calendar', lease: 1, channel_id: 'c', expires_at: '2026-01-08T00:00:00Z', token: 'secret',
+  }).throwOnError()).data;
+  const known: boolean = (await syncstate.rpc('receive_push', { channel_id: 'c', token: 'secret', message_number: '7' }).throwOnError()).data;
+  await syncstate.rpc('receive_push', { channel_id: 'c', token: 'secret', message_number: null });
+  void [claimed, due, users, comes, connected, change, interval, kept, events, action, opened, known];
 
   const perhaps = (await syncstate.rpc('get_sync_state', { user_id, source: 'google_gmail' }).throwOnError()).data;
   // @ts-expect-error -- without a row, every column is null
@@ -51,13 +58,19 @@ export async function functions(): Promise<void> {
   await syncstate.rpc('set_sync_resources', { user_id, source: 'google_calendar', resources: 'a' });
   // @ts-expect-error -- a lease must be given
   await syncstate.rpc('renew_sync_lease', { user_id, source: 'google_tasks' });
+  // @ts-expect-error -- so must the one of a channel
+  await syncstate.rpc('mark_channel_stopped', { user_id, source: 'google_calendar' });
+  // @ts-expect-error -- a channel has a token
+  await syncstate.rpc('mark_channel_opened', { user_id, source: 'google_calendar', lease: 1, channel_id: 'c', expires_at: '2026-01-08T00:00:00Z' });
+  // @ts-expect-error -- what is to be opened has no channel yet
+  const old: string | undefined = tasks[0]?.channel_id;
   // @ts-expect-error -- max_rows has a default, but must not be null
   const claim: ClaimDueSyncsArgs = { max_rows: null };
   // @ts-expect-error -- nor here
   const take: TakeSyncEventsArgs = { max_rows: null };
   // @ts-expect-error -- an event may concern a source, and no user
   const whose: string | undefined = events[0]?.user_id;
-  void [id, never_null, claim, take, whose];
+  void [id, never_null, claim, take, whose, old];
 }
 
 export async function views(): Promise<void> {
@@ -71,9 +84,12 @@ export async function views(): Promise<void> {
   const full: boolean | undefined = runs[0]?.was_full;
   const all: SyncRun[] = (await syncstate.from('sync_run').select('*').eq('outcome', 'lost').throwOnError()).data;
   const waiting: SyncEvent[] = (await syncstate.from('sync_event').select('*').throwOnError()).data;
+  const channels: SyncChannel[] = (await syncstate.from('sync_channel').select('*').eq('state', 'unsupported').throwOnError()).data;
+  const hash: string | null | undefined = channels[0]?.token_hash;
+  const push_until: string | null | undefined = (await syncstate.from('sync_state').select('push_until').throwOnError()).data[0]?.push_until;
   const asked: { run_requested_at: string | null; troubled_at: string | null }[] =
     (await syncstate.from('sync_state').select('run_requested_at, troubled_at').throwOnError()).data;
-  void [status, items, done, full, all, waiting, asked];
+  void [status, items, done, full, all, waiting, hash, push_until, asked];
 
   // @ts-expect-error -- users do not see the cursor
   void mine[0]?.sync_token;
@@ -98,13 +114,33 @@ export async function methods(): Promise<void> {
   await service.markRateLimited(user_id, 'google_calendar', 30, { resource: 'a', account: 'work' });
   await service.markSyncFailed(user_id, 'google_gmail', 'HTTP 401', { kind: 'auth', scope: 'row', account: 'work' });
   await service.getState(user_id, 'google_calendar', 'a', 'work');
+  for (const task of await service.claimPushChannels({ source: 'google_calendar', maxRows: 5, leaseSeconds: 60 })) {
+    const channel: string = task.action === 'open' ? 'new' : task.channel_id ?? '';
+    await service.markChannelOpened(task, { id: channel, token: 'secret', expiresAt: new Date(), ref: 'resource' });
+    await service.markChannelOpened(task, { id: channel, token: 'secret', expiresAt: null });
+    await service.markChannelFailed(task, new Error('HTTP 503'));
+    await service.markChannelFailed(task, 'HTTP 400', 'unsupported');
+    const stopped: SyncChannel = await service.markChannelStopped({ user_id, account: '', source: 'google_calendar', resource: 'a', lease: 7 });
+    void stopped;
+  }
+  await service.claimPushChannels();
+  const known: boolean = await service.receivePush('c', 'secret', 7);
   const first: SyncSource = SYNC_SOURCE_LABELS[0];
+  void known;
   void [state, first];
 
   // @ts-expect-error -- no such kind
   await service.markSyncFailed(user_id, 'google_gmail', 'HTTP 401', { kind: 'fatal' });
   // @ts-expect-error -- no such scope, any more
   await service.markRateLimited(user_id, 'google_gmail', 30, { scope: 'user' });
+  // @ts-expect-error -- no such kind of a channel's failure
+  await service.markChannelFailed({ user_id, account: '', source: 'google_gmail', resource: '', lease: 7 }, 'x', 'permanent');
+  // @ts-expect-error -- a channel is opened with a token
+  await service.markChannelOpened({ user_id, account: '', source: 'google_gmail', resource: '', lease: 7 }, { id: 'c', expiresAt: null });
+  // @ts-expect-error -- a task has a lease
+  await service.markChannelStopped({ user_id, account: '', source: 'google_gmail', resource: '' });
+  // @ts-expect-error -- until when a channel is trusted follows from it
+  await service.updateState(user_id, 'google_gmail', { push_until: null });
   // @ts-expect-error -- the account is part of the key
   await service.updateState(user_id, 'google_gmail', { account: 'work' });
   // @ts-expect-error -- limits are the provider's to set

@@ -25,9 +25,9 @@ ok($types eq slurp_file('examples/syncstate-types.ts'), 'examples/syncstate-type
   or diag 'run `make types`';
 $node->stop;
 
-# The TypeScript of the README, which leaves out what is the reader's.
-my ($block) = slurp_file('README.md') =~ /^```ts\n(.*?)^```$/ms;
-ok($block, 'the README has TypeScript');
+# The TypeScript of doc/supabase.md, which leaves out what is the reader's.
+my ($block) = slurp_file('doc/supabase.md') =~ /^```ts\n(.*?)^```$/ms;
+ok($block, 'doc/supabase.md has TypeScript');
 $block =~ s{'\./(?=sync)}{'../../examples/}g;
 unlink "$dir/readme_blocks.ts";
 append_to_file("$dir/readme_blocks.ts", <<'EOT' . $block . 'void [rows, error, mine];');
@@ -37,6 +37,6 @@ EOT
 
 my $said = '';
 ok(IPC::Run::run([ 'node', "$dir/node_modules/typescript/bin/tsc", '-p', $dir, '--noEmit' ], '>&', \$said),
-	'the examples and the README compile, and types_test.ts does and does not where it says so') or diag $said;
+	'the examples and doc/supabase.md compile, and types_test.ts does and does not where it says so') or diag $said;
 
 done_testing();

@@ -38,8 +38,8 @@ $node->safe_psql('postgres', q{
 	CREATE EXTENSION syncstate;
 	ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0});
 
-# The README's function that writes items and cursor.
-my ($commit) = slurp_file('README.md') =~ /^```sql\n(CREATE FUNCTION commit_events.*?)^```$/ms;
+# The function of doc/supabase.md that writes items and cursor.
+my ($commit) = slurp_file('doc/supabase.md') =~ /^```sql\n(CREATE FUNCTION commit_events.*?)^```$/ms;
 $node->safe_psql('postgres', qq{
 	CREATE TABLE events (user_id uuid, id text, title text, PRIMARY KEY (user_id, id));
 	GRANT ALL ON events TO service_role;
