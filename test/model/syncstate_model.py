@@ -29,6 +29,8 @@ import argparse
 import ast
 import collections
 import datetime
+import hashlib
+import itertools
 import json
 import math
 import random
@@ -186,10 +188,11 @@ COLUMNS = ('user_id account source resource status sync_token history_id '
            'progress_total failures token_losses error_message created_at '
            'updated_at failing_since changes_seen seconds_watched full_sync_id '
            'syncs_started lease_required limited_until run_requested_at '
-           'troubled_at').split()
+           'troubled_at push_until').split()
 TIMES = ('updated_min token_issued_at last_full_sync_at due_at requested_at '
          'lease_expires_at last_sync_at last_successful_sync_at created_at '
-         'updated_at failing_since limited_until run_requested_at troubled_at').split()
+         'updated_at failing_since limited_until run_requested_at troubled_at '
+         'push_until expires_at renew_at opened_at last_push_at').split()
 MINE = ('user_id account source resource status due_at requested_at parked_reason '
         'sync_interval last_full_sync_at last_sync_at '
         'last_successful_sync_at items_synced progress_done progress_total '
@@ -199,7 +202,8 @@ SETTINGS = ('sync_interval lease_time retry_base retry_cap rate_limit_wait '
             'max_failures park_after token_ttl token_ttl_from jitter '
             'daily_budget min_interval max_interval request_gap auth_failures '
             'resync_spread max_vanished provider max_in_flight keep_runs '
-            'keep_runs_for resync_from paused_until').split()
+            'keep_runs_for push_renew_before push_interval push_silence '
+            'resync_from paused_until').split()
 BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                retry_base=30 * SECOND, retry_cap=HOUR,
                rate_limit_wait=60 * SECOND, max_failures=30,
@@ -208,7 +212,8 @@ BUILTIN = dict(sync_interval=15 * MINUTE, lease_time=10 * MINUTE,
                min_interval=MINUTE, max_interval=DAY, rate_per_minute=None,
                request_gap=10 * SECOND, auth_failures=1,
                resync_from=None, resync_spread=DAY, max_vanished=0.1,
-               max_in_flight=None, keep_runs='none', keep_runs_for=7 * DAY)
+               max_in_flight=None, keep_runs='none', keep_runs_for=7 * DAY,
+               push_renew_before=None, push_interval=6 * HOUR, push_silence=2 * DAY)
 GOOGLE = {'google_calendar', 'google_tasks', 'google_gmail', 'google_contacts'}
 REASONS = 'paused', 'auth', 'failures', 'token_loop', 'gone'
 # Reasons that nothing but their own name takes back.
@@ -224,6 +229,13 @@ EVENT = 'at event user_id account source resource lease reason detail'.split()
 RUN = ('user_id account source resource lease started_at ended_at outcome '
        'was_full was_requested items error_message').split()
 KEEP_EVENTS_FOR = 30 * DAY
+# The columns of sync_channel.
+CHANNEL = ('id user_id account source resource state channel_id token_hash '
+           'provider_ref expires_at renew_at lease lease_expires_at failures '
+           'error_message opened_at last_push_at message_number').split()
+ACTIONS = {'opening': 'open', 'unsupported': 'open', 'active': 'renew', 'retiring': 'stop'}
+ASK_AGAIN_AFTER = 30 * DAY
+HEARD_EVERY = 10 * SECOND
 # So many rows that are too old does a call delete at once, if there are.
 TRIMMED = 100
 
@@ -247,6 +259,9 @@ class Model:
         # What is told and was not taken yet, by id; and ended runs, by key and lease.
         self.events = {}
         self.runs = {}
+        # Push channels by id; one that the call at hand makes, by a name of our own.
+        self.channels = {}
+        self.numbers = itertools.count()
         # What the call at hand tells, the runs that it ended, and whether this
         # transaction has told of anything.
         self.tells = False
@@ -260,17 +275,18 @@ class Model:
         self.open_part = collections.defaultdict(Part)
         self.life_part = collections.defaultdict(Part)
         self.resync_part = collections.defaultdict(Part)
+        self.push_part = collections.defaultdict(Part)
 
     def save(self):
         return dict(self.rows), dict(self.overrides), self.announced, \
             self.perhaps, dict(self.plans), dict(self.events), \
-            dict(self.runs), self.tells
+            dict(self.runs), self.tells, dict(self.channels)
 
     def restore(self, saved):
         self.rows, self.overrides = dict(saved[0]), dict(saved[1])
         self.announced, self.perhaps = saved[2:4]
         self.plans, self.events, self.runs = map(dict, saved[4:7])
-        self.tells = saved[7]
+        self.tells, self.channels = saved[7], dict(saved[8])
         self.begin()
 
     def begin(self):
@@ -385,6 +401,15 @@ class Model:
                     last = last_hi = INFINITY
         lo, hi = (max(began + i, now + whole / 10) for i in (shortest, longest))
         part = self.jitter_part[key_of(row)]
+        # While a push channel is trusted, push_interval counts, if it is longer,
+        # but no longer than that and one interval.
+        pushed = self.is_trusted(row)
+        if pushed:
+            after = self.poll_after(row, row['push_until'])
+            p = self.policy(row['source'])
+            lo, hi = (max(t, min(began + p['push_interval'] * (
+                1 - jitter * (0.5 + 0.5 * x)), a)) for t, x, a in (
+                    (lo, part.hi, after[0]), (hi, part.lo, after[1])))
 
         def learn(due):
             if last <= due + 2 * SLOP and last < last_hi:
@@ -393,7 +418,7 @@ class Model:
                 if due < lo - SLOP:
                     self.life_part[key_of(row)].narrow(*p)
                 return
-            if due > last - 2 * SLOP or due < now + whole / 10 + SLOP \
+            if pushed or due > last - 2 * SLOP or due < now + whole / 10 + SLOP \
                     or whole * jitter < SECOND:
                 return
             p = [(1 - (due + e - began) / whole) / jitter * 2 - 1
@@ -518,6 +543,8 @@ class Model:
             wait = p['sync_interval'] if p['daily_budget'] is None \
                 else p['max_interval']
         wait = max(wait, p['retry_cap'], DAY)
+        if p['push_renew_before'] is not None:
+            wait = max(wait, p['push_interval'])
         if row['status'] == 'rate_limited':
             wait = max(wait, 33 * DAY)
         due = row['due_at']
@@ -1231,6 +1258,304 @@ class Model:
                 'rate_limited': 'mark_rate_limited',
                 'released': 'release_sync'}
 
+    # ----------------------------------------------------- push channels
+
+    def is_trusted(self, row):
+        return self.policy(row['source'])['push_renew_before'] is not None \
+            and (row['push_until'] or 0) > self.now
+
+    def poll_after(self, row, until):
+        """(earliest, latest) time of the poll of a row whose channel is trusted
+        until then"""
+        whole = self.own_interval(row)[2]
+        part = self.push_part[key_of(row)]
+        return until + whole * part.lo, until + whole * part.hi
+
+    def trust(self, key, until, begins=False):
+        """Its push channel makes frequent polls of a row needless until then.
+        begins: nobody called back before"""
+        row = self.rows[key] = dict(self.rows[key], push_until=until,
+                                    updated_at=self.now)
+        due = row['due_at']
+        if begins and row['status'] == 'syncing' and row['requested_at'] is None:
+            row['requested_at'] = self.now
+        if row['status'] != 'idle' or due is None:
+            return
+        begins = max(until or 0, self.now)
+        lo, hi = self.poll_after(row, begins)
+        whole = self.own_interval(row)[2]
+
+        def learn(got):
+            part = self.push_part[key]
+            if got < due:
+                part.narrow((got - SLOP - begins) / whole, (got + SLOP - begins) / whole)
+            else:
+                part.narrow((due - SLOP - begins) / whole, 1)
+
+        if due > lo - SLOP:
+            row['due_at'] = Within(min(due, lo - SLOP), min(due, hi + SLOP), learn)
+
+    def channels_of(self, key):
+        return [i for i, c in self.channels.items() if key_of(c) == key]
+
+    def channel_named(self, channel_id):
+        return next((i for i, c in self.channels.items()
+                     if c['channel_id'] == channel_id), None)
+
+    def make_channel(self, key, **values):
+        channel = dict.fromkeys(CHANNEL) | dict(zip(CHANNEL[1:5], key))
+        channel.update(id=Something(), failures=0, lease=Within(FIRST_LEASE, 2 ** 53))
+        name = 'new', next(self.numbers)
+        self.channels[name] = channel | values
+        return name
+
+    def change_channel(self, i, **values):
+        self.channels[i] = dict(self.channels[i], **values)
+
+    def open_channel(self, i, opened):
+        """A channel is open now, as it was told."""
+        old = self.channels[i]
+        if old['channel_id'] != opened['channel_id']:
+            self.change_channel(i, last_push_at=None, message_number=None)
+        end = opened['expires_at']
+        self.change_channel(i, **opened, state='active', failures=0, error_message=None,
+                            lease_expires_at=None, opened_at=self.now, renew_at=INFINITY)
+        if end is None:
+            return
+        # between once and half of push_renew_before before the end, at the row's
+        # own part, and not before half of its life
+        before = self.policy(old['source'])['push_renew_before'] or 0
+        half = self.now + (end - self.now) // 2
+        part = self.push_part[key_of(old)]
+
+        def learn(at):
+            if before >= SECOND and at > half + SLOP:
+                part.narrow(*(2 * (1 - (end - at + e) / before) for e in (SLOP, -SLOP)))
+
+        self.change_channel(i, renew_at=Within(*(
+            max(half, end - before * (1 - 0.5 * x)) + e
+            for x, e in ((part.lo, -SLOP), (part.hi, SLOP))), learn))
+
+    def retire_channel(self, i):
+        self.change_channel(i, state='retiring', failures=0, error_message=None,
+                            renew_at=self.now, lease_expires_at=None)
+
+    def refuse_channel(self, i, message):
+        self.change_channel(i, state='unsupported', failures=0, error_message=message,
+                            renew_at=self.now + ASK_AGAIN_AFTER, lease_expires_at=None)
+
+    def match_channels(self, source):
+        """Each row of a source with push has one channel that is not to be
+        stopped, unless it is parked and never had one; no others have.  A channel
+        that is older than its row was that of another one."""
+        p = self.policy(source)
+        uses = p['push_renew_before'] is not None
+        latest = self.now + max(ASK_AGAIN_AFTER, DAY + p['retry_cap'])
+        with_one = set()
+        for i, c in list(self.channels.items()):
+            if c['source'] != source or c['state'] == 'retiring':
+                continue
+            row = self.rows.get(key_of(c))
+            if not uses or row is None or row['parked_reason'] == 'gone' \
+                    or c['lease'] < row['created_at']:
+                if c['channel_id'] is None:
+                    del self.channels[i]
+                else:
+                    self.retire_channel(i)
+                continue
+            with_one.add(key_of(c))
+            waits = c['renew_at'] is None or c['state'] != 'active' \
+                and c['renew_at'] > latest      # by a clock that was wrong
+            if waits and row['due_at'] is not None:
+                self.change_channel(i, renew_at=self.now)
+        for key, row in self.rows.items():
+            if uses and key[SOURCE] == source and row['due_at'] is not None \
+                    and key not in with_one:
+                self.make_channel(key, state='opening', renew_at=self.now)
+
+    def claim_push_channels(self, source, max_rows, lease_time, got, after):
+        """Checks which channels were handed out, in which order, and for what.
+        got: what came, in order; after: the channels that there are now"""
+        refuse_unless(max_rows is not None and 1 <= max_rows <= 10000)
+        refuse_unless(lease_time is None or SECOND <= lease_time <= DAY)
+        total = 0
+        if [k for k, _ in itertools.groupby(g['source'] for g in got)] != \
+                list(dict.fromkeys(g['source'] for g in got)):
+            raise Mismatch('channels of a source by source', None, got)
+        for s in self.sources if source is None else [source]:
+            self.match_channels(s)
+            mine = [g for g in got if g['source'] == s]
+            total += self.claim_channels_of(s, mine, len(got) < max_rows, lease_time, after)
+        if len(got) > max_rows or total > 0 and len(got) < max_rows:
+            raise Mismatch('number of channels handed out', max_rows, len(got))
+        if len(got) == max_rows and source is None:
+            raise Mismatch('room for more channels', None, len(got))
+
+    def claim_channels_of(self, source, got, all_of_them, lease_time, after):
+        """The same of one source; returns how many were left"""
+        now = self.now
+        due = {i: c for i, c in self.channels.items() if c['source'] == source
+               and c['renew_at'] is not None and c['renew_at'] <= now
+               and (c['state'] == 'retiring' or key_of(c) in self.rows)}
+        # these are not handed out: they have ended, or wait for their row
+        bad = {i for i, c in due.items() if (
+            (c['expires_at'] or INFINITY) <= now if c['state'] == 'retiring'
+            else self.rows[key_of(c)]['due_at'] is None)}
+        last, taken = -INFINITY, set()
+        before = {}     # of those to be stopped, which come first, and of the others
+        for g in got:
+            i = next((i for i, c in due.items() if key_of(c) == key_of(g)
+                      and (c['state'] == 'retiring') == (g['action'] == 'stop')
+                      and c['channel_id'] == g['channel_id'] and i not in taken), None)
+            to_stop = g['action'] == 'stop'
+            if i is None or i in bad or due[i]['renew_at'] < before.get(to_stop, 0) \
+                    or to_stop and False in before and not bad:
+                raise Mismatch('handed out what was not to be done, or not yet',
+                               list(due.values()), g)
+            taken.add(i)
+            before[to_stop] = due[i]['renew_at']
+            last = max(last, due[i]['renew_at'])
+            self.hand_out(i, lease_time)
+            want = dict(self.channels[i], action=ACTIONS[due[i]['state']])
+            wrong = [c for c in g if want[c] != g[c] and not (
+                isinstance(want[c], Within) and want[c].lo <= g[c] <= want[c].hi)]
+            if wrong:
+                raise Mismatch('claimed channel', {c: want[c] for c in wrong},
+                               {c: g[c] for c in wrong})
+        for i in bad:
+            at = due[i]['renew_at']
+            changed = i not in after or after[i]['renew_at'] is None
+            if all_of_them or at < last or at == last and changed:
+                if due[i]['state'] == 'retiring':
+                    del self.channels[i]
+                else:
+                    self.change_channel(i, renew_at=None)
+        left = due.keys() - taken - bad
+        if any(due[i]['renew_at'] < last for i in left):
+            raise Mismatch('passed over a channel', [due[i] for i in left], got)
+        return len(left)
+
+    def hand_out(self, i, lease_time):
+        c = self.channels[i]
+        failures = c['failures'] + (c['lease_expires_at'] is not None)
+        lease_time = lease_time or self.policy(c['source'])['lease_time']
+        again = self.now + lease_time
+        if failures > 0:
+            again = self.backoff(c['source'], failures + 1) + lease_time
+        self.change_channel(
+            i, failures=failures, lease=c['lease'] + 1, renew_at=again,
+            lease_expires_at=self.now + lease_time,
+            state='opening' if c['state'] == 'unsupported' else c['state'])
+
+    def held_channel(self, key, lease):
+        return next((i for i in self.channels_of(key) if self.channels[i]['lease'] == lease
+                     and self.channels[i]['lease_expires_at'] is not None), None)
+
+    def mark_channel_opened(self, key, a):
+        """What must be returned: the name of a channel"""
+        refuse_unless(a['channel_id'] and len(a['channel_id'].encode()) <= 1024)
+        refuse_unless(a['token'] and len(a['token'].encode()) <= 65536)
+        refuse_unless(a['expires_at'] is None or a['expires_at'] > self.now)
+        refuse_unless(len((a.get('provider_ref') or '').encode()) <= 8192)
+        opened = {'channel_id': a['channel_id'], 'expires_at': a['expires_at'],
+                  'provider_ref': a.get('provider_ref'), 'token_hash': hash_of(a['token'])}
+        held = self.held_channel(key, a['lease'])
+        if held is not None and self.channels[held]['state'] == 'retiring':
+            held = None
+        row = self.rows.get(key)
+        if row is None or row['parked_reason'] == 'gone' \
+                or self.policy(key[SOURCE])['push_renew_before'] is None:
+            held = None
+        namesake = self.channel_named(a['channel_id'])
+        if namesake is not None and key_of(self.channels[namesake]) != key:
+            refuse_unless(self.channels[namesake]['state'] == 'retiring', '23505')
+            del self.channels[namesake]
+            namesake = None
+        if held is None:
+            # somebody has opened it all the same: it is to be stopped
+            if namesake is None:
+                namesake = self.make_channel(key)
+                self.open_channel(namesake, opened)
+                self.retire_channel(namesake)
+            return namesake
+        begins = self.channels[held]['state'] == 'opening' \
+            or (self.channels[held]['expires_at'] or INFINITY) <= self.now
+        if namesake is not None and namesake != held:
+            del self.channels[namesake]
+        if self.channels[held]['state'] == 'active' and namesake != held:
+            self.retire_channel(held)
+            held = self.make_channel(key)
+        self.open_channel(held, opened)
+        self.trust(key, self.trusted(held), begins)
+        return held
+
+    def trusted(self, i):
+        """Until when a channel makes frequent polls needless"""
+        c = self.channels[i]
+        until = max(c['opened_at'], c['last_push_at'] or 0) + \
+            self.policy(c['source'])['push_silence']
+        return until if c['expires_at'] is None else min(until, c['expires_at'])
+
+    def mark_channel_failed(self, key, a):
+        refuse_unless(a['error_message'] is not None)
+        kind = a.get('kind', 'transient')
+        refuse_unless(kind in ('transient', 'unsupported', 'auth'))
+        i = self.held_channel(key, a['lease'])
+        refuse_unless(i is not None, 'PT409')
+        state, message = self.channels[i]['state'], cut(a['error_message'])
+        if kind == 'unsupported' and state != 'retiring':
+            if self.rows.get(key, {}).get('push_until') is not None:
+                self.trust(key, None)
+            if state == 'active':
+                self.retire_channel(i)
+                i = self.make_channel(key)
+            self.refuse_channel(i, message)
+            return i
+        p = self.policy(key[SOURCE])
+        failures = self.channels[i]['failures'] + 1
+        again = self.backoff(key[SOURCE], failures) if kind == 'transient' else \
+            self.now + p['retry_cap'] if kind == 'auth' else \
+            self.channels[i]['expires_at'] or INFINITY
+        if kind == 'auth' and state != 'retiring' and failures >= p['auth_failures']:
+            row = dict(zip(EVENT[2:6], key))
+            if self.park_account(row):
+                self.tell('parked', row, reason='auth', detail=message)
+            again = None
+        self.change_channel(i, failures=failures, error_message=message,
+                            renew_at=again, lease_expires_at=None)
+        return i
+
+    def mark_channel_stopped(self, key, a):
+        i = self.held_channel(key, a['lease'])
+        refuse_unless(i is not None and self.channels[i]['state'] == 'retiring', 'PT409')
+        if self.policy(key[SOURCE])['push_renew_before'] is None \
+                and self.rows.get(key, {}).get('push_until') is not None:
+            self.trust(key, None)
+        return self.channels.pop(i)
+
+    def receive_push(self, channel_id, token, number):
+        """Whether the channel is known, by its token"""
+        i = self.channel_named(channel_id) if channel_id is not None else None
+        if i is None or token is None or self.channels[i]['token_hash'] != hash_of(token):
+            return False
+        c = self.channels[i]
+        key = key_of(c)
+        if number is not None and number < 0:
+            number = None
+        if number is not None and c['message_number'] is not None \
+                and number <= c['message_number'] or key not in self.rows:
+            return True
+        self.request_sync(key)
+        last = c['last_push_at']
+        if last is None or last > self.now or self.now - last >= HEARD_EVERY:
+            self.change_channel(i, last_push_at=self.now)
+            if number is not None:
+                self.change_channel(i, message_number=number)
+            if c['state'] == 'active' \
+                    and self.policy(key[SOURCE])['push_renew_before'] is not None:
+                self.trust(key, self.trusted(i))
+        return True
+
     # ------------------------------------------------------------ claims
 
     def is_of_kind(self, row, kind):
@@ -1479,6 +1804,14 @@ class Model:
                 and not has_cursor(r) and r['token_losses'] == 0 for r in rows)
             o['paused_until'] = self.overrides.get(s, {}).get('paused_until')
             o['ahead'] = sum(map(self.is_ahead, rows))
+            channels = [c for c in self.channels.values() if c['source'] == s]
+            for state in ('opening', 'active', 'retiring', 'unsupported'):
+                o['channels_' + state] = sum(c['state'] == state for c in channels)
+            active = [c for c in channels if c['state'] == 'active']
+            o['channels_ending'] = sum((c['expires_at'] or INFINITY) <= now + DAY
+                                       for c in active)
+            o['channels_silent'] = sum(
+                (self.rows.get(key_of(c), {}).get('push_until') or 0) <= now for c in active)
             out[s] = o
         return out
 
@@ -1609,6 +1942,11 @@ USER, ACCOUNT, SOURCE, RESOURCE = range(4)
 
 def key_of(row):
     return row['user_id'], row['account'], row['source'], row['resource']
+
+
+def hash_of(token):
+    """As JSON has it"""
+    return '\\x' + hashlib.sha256(token.encode()).hexdigest()
 
 
 def run_of(run):
@@ -1752,6 +2090,7 @@ RESOURCES = ['', 'a', 'b', 'Ä b']
 WORKERS = ['worker1', 'worker2', 'admin']
 # The first is always there: Google's share their provider, and it has its own.
 EXTRA_SOURCES = ['outlook_mail', 'a0_notes']
+TOKENS = ['s', 'secret', 'ü']
 
 Call = collections.namedtuple('Call', 'who name args now')
 
@@ -1773,6 +2112,7 @@ class Runner:
         root.must('DELETE FROM syncstate.sync_state; '
                   'DELETE FROM syncstate.sync_event; '
                   'DELETE FROM syncstate.sync_run; '
+                  'DELETE FROM syncstate.sync_channel; '
                   'DELETE FROM syncstate.sync_policy; '
                   'DELETE FROM syncstate.sync_budget; '
                   'DROP TABLE IF EXISTS regress_model_users; '
@@ -1783,6 +2123,7 @@ class Runner:
             if not root.must("SELECT 1 FROM pg_roles WHERE rolname = '%s'" % role):
                 root.must('CREATE ROLE ' + role)
             root.must("SELECT syncstate.%s('%s')" % (grant, role))
+        root.must('GRANT EXECUTE ON FUNCTION syncstate.receive_push TO regress_model_user')
         root.must("SELECT syncstate.register_sync_source('%s')" % EXTRA_SOURCES[0])
         self.model = Model()
         self.model.sources = [x.decode() for x in root.must(
@@ -1856,8 +2197,13 @@ class Runner:
         if row is None:
             return m.now
         t = r.choice([row['due_at'], row['lease_expires_at'],
-                      row['requested_at'], row['limited_until'],
+                      row['requested_at'], row['limited_until'], row['push_until'],
                       m.policy(row['source'])['paused_until']])
+        channel = self.some_channel()
+        if channel is not None and r.random() < 0.25:
+            row = channel
+            t = r.choice([row['renew_at'], row['expires_at'], row['lease_expires_at'],
+                          (row['last_push_at'] or -HEARD_EVERY) + HEARD_EVERY])
         if t is None or t == INFINITY or not m.now <= t <= m.now + 2 * DAY:
             return m.now
         self.focus = key_of(row)    # something is about to happen to this one
@@ -1867,6 +2213,10 @@ class Runner:
         rows = [x for x in self.model.rows.values()
                 if not statuses or x['status'] in statuses]
         return self.rnd.choice(rows) if rows else None
+
+    def some_channel(self, condition=lambda c: True):
+        channels = [c for c in self.model.channels.values() if condition(c)]
+        return self.rnd.choice(channels) if channels else None
 
     def some_key(self, *statuses):
         """A row's key, mostly; else any"""
@@ -2094,6 +2444,9 @@ class Runner:
                 'provider': ['google', 'other', 'outlook_mail'],
                 'keep_runs': ['failures', 'all', 'all', 'all', 'none'],
                 'keep_runs_for': [SECOND, MINUTE, HOUR, DAY],
+                'push_renew_before': [MINUTE, HOUR, DAY],
+                'push_interval': [SECOND, HOUR, 6 * HOUR, 2 * DAY],
+                'push_silence': [SECOND, MINUTE, HOUR, DAY],
                 'max_in_flight': [1, 1, 2, 3, 1000],
                 'jitter': [0, 0.05, 0.1, 0.5, 0.9]}[k] + [None])
         if r.random() < 0.02:
@@ -2101,6 +2454,79 @@ class Runner:
                                      {'provider': ''}, {'provider': 'Google'},
                                      {'keep_runs': 'some'}]))
         return {'source': r.choice(self.model.sources), 'changes': changes}
+
+    def invent_push_policy(self):
+        r = self.rnd
+        return {'source': r.choice(self.model.sources), 'changes': {
+            'push_renew_before': r.choice([MINUTE, HOUR, HOUR, DAY, None])}}
+
+    def invent_channels(self):
+        r = self.rnd
+        a = {'max_rows': 10000}
+        if r.random() < 0.8:
+            a.update(source=r.choice(self.model.sources),
+                     max_rows=r.choice([1, 1, 2, 3, 5, 10000]))
+        if r.random() < 0.03:
+            a['max_rows'] = r.choice([0, -1, 10001, None])
+        if r.random() < 0.3:
+            a['lease_time'] = r.choice([SECOND, MINUTE, HOUR, DAY, DAY + 1])
+        return a
+
+    def invent_channel(self, condition=lambda c: True):
+        """Which channel a report is about: its row's own, or one to be stopped"""
+        channel = self.some_channel(lambda c: c['lease_expires_at'] is not None
+                                    and condition(c))
+        if channel is None or self.rnd.random() < 0.08:
+            channel = self.some_channel()
+        a = {'key': key_of(channel) if channel else self.some_key(), 'of': None,
+             'lease': self.rnd.choices([0, -1, 1], [18, 2, 1])[0]}
+        if channel and channel['state'] == 'retiring':
+            a['of'] = channel['channel_id']
+        return a
+
+    def invent_channel_opened(self):
+        r, m = self.rnd, self.model
+        a = self.invent_channel(lambda c: c['state'] != 'retiring')
+        a.update(channel_id='channel %d' % r.randrange(10 ** 9), token=r.choice(TOKENS),
+                 expires_at=r.choice([None, m.now + SECOND, m.now + 10 * MINUTE,
+                                      m.now + 3 * HOUR, m.now + 2 * DAY, m.now + 7 * DAY]))
+        x = r.random()
+        known = self.some_channel(lambda c: c['channel_id'] is not None and (
+            x < 0.05 or key_of(c) == a['key']))
+        if x < 0.25 and known is not None:
+            a['channel_id'] = known['channel_id']
+        elif x > 0.97:
+            a.update(r.choice([{'channel_id': ''}, {'channel_id': None}, {'token': None}, {'token': ''},
+                               {'channel_id': 'x' * 1025}, {'expires_at': m.now}, {'expires_at': m.now - DAY}]))
+        if r.random() < 0.5:
+            a['provider_ref'] = r.choice(['', 'ref', 'x' * 8192, 'x' * 8193])
+        return a
+
+    def invent_channel_failed(self):
+        a = self.invent_channel()
+        a['error_message'] = self.rnd.choice(['no', '', 'y' * 8193])
+        if self.rnd.random() < 0.02:
+            a['error_message'] = None
+        if self.rnd.random() < 0.6:
+            a['kind'] = self.rnd.choices(['transient', 'unsupported', 'auth', 'permanent'], [6, 8, 2, 1])[0]
+        return a
+
+    def invent_channel_stopped(self):
+        return self.invent_channel(lambda c: c['state'] == 'retiring')
+
+    def invent_push(self):
+        r = self.rnd
+        channel = self.some_channel(lambda c: c['channel_id'] is not None)
+        a = {'channel_id': channel['channel_id'] if channel else 'unknown', 'number': None,
+             'token': r.choices(['right', 'other', None], [10, 2, 1])[0]}
+        if r.random() < 0.03:
+            a['channel_id'] = r.choice([None, '', 'unknown'])
+        if r.random() < 0.6:
+            a['number'] = r.choice([-1, 0, 1, 1, 1, 2, 10 ** 15])
+        return a
+
+    def invent_user_push(self):
+        return dict(self.invent_push(), user=self.rnd.randrange(len(USERS)))
 
     def invent_take(self):
         return {'max_rows': self.rnd.choice([1, 2, 5, 20, 100, 10000, None])
@@ -2312,6 +2738,94 @@ class Runner:
             self.facts['runs too old'] += len(m.runs.keys() - got.keys())
         m.runs, m.ended, m.forgotten = got, [], None
 
+    def read_channels(self, session):
+        return {c['id']: c for c in map(parse_row, session.must(
+            'SELECT row_to_json(c)::text FROM syncstate.sync_channel AS c'))}
+
+    def compare_channels(self, session):
+        """Every push channel; those that the call made are known by what they are."""
+        m = self.model
+        got = self.read_channels(session)
+        want = dict(m.channels)
+        for i, c in got.items():
+            if i not in want:
+                name = next((n for n, w in want.items() if isinstance(n, tuple)
+                             and key_of(w) == key_of(c) and w['channel_id'] == c['channel_id']
+                             and w['state'] == c['state']), None)
+                if name is not None:
+                    want[i] = want.pop(name)
+        if want.keys() != got.keys():
+            raise Mismatch('channels', [c for i, c in want.items() if i not in got],
+                           [c for i, c in got.items() if i not in want])
+        for i, c in got.items():
+            self.same_row(want[i], c, 'channel', CHANNEL)
+        m.channels = got
+
+    def do_channels(self, call):
+        session = self.session(call.who)
+        a = call.args
+        out = self.call(session, 'SELECT row_to_json(c)::text FROM '
+                        'syncstate.claim_push_channels(%s) AS c' % arguments(None, a))
+        got = [parse_row(x) for x in out or ()]
+        after = self.read_channels(session) if out is not None else {}
+        self.settle(session, lambda: self.model.claim_push_channels(
+            a.get('source'), a['max_rows'], a.get('lease_time'), got, after) or True)
+        if self.owner is None or self.code is None:
+            self.compare_channels(session)
+        for g in got:
+            self.facts['channels claimed to ' + g['action']] += 1
+
+    def do_report_of_channel(self, call):
+        session = self.session(call.who)
+        key = call.args['key']
+        a = {k: v for k, v in call.args.items() if k not in ('key', 'of')}
+        held = next((c for c in self.model.channels.values() if key_of(c) == key and (
+            c['state'] != 'retiring' if call.args['of'] is None
+            else c['channel_id'] == call.args['of'])), None)
+        a['lease'] += held['lease'] if held else 1
+        function = 'mark_' + call.name
+        out = self.call(session, 'SELECT row_to_json(c)::text FROM syncstate.%s(%s) AS c'
+                        % (function, arguments(key, a)))
+        got = parse_row(out[0]) if out else None
+        lost = a['lease'] is not None and self.model.held_channel(key, a['lease']) is None
+        want = self.settle(session, lambda: getattr(self.model, function)(key, a))
+        if want is not None:
+            self.same_row(want if isinstance(want, dict) else self.model.channels[want],
+                          got, 'returned channel', CHANNEL)
+            self.facts['%s, %s' % (call.name, got['state'])] += 1
+            self.facts['channels opened without the lease'] += lost
+        if self.owner is None or self.code is None:
+            self.compare_channels(session)
+            self.compare_account(session, *key[:SOURCE])
+
+    do_channel_opened = do_channel_failed = do_channel_stopped = do_report_of_channel
+
+    def do_push(self, call):
+        a = call.args
+        session = self.session('user%d' % a['user'] if 'user' in a else call.who)
+        i = self.model.channel_named(a['channel_id'])
+        channel = self.model.channels[i] if i is not None else None
+        token = a['token']
+        if token == 'right':
+            token = next((t for t in TOKENS if channel and hash_of(t) == channel['token_hash']), 's')
+        number = a['number']
+        if number is not None and channel and channel['message_number'] is not None and number >= 0:
+            number = min(channel['message_number'] + number - 1, 2 ** 62)
+        out = self.call(session, 'SELECT syncstate.receive_push(%s, %s, %s)'
+                        % (literal(a['channel_id']), literal(token), literal(number)))
+        want = self.settle(session, lambda: self.model.receive_push(
+            a['channel_id'], token, number))
+        if (out[0] == b't') != want:
+            raise Mismatch('receive_push', want, out[0])
+        self.facts['pushes taken' if want else 'pushes refused'] += 1
+        if session.role == 'regress_model_user':
+            session = self.sessions['admin']
+        self.compare_channels(session)
+        if channel is not None:
+            self.compare_table(session, key_of(channel))
+
+    do_user_push = do_push
+
     def do_take(self, call):
         session = self.session(call.who)
         max_rows = call.args['max_rows']
@@ -2440,6 +2954,7 @@ class Runner:
         if got != want:
             raise Mismatch('sync_policy', want, got)
         self.compare_plans(root)
+        self.compare_channels(root)
         self.compare_events(root)
         self.compare_runs(root)
 
@@ -2728,6 +3243,8 @@ class Runner:
             "SELECT * FROM syncstate.sync_event",
             "SELECT * FROM syncstate.take_sync_events()",
             "SELECT lease FROM syncstate.sync_run",
+            "SELECT * FROM syncstate.sync_channel",
+            "SELECT * FROM syncstate.claim_push_channels()",
             "SELECT * FROM syncstate.sync_overview"]))
         self.settle(session, lambda: refuse_unless(False, '42501'))
 
@@ -2887,6 +3404,8 @@ class Runner:
         if self.settle(session, expect):
             self.compare_policy(source, out[0])
 
+    do_push_policy = do_policy
+
     def do_rebalance(self, call):
         """Takes the multipliers over, if what they come to is what it says"""
         session = self.session(call.who)
@@ -2921,6 +3440,11 @@ class Runner:
             planned = least = 0
             for x in rows:
                 own = x['sync_interval']
+                if m.is_trusted(x):     # polled rarely, and at each change
+                    each = DAY / part * (1 / max(p['push_interval'], own or 0)
+                                         + change_rate(x, m.plans[s][1]) / SECOND)
+                    planned, least = planned + each, least + each
+                    continue
                 # bounded as for the plan, which knows nothing finer
                 planned += DAY / part / (own or min(m.shared_interval(x, p), most))
                 least += DAY / part / (own or most)
@@ -3134,7 +3658,8 @@ def nice(column, value):
 INTERVAL_SETTINGS = ('sync_interval', 'lease_time', 'retry_base', 'retry_cap',
                      'rate_limit_wait', 'park_after', 'token_ttl',
                      'min_interval', 'max_interval', 'request_gap',
-                     'resync_spread', 'keep_runs_for')
+                     'resync_spread', 'keep_runs_for', 'push_renew_before',
+                     'push_interval', 'push_silence')
 
 
 def parse_policy(data):
@@ -3156,7 +3681,7 @@ def arguments(key, a):
     for k, v in a.items():
         if k in ('lease_time', 'retry_after', 'stale_after', 'delay', 'spread'):
             v = interval_text(v)
-        elif k == 'updated_min':
+        elif k in ('updated_min', 'expires_at'):
             v = time_text(v)
         out.append('%s => %s' % (k, literal(v)))
     return ', '.join(out)
@@ -3168,13 +3693,15 @@ MIX = dict(claim=22, start=7, complete=15, fail=10, limit=5, clear=3,
            pause=2, resume=3, connect_account=2, pause_account=0.4,
            resume_account=1, disconnect_account=0.15, request_account=1,
            user_request_account=1, set_resources=4,
+           channels=6, channel_opened=6, channel_failed=1.5, channel_stopped=2,
+           push=7, user_push=1.5, push_policy=0.5,
            policy=1.5, pause_source=0.5, resume_source=0.7,
            resync=0.3, revive=1, sweep=2, take=1,
            get=1, get_all=0.5, my_syncs=1, users=3, next=3, overview=2,
            get_policy=0.5, rebalance=0.7, user_forbidden=0.7, key_change=0.2,
            forget=0.05, register=0.01, reconnect=0.3)
 # Of other sessions than the one that has a transaction open.
-NOT_INSIDE = {'user_request', 'user_request_account', 'my_syncs',
+NOT_INSIDE = {'user_request', 'user_request_account', 'user_push', 'my_syncs',
               'user_forbidden', 'register', 'reconnect', 'begin'}
 NAMES, WEIGHTS = list(MIX), list(MIX.values())
 

@@ -60,14 +60,17 @@ my @rare = grep { ($seen{$_} // 0) < $calls / 4000 }
 	'set_resources', 'other rows changed by fail', 'other rows changed by limit', 'rows made under a limit',
 	'rows held back by a cap', (map { "resources $_" } 'added', 'gone', 'returned', 'kept'),
 	'take', 'events taken', 'notifications of events',
+	'channels', 'channel_opened', 'channel_failed', 'channel_stopped', 'push', 'user_push', 'push_policy', 'pushes taken', 'pushes refused',
+	(map { "channels claimed to $_" } 'open', 'renew', 'stop'), 'channel_opened, active', 'channel_stopped, retiring', 'channels opened without the lease',
 	map { "rows returned parked, $_" } 'paused', 'auth', 'failures', 'token_loop', 'gone';
 is("@rare", '', 'every kind of call was made, and refused, often enough');
 
 my @missing = grep { !$seen{$_} } 'events too old', 'runs too old', "runs of one's own",
 	(map { "events $_" } 'parked paused', 'parked auth', 'parked failures', 'failing', 'recovered', 'first_sync', 'cursor_lost',
 		'gone', 'sweep_withheld', 'source_limited paused', 'source_limited rate_limited', 'source_resumed'),
-	(map { "runs $_" } 'completed', 'failed', 'rate_limited', 'released', 'lost', 'revoked');
-is("@missing", '', 'every kind of event was told, and every outcome of a run');
+	(map { "runs $_" } 'completed', 'failed', 'rate_limited', 'released', 'lost', 'revoked'),
+	'23505', (map { "channel_failed, $_" } 'opening', 'active', 'retiring', 'unsupported');
+is("@missing", '', 'every kind of event was told, every outcome of a run, and what can become of a channel');
 
 # The control: a function that does a little more than it should is found.
 $node->safe_psql('broken', <<'EOSQL');

@@ -1,7 +1,7 @@
 # Many sessions call everything at once, by the real clock, at all isolation
 # levels, with savepoints and rollbacks, leases that run out and reports that
 # come too late.  Every call is logged, and a judge decides over the history:
-# test/history.
+# test/history.  So for push channels, which workers open, renew and stop at once.
 #
 #	SYNCSTATE_HISTORY_SECONDS	how long, in rounds of 10 s; default 6
 #	SYNCSTATE_HISTORY_SEED		instead of a random one
@@ -45,6 +45,15 @@ foreach my $workers (8, 30)
 	cmp_ok($node->safe_psql('postgres', q{SELECT count(*) FROM syncstate.sync_lane WHERE mark_at > '-infinity'}),
 		'>', 0, '... and they drew') if $workers == 30;
 }
+
+my ($out, $err);
+my $ok = run_log([ $python, '-B', dirname(__FILE__) . '/../history/channels.py',
+		$node->connstr('postgres') . ' user=' . getpwuid($<), '--seconds', $seconds / 2, @seed ],
+	'>', \$out, '2>', \$err);
+note $out if $ok;
+diag $out, $err unless $ok;
+ok($ok, 'push channels: the judge found nothing to object to, and objected to every fault');
+like($out, qr/^all channels are as promised$/m, '... and it was judged');
 
 $node->stop;
 done_testing();
