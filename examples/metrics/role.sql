@@ -13,7 +13,8 @@
 BEGIN;
 CREATE SCHEMA syncstate_metrics;
 
--- It reads the whole table once, as sync_overview does.
+-- It reads the whole table once, as sync_overview does, and twice that of push channels. A channel is
+-- overdue after half of the time from when it should have been renewed, at the latest, to its end.
 CREATE FUNCTION syncstate_metrics.overview(
     OUT source text, OUT rows bigint, OUT active bigint,
     OUT idle bigint, OUT syncing bigint, OUT error bigint, OUT rate_limited bigint,
@@ -21,10 +22,22 @@ CREATE FUNCTION syncstate_metrics.overview(
     OUT live_leases bigint, OUT expired_leases bigint, OUT failing bigint,
     OUT parked_paused bigint, OUT parked_auth bigint, OUT parked_failures bigint, OUT parked_token_loop bigint,
     OUT parked_gone bigint, OUT limited bigint,
-    OUT without_cursor bigint, OUT is_paused boolean, OUT interval_seconds double precision)
+    OUT without_cursor bigint, OUT is_paused boolean, OUT interval_seconds double precision,
+    OUT channels_opening bigint, OUT channels_active bigint, OUT channels_retiring bigint,
+    OUT channels_unsupported bigint, OUT channels_ending bigint, OUT channels_silent bigint,
+    OUT channels_overdue bigint)
     RETURNS SETOF record
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
+    WITH policy AS MATERIALIZED (
+        SELECT p.* FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s (source), syncstate.get_sync_policy(s.source) AS p),
+    overdue AS (
+        SELECT h.source, count(*) AS channels
+        FROM syncstate.sync_channel AS h JOIN policy AS p ON p.source = h.source
+        WHERE h.state = 'active' AND p.push_renew_before IS NOT NULL
+            AND h.renew_at IS NOT NULL      -- else its row is parked
+            AND h.expires_at - least(p.push_renew_before, h.expires_at - h.opened_at) / 4 <= syncstate.sync_clock()
+        GROUP BY h.source)
     SELECT o.source::text, o.rows,
         o.rows - o.parked_paused - o.parked_auth - o.parked_failures - o.parked_token_loop - o.parked_gone,
         o.idle, o.syncing, o.error, o.rate_limited,
@@ -33,8 +46,11 @@ CREATE FUNCTION syncstate_metrics.overview(
         o.parked_paused, o.parked_auth, o.parked_failures, o.parked_token_loop,
         o.parked_gone, o.limited,
         o.without_cursor, coalesce(o.paused_until > syncstate.sync_clock(), false),
-        extract(epoch FROM p.sync_interval)::float8
-    FROM syncstate.sync_overview AS o, syncstate.get_sync_policy(o.source) AS p
+        extract(epoch FROM p.sync_interval)::float8,
+        o.channels_opening, o.channels_active, o.channels_retiring,
+        o.channels_unsupported, o.channels_ending, o.channels_silent, coalesce(h.channels, 0)
+    FROM syncstate.sync_overview AS o JOIN policy AS p ON p.source = o.source
+        LEFT JOIN overdue AS h ON h.source = o.source
     $$;
 
 -- Runs that ended in the last hour, by each outcome that the source keeps; what it does not keep is

@@ -72,6 +72,24 @@ $node->safe_psql('app', q{
 	SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval": "1 hour"}');
 	SELECT syncstate.pause_sync_source('google_tasks')});
 
+# Push channels of Gmail, which are renewed by half a day before their end or at
+# half of their lives; n is the row.
+$node->safe_psql('app', q{
+	SELECT syncstate.set_sync_policy('google_gmail', '{"push_renew_before": "1 day"}');
+	INSERT INTO syncstate.sync_channel (user_id, account, source, resource, state, opened_at, expires_at, renew_at, channel_id, token_hash)
+	SELECT user_id, '', 'google_gmail', '', state, now - opened, now + ends, CASE WHEN n <> 10 THEN now END,
+		CASE WHEN opened IS NOT NULL THEN 'channel ' || n END, CASE WHEN opened IS NOT NULL THEN sha256('secret') END
+	FROM syncstate.sync_clock() AS now, gmail JOIN (VALUES
+		(1, 'opening', NULL::interval, NULL::interval), (2, 'opening', NULL, NULL),
+		(3, 'active', '3 days', '6 hours 1 s'), (4, 'active', '3 days', '6 hours'),
+		(5, 'active', '75 min', '25 min 1 s'), (6, 'active', '75 min', '25 min'),
+		(7, 'active', '7 days', '-1 s'), (8, 'active', '7 days', NULL), (9, 'active', '4 days', '3 days'), (10, 'active', '7 days', '1 min'),
+		(11, 'retiring', '7 days', '1 min'),
+		(12, 'unsupported', NULL, NULL), (13, 'unsupported', NULL, NULL), (14, 'unsupported', NULL, NULL)) AS h (n, state, opened, ends) USING (n);
+	UPDATE gmail SET push_until = syncstate.sync_clock() + interval '1 hour' WHERE n BETWEEN 8 AND 9;
+	INSERT INTO syncstate.sync_channel (user_id, account, source, resource, state, opened_at, expires_at, renew_at, channel_id, token_hash)
+	SELECT user_id, '', 'google_tasks', '', state, opened_at, expires_at, renew_at, 'other ' || channel_id, token_hash FROM syncstate.sync_channel WHERE state = 'active'});
+
 # Runs of two sources, whose rows are gone then: of one all are kept, of the
 # other the failures.  One run is too old to be counted.
 $node->safe_psql('app', q{
@@ -121,11 +139,13 @@ my @run_names = qw(ended p50_seconds p95_seconds max_seconds);
 my $overview = q{SELECT o.source, o.rows, o.rows - parked_paused - parked_auth - parked_failures - parked_token_loop - parked_gone,
 		idle, syncing, error, rate_limited, due, coalesce(extract(epoch FROM oldest_due_age), 0)::float8, requested,
 		live_leases, expired_leases, failing, parked_paused, parked_auth, parked_failures, parked_token_loop,
-		parked_gone, limited, without_cursor, (o.paused_until IS NOT NULL)::int, extract(epoch FROM p.sync_interval)::float8
+		parked_gone, limited, without_cursor, (o.paused_until IS NOT NULL)::int, extract(epoch FROM p.sync_interval)::float8,
+		channels_opening, channels_active, channels_retiring, channels_unsupported, channels_ending, channels_silent,
+		CASE o.source WHEN 'google_gmail' THEN 3 ELSE 0 END -- the 4th, 6th and 7th row's; Tasks use no push
 	FROM syncstate.sync_overview AS o, syncstate.get_sync_policy(o.source) AS p ORDER BY o.source};
 my @names = qw(rows active idle syncing error rate_limited due oldest_due_seconds requested live_leases
 	expired_leases failing parked_paused parked_auth parked_failures parked_token_loop parked_gone limited without_cursor
-	is_paused interval_seconds);
+	is_paused interval_seconds channels_opening channels_active channels_retiring channels_unsupported channels_ending channels_silent channels_overdue);
 my @truth = rows($overview);
 is(scalar @truth, 4, 'there are four sources');
 my ($gmail) = grep { $_->[0] eq 'google_gmail' } @truth;
@@ -149,7 +169,7 @@ is_deeply([ rows('BEGIN; SELECT FROM syncstate.take_sync_events(1000) \g /dev/nu
 foreach my $statement (
 	'TABLE syncstate.sync_state', 'TABLE syncstate.sync_overview', 'TABLE syncstate.my_syncs',
 	'TABLE syncstate.sync_policy', 'SELECT syncstate.claim_due_syncs()', 'TABLE syncstate.sync_run',
-	'TABLE syncstate.my_sync_runs', 'TABLE syncstate.sync_event', 'SELECT syncstate.take_sync_events()')
+	'TABLE syncstate.my_sync_runs', 'TABLE syncstate.sync_channel', q{SELECT syncstate.receive_push('channel 9', 'secret')}, 'TABLE syncstate.sync_event', 'SELECT syncstate.take_sync_events()')
 {
 	my ($status, undef, $error) = $node->psql('app', $statement, extra_params => [ '-U', 'monitor' ]);
 	like($error, qr/permission denied/, "the role may not: $statement");
@@ -216,6 +236,9 @@ is_deeply($cells->{'Runs by outcome'}, [
 	'how runs ended');
 is_deeply($cells->{'Duration of runs'}, [ { source => 'google_calendar', p95 => 60 } ], 'how long they took');
 is_deeply($cells->{'Events that wait'}, [ { Waiting => $events->[0], Oldest => 3900 } ], 'what nobody has taken');
+is_deeply([ grep { $_->{source} eq 'google_gmail' } @{ $cells->{'Push channels'} } ],
+	[ { source => 'google_gmail', heard => 2, silent => 6, 'to be opened' => 2, 'to be stopped' => 1, refused => 3 } ], 'how push channels are');
+is_deeply([ map { $_->{Overdue} } @{ $cells->{'Push channels that were not renewed in time'} } ], [ 0, 0, 3, 0 ], 'which were not renewed');
 is_deeply([ map { $_->{Overdue} } grep { $_->{source} eq 'google_gmail' } @{ $cells->{Overdue} } ], [1200],
 	'and by how much a source is overdue');
 
