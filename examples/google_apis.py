@@ -1,13 +1,20 @@
-"""Four Google APIs, a page at a time, for worker.py: HTTP and JSON, no SQL.
+"""Four Google APIs, a page at a time, for worker.py, and push channels of two of them, for
+push_worker.py: HTTP and JSON, no SQL.
 
-Copy it and write access_token(). A source of your own needs a page function of its own, in PAGES.
+Copy it and write access_token(). A source of your own needs a page function of its own, in PAGES,
+and, if it has push, two functions in CHANNELS.
 
     API_URL      another host for all APIs, for tests
     PAGE_SIZE    items to ask for per page
+    PUSH_URL     where Calendar finds push_endpoint.*: an https URL
+    PUSH_TOPIC   where Gmail publishes: projects/.../topics/...
+    PUSH_TOKEN   the secret in the URL of that topic's push subscription
 """
 import json
 import os
 import re
+import secrets
+import uuid
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
@@ -18,6 +25,8 @@ from urllib.request import Request, urlopen
 API_URL = os.environ.get("API_URL")
 PAGE_SIZE = os.environ.get("PAGE_SIZE", "100")
 NAME = os.environ.get("WORKER_NAME", f"worker-{os.getpid()}")
+PUSH_URL, PUSH_TOPIC, PUSH_TOKEN = map(os.environ.get, ("PUSH_URL", "PUSH_TOPIC", "PUSH_TOKEN"))
+MAILBOX = "/gmail/v1/users/me"
 OVERLAP = timedelta(seconds=60)     # how far a cursor that is a time goes back
 
 
@@ -26,7 +35,9 @@ def access_token(row):
 
     If refreshing it is refused with invalid_grant, raise ApiError with that answer.
     """
-    return f"{row.user_id}/{row.account}"
+    if not API_URL:
+        raise NotImplementedError("access_token() in google_apis.py is not written yet")
+    return f"{row.user_id}/{row.account}"       # what the demo's provider takes
 
 
 # ---- One page of each source
@@ -47,8 +58,14 @@ def is_list(row):
     return row.resource == "" and row.source in ("google_calendar", "google_tasks")
 
 
+def calendar_path(row):
+    if is_list(row):
+        return "/calendar/v3/users/me/calendarList"
+    return f"/calendar/v3/calendars/{quote(row.resource, safe='')}/events"
+
+
 def calendar_list_page(row, place):
-    body, _ = get(row, "www", "/calendar/v3/users/me/calendarList", maxResults=PAGE_SIZE,
+    body, _ = get(row, "www", calendar_path(row), maxResults=PAGE_SIZE,
                   syncToken=row.sync_token, pageToken=place.get("page"))
     # a full listing leaves out the hidden ones, and so do we when an incremental one tells of them
     items = {c["id"]: None if c.get("deleted") or c.get("hidden") else c
@@ -59,8 +76,7 @@ def calendar_list_page(row, place):
 def calendar_page(row, place):
     if is_list(row):
         return calendar_list_page(row, place)
-    path = f"/calendar/v3/calendars/{quote(row.resource, safe='')}/events"
-    body, _ = get(row, "www", path, maxResults=PAGE_SIZE, syncToken=row.sync_token,
+    body, _ = get(row, "www", calendar_path(row), maxResults=PAGE_SIZE, syncToken=row.sync_token,
                   pageToken=place.get("page"))
     items = {e["id"]: None if e["status"] == "cancelled" else e for e in body.get("items", [])}
     return items, body.get("nextPageToken"), {"sync_token": body.get("nextSyncToken")}
@@ -99,19 +115,18 @@ def tasks_page(row, place):
 
 
 def gmail_page(row, place):
-    mailbox = "/gmail/v1/users/me"
     if row.history_id:
-        body, _ = get(row, "gmail", f"{mailbox}/history", startHistoryId=row.history_id,
+        body, _ = get(row, "gmail", f"{MAILBOX}/history", startHistoryId=row.history_id,
                       maxResults=PAGE_SIZE, pageToken=place.get("page"))
         place.setdefault("start", body["historyId"])
         ids = {m["id"] for record in body.get("history", []) for m in record["messages"]}
     else:
         if "start" not in place:    # before the listing: what arrives meanwhile is history then
-            place["start"] = get(row, "gmail", f"{mailbox}/profile")[0]["historyId"]
-        body, _ = get(row, "gmail", f"{mailbox}/messages", maxResults=PAGE_SIZE,
+            place["start"] = get(row, "gmail", f"{MAILBOX}/profile")[0]["historyId"]
+        body, _ = get(row, "gmail", f"{MAILBOX}/messages", maxResults=PAGE_SIZE,
                       pageToken=place.get("page"))
         ids = {m["id"] for m in body.get("messages", [])}
-    items = {name: message(row, f"{mailbox}/messages/{name}") for name in sorted(ids)}
+    items = {name: message(row, f"{MAILBOX}/messages/{name}") for name in sorted(ids)}
     return items, body.get("nextPageToken"), {"history_id": place["start"]}
 
 
@@ -128,6 +143,43 @@ PAGES = {"google_calendar": calendar_page, "google_tasks": tasks_page,
          "google_gmail": gmail_page, "google_contacts": contacts_page}
 
 
+# ---- Push channels
+#
+# A watch function returns what mark_channel_opened() takes. Both get a row of
+# claim_push_channels().
+
+def watch_calendar(row):
+    channel = {"id": str(uuid.uuid4()), "token": secrets.token_urlsafe(32), "type": "web_hook",
+               "address": PUSH_URL}
+    opened = post(row, "www", f"{calendar_path(row)}/watch", channel)
+    return {"channel_id": channel["id"], "token": channel["token"],
+            "provider_ref": opened["resourceId"], "expires_at": moment(opened["expiration"])}
+
+
+def stop_calendar(row):
+    post(row, "www", "/calendar/v3/channels/stop",
+         {"id": row.channel_id, "resourceId": row.provider_ref})
+
+
+def watch_mailbox(row):
+    """A mailbox has one watch, which this opens or prolongs, and no id but its address."""
+    address = get(row, "gmail", f"{MAILBOX}/profile")[0]["emailAddress"]
+    opened = post(row, "gmail", f"{MAILBOX}/watch", {"topicName": PUSH_TOPIC})
+    return {"channel_id": address, "token": PUSH_TOKEN, "expires_at": moment(opened["expiration"])}
+
+
+def stop_mailbox(row):
+    post(row, "gmail", f"{MAILBOX}/stop", {})
+
+
+def moment(milliseconds):
+    return datetime.fromtimestamp(int(milliseconds) / 1000, timezone.utc)
+
+
+CHANNELS = {"google_calendar": (watch_calendar, stop_calendar),
+            "google_gmail": (watch_mailbox, stop_mailbox)}
+
+
 # ---- HTTP
 
 class ApiError(Exception):
@@ -136,7 +188,7 @@ class ApiError(Exception):
     def __init__(self, path, status, text, headers):
         reasons, message = read_error(text)
         super().__init__(f"HTTP {status} {' '.join(sorted(reasons))}: {message}")
-        self.status = status
+        self.status, self.reasons = status, reasons
         self.retry_after = retry_after(headers, message)
         self.cursor_is_dead = (status == 410 and "deleted" not in reasons
                                or status == 404 and path.endswith("/history")
@@ -180,13 +232,24 @@ def retry_after(headers, message):
 
 def get(row, host, path, **query):
     """GET as the row's account: JSON and headers. Raises ApiError, also if the network fails."""
-    url = API_URL or f"https://{host}.googleapis.com"
     query = urlencode({name: value for name, value in query.items() if value is not None})
+    return send(row, host, path, f"?{query}")
+
+
+def post(row, host, path, body):
+    return send(row, host, path, data=json.dumps(body).encode())[0]
+
+
+def send(row, host, path, query="", data=None):
+    url = API_URL or f"https://{host}.googleapis.com"
     headers = {"Authorization": f"Bearer {access_token(row)}", "User-Agent": NAME}
+    if data:
+        headers["Content-Type"] = "application/json"
     try:
         try:
-            with urlopen(Request(f"{url}{path}?{query}", headers=headers), timeout=60) as answer:
-                return json.load(answer), answer.headers
+            request = Request(f"{url}{path}{query}", data, headers)
+            with urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or "{}"), answer.headers
         except HTTPError as error:
             text = error.read().decode(errors="replace")
             raise ApiError(path, error.code, text, error.headers) from None

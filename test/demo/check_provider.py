@@ -1,9 +1,11 @@
 #!/usr/bin/python3
 """Checks that provider.py keeps the rules of the real ones: the demo proves nothing otherwise."""
+import base64
 import json
 import threading
 import time
 import unittest
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
@@ -294,6 +296,147 @@ class ProviderTest(unittest.TestCase):
         self.control("release", CALENDAR)
         thread.join(10)
         self.assertEqual(answers, [200])
+
+    def post(self, path, body, user=0):
+        request = Request(f"{self.url}{path}", json.dumps(body).encode(),
+                          {"Authorization": f"Bearer {self.users[user]}/"})
+        try:
+            with self.open(request, timeout=10) as answer:
+                return answer.status, json.loads(answer.read() or "null")
+        except HTTPError as error:
+            return error.code, json.load(error)["error"]["errors"][0]["reason"]
+
+    def endpoint(self, *answers):
+        """Where messages are kept, and answered with these statuses, then with 204."""
+        answers, self.messages = list(answers), []
+
+        class Endpoint(BaseHTTPRequestHandler):
+            def do_POST(endpoint):
+                length = int(endpoint.headers["Content-Length"])
+                self.messages.append((dict(endpoint.headers), endpoint.rfile.read(length)))
+                endpoint.send_response(answers.pop(0) if answers else 204)
+                endpoint.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    def until(self, probe):
+        end = time.monotonic() + 20
+        while not probe():
+            self.assertLess(time.monotonic(), end, "waited in vain")
+            time.sleep(0.01)
+
+    def watch(self, name, path=EVENTS, **more):
+        body = {"id": name, "type": "web_hook", "token": f"secret {name}", "address": self.address}
+        return self.post(path + "/watch", body | more)
+
+    def test_channels(self):
+        self.address = self.endpoint()
+        self.control("set_push", lifetimes=[3600])
+        status, channel = self.watch("one")
+        self.assertEqual((status, channel["id"]), (200, "one"))
+        self.assertRegex(channel["expiration"], "^[0-9]{13}$")
+        self.assertAlmostEqual(int(channel["expiration"]) / 1000, time.time() + 3600, delta=30)
+        self.until(lambda: self.messages)
+        first = self.messages.pop()[0]
+        self.assertEqual([first[f"X-Goog-{h}"] for h in (
+            "Channel-Id", "Channel-Token", "Message-Number", "Resource-State", "Resource-Id")],
+            ["one", "secret one", "1", "sync", channel["resourceId"]])
+        self.assertEqual(self.watch("one"), (400, "channelIdNotUnique"))
+        self.assertEqual(self.watch("x", type="smoke signal")[0], 400)
+        self.assertEqual(self.watch("x", TASK_LIST)[0], 404)
+        self.assertEqual(self.watch("x", CALENDARS)[0], 200)
+
+        # a second one overlaps
+        status, second = self.watch("two")
+        self.assertEqual(second["resourceId"], channel["resourceId"])
+        self.until(lambda: len(self.messages) == 2)
+        self.messages.clear()
+        for _ in range(3):
+            self.control("mutate", CALENDAR, change=1)
+        self.control("mutate", TASKS, change=1)
+        self.until(lambda: len(self.messages) == 6)
+        for name in ("one", "two"):
+            numbers = [int(h["X-Goog-Message-Number"]) for h, body in self.messages
+                       if h["X-Goog-Channel-Id"] == name and not body]
+            self.assertEqual(len(set(numbers)), 3)
+
+        stop = {"id": "one", "resourceId": channel["resourceId"]}
+        self.assertEqual(self.post("/calendar/v3/channels/stop", stop | {"resourceId": "x"}),
+                         (404, "notFound"))
+        self.assertEqual(self.post("/calendar/v3/channels/stop", stop), (204, None))
+        self.assertEqual(self.post("/calendar/v3/channels/stop", stop), (404, "notFound"))
+        self.assertEqual(sorted(name for _, name, _ in self.control("channels")), ["two", "x"])
+        self.assertEqual(self.control("opened"), ["one", "two", "x"])
+        self.messages.clear()
+        self.control("mutate", CALENDAR, change=1)
+        self.until(lambda: self.messages)
+        self.assertEqual(self.messages[0][0]["X-Goog-Channel-Id"], "two")
+
+        self.control("refuse_push", CALENDAR)
+        self.assertEqual(self.watch("three"), (400, "pushNotSupportedForRequestedResource"))
+
+    def test_channels_end(self):
+        self.address = self.endpoint()
+        self.control("set_push", lifetimes=[0.5, 3600])
+        resource_id = self.watch("short")[1]["resourceId"]
+        self.watch("long", CALENDARS)
+        self.until(lambda: len(self.control("channels")) == 1)
+        self.until(lambda: len(self.messages) == 2)
+        self.messages.clear()
+        self.control("mutate", CALENDAR, change=1)
+        self.control("mutate", CALENDAR, resource="", change=1)
+        self.until(lambda: self.messages)
+        time.sleep(0.2)
+        self.assertEqual([h["X-Goog-Channel-Id"] for h, _ in self.messages], ["long"])
+        self.assertEqual(self.post("/calendar/v3/channels/stop", {
+            "id": "short", "resourceId": resource_id})[0], 404)
+
+    def test_mailboxes(self):
+        self.assertEqual(self.post(MAILBOX + "/watch", {"topicName": "t"}), (400, "badRequest"))
+        self.control("subscribe", topic="t", url=self.endpoint() + "?token=secret")
+        for _ in range(2):              # a mailbox has one
+            status, watch = self.post(MAILBOX + "/watch", {"topicName": "t"})
+            self.assertEqual((status, sorted(watch)), (200, ["expiration", "historyId"]))
+        address = self.get(MAILBOX + "/profile")[1]["emailAddress"]
+        self.assertEqual([name for _, name, _ in self.control("channels")], [address])
+        for _ in range(3):              # at most one in a second
+            self.control("mutate", GMAIL, add=1)
+        self.until(lambda: self.control("pushes").get("lost") == 2 and self.messages)
+        time.sleep(0.2)
+        (_, body), = self.messages
+        change = json.loads(base64.b64decode(json.loads(body)["message"]["data"]))
+        self.assertEqual(change["emailAddress"], address)
+        self.assertGreater(change["historyId"], int(watch["historyId"]))
+        self.assertEqual([self.post(MAILBOX + "/stop", {}) for _ in range(2)], [(204, None)] * 2)
+        self.assertEqual(self.control("channels"), [])
+
+    def test_messages_are_not_reliable(self):
+        self.address = self.endpoint(204, 503, 503, 204, 404)
+        self.watch("one")
+        self.until(lambda: self.messages)
+        self.control("mutate", CALENDAR, change=1)      # which meets the two 503
+        self.until(lambda: len(self.messages) == 4)
+        self.assertEqual(len({h["X-Goog-Message-Number"] for h, _ in self.messages[1:]}), 1)
+        self.control("mutate", CALENDAR, change=1)      # and this one the 404
+        self.until(lambda: self.control("pushes").get("answered 404"))
+        self.control("set_push", lose=4, repeat=5)
+        for _ in range(3):
+            self.control("mutate", CALENDAR, change=1)
+        self.until(lambda: len(self.messages) == 8)
+        time.sleep(0.2)
+        self.assertEqual(len(self.messages), 8)
+        self.control("set_push", is_silent=True)
+        self.control("mutate", CALENDAR, change=1)
+        pushes = self.control("pushes")
+        self.assertEqual([pushes[what] for what in ("message", "lost", "sent twice")], [6, 2, 1])
+        self.assertEqual(len(self.messages), 8)
 
     def test_same_seed_same_data(self):
         def data(seed):

@@ -7,6 +7,8 @@
     GET /tasks/v1/lists/{id}/tasks              updatedMin, showDeleted, showHidden, showCompleted
     GET /gmail/v1/users/me/profile|messages|messages/{id}|history      a dead historyId is 404
     GET /v1/people/me/connections               syncToken; a dead one is 400 EXPIRED_SYNC_TOKEN
+    POST .../calendarList/watch|.../events/watch, /calendar/v3/channels/stop    see class Push
+    POST /gmail/v1/users/me/watch|stop          one watch for each mailbox
     POST /control                               the demo's own levers: see class Control
 
 Like the real ones it gives nextSyncToken on the last page only, refuses with 400 a page or a
@@ -19,6 +21,7 @@ data is made up from --seed, and each listing has a random sequence of its own, 
 requests does not change it.
 """
 import argparse
+import base64
 import json
 import math
 import random
@@ -27,10 +30,15 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError
 from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
 CALENDAR, TASKS, GMAIL, CONTACTS = SOURCES = (
     "google_calendar", "google_tasks", "google_gmail", "google_contacts")
@@ -92,6 +100,7 @@ class Account:
         self.number, self.size = number, size
         self.listings = {}          # resource -> Listing
         self.limit = None
+        self.touched = set()        # listings with changes that were not told yet
         self.in_flight = self.peak = self.crowded = 0
         own = own_id(user, name, source)
         self.listings[""] = Listing(self, "", 0 if own else size)
@@ -131,7 +140,7 @@ class Listing:
         self.tokens = {}            # sync token -> what it stands for
         self.hold = None
         self.failing = 0
-        self.is_gone = False
+        self.is_gone = self.has_no_push = False
         self.log = []               # the requests that came, for the demo's checks
         for _ in range(size):
             self.add(days_ago=self.random.randint(1, 300))
@@ -177,6 +186,7 @@ class Listing:
         # history ids increase, but are not contiguous
         self.version += self.random.randint(1, 9) if self.source == GMAIL else 1
         self.changed[name] = (self.version, when)
+        self.account.touched.add(self)
         if self.source == GMAIL:
             message = {"id": name, "threadId": name}
             self.history.append({"id": str(self.version), "messages": [message],
@@ -345,8 +355,11 @@ class Listing:
         return self.items[name]
 
     def profile(self):
-        return {"emailAddress": f"{self.user[:8]}@example.com", "messagesTotal": len(self.items),
+        return {"emailAddress": self.address(), "messagesTotal": len(self.items),
                 "historyId": str(self.version)}
+
+    def address(self):
+        return self.account.name or f"{self.user[:8]}@example.com"
 
     def list_history(self, query):
         start = query.get("startHistoryId", "")
@@ -360,6 +373,134 @@ class Listing:
         if names:
             body["history"] = [records[name] for name in names]
         return body | ({"nextPageToken": token} if token else {})
+
+
+class Channel:
+    """A push channel: whom to tell of a listing's changes, and until when."""
+
+    def __init__(self, listing, name, lifetime, address, token=None):
+        self.listing, self.name, self.address, self.token = listing, name, address, token
+        self.ends = time.time() + lifetime
+        self.number, self.told = 0, 0       # of the last message, and when it was
+
+    def is_open(self):
+        return self.ends > time.time()
+
+    def message(self, state):
+        """The next one, as Calendar or as Gmail by way of Pub/Sub sends it: body and headers."""
+        if self.listing.source == GMAIL:
+            change = {"emailAddress": self.name, "historyId": self.listing.version}
+            data = base64.b64encode(json.dumps(change).encode()).decode()
+            message = {"message": {"data": data, "messageId": str(self.listing.version)},
+                       "subscription": "projects/demo/subscriptions/push"}
+            return json.dumps(message).encode(), {"Content-Type": "application/json"}
+        # the numbers increase, but are not contiguous
+        self.number += 1 if state == "sync" else self.listing.random.randint(1, 3)
+        return b"", {
+            "Content-Type": "application/json; utf-8", "X-Goog-Channel-ID": self.name, "X-Goog-Channel-Token": self.token,
+            "X-Goog-Message-Number": str(self.number), "X-Goog-Resource-State": state,
+            "X-Goog-Resource-ID": resource_id(self.listing)}
+
+
+def resource_id(listing):
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(
+        (listing.user, listing.account.name, listing.resource))))
+
+
+class Push:
+    """Tells of changes, but not reliably. What stands here, callers do with the provider's lock.
+
+    Calendar opens as many channels as somebody asks for, each with an id of theirs; one stops with
+    that id and its resourceId. Gmail has one watch for each mailbox, and tells at most once in a
+    second. A channel ends after some time, and nobody is told.
+    """
+
+    TRIES = 8               # for a message that meets no endpoint, or 503
+
+    def __init__(self):
+        self.channels = {}          # by the id that we send, Gmail's by the mailbox
+        self.opened = set()         # all that ever were
+        self.subscriptions = {}     # of Gmail: topic -> where Pub/Sub sends its messages
+        self.lifetimes = [7 * 86400]        # each listing gets the next one
+        self.places = {}            # listing -> which one it was
+        self.lose = self.repeat = 0         # each message of this number; 0 = none
+        self.is_silent = False
+        self.counts = Counter()
+        self.counting = threading.Lock()
+        self.senders = ThreadPoolExecutor(8)
+        self.open_url = build_opener(ProxyHandler({})).open
+
+    def watch(self, listing, body):
+        if listing.has_no_push:
+            raise Refused(400, "pushNotSupportedForRequestedResource",
+                          "Push notifications are not supported by this resource.")
+        self.counts["watch"] += 1
+        lifetime = self.lifetimes[
+            self.places.setdefault(listing, len(self.places)) % len(self.lifetimes)]
+        if listing.source == GMAIL:
+            if body.get("topicName") not in self.subscriptions:
+                raise bad_request("Invalid topicName")
+            name = listing.address()
+            channel = Channel(listing, name, lifetime, self.subscriptions[body["topicName"]])
+            answer = {"historyId": str(listing.version)}
+        else:
+            name = body.get("id", "")
+            if body.get("type") != "web_hook" or not name or not body.get("address"):
+                raise bad_request("Required: id, type, address")
+            if name in self.channels:
+                raise Refused(400, "channelIdNotUnique", f"Channel id {name} not unique")
+            channel = Channel(listing, name, lifetime, body["address"], body.get("token", ""))
+            self.senders.submit(self.send, channel, channel.message("sync"))
+            answer = {"kind": "api#channel", "id": name, "resourceId": resource_id(listing)}
+        self.channels[name] = channel
+        self.opened.add(name)
+        return answer | {"expiration": str(int(channel.ends * 1000))}
+
+    def stop(self, listing, body):
+        name = listing.address() if listing.source == GMAIL else body.get("id")
+        channel = self.channels.get(name)
+        if listing.source != GMAIL and (not channel or not channel.is_open() or (
+                body.get("resourceId") != resource_id(channel.listing))):
+            raise Refused(404, "notFound", f"Channel '{name}' not found for project")
+        self.counts["stop"] += 1
+        self.channels.pop(name, None)
+
+    def tell(self, listing):
+        for channel in self.channels.values():
+            if channel.listing is not listing or not channel.is_open():
+                continue
+            is_soon = listing.source == GMAIL and time.monotonic() - channel.told < 1
+            if not is_soon:
+                channel.told = time.monotonic()
+            message = channel.message("exists")
+            self.counts["message"] += 1
+            if self.is_silent or is_soon or self.comes_to(self.lose):
+                self.counts["lost"] += 1
+                continue
+            self.senders.submit(self.send, channel, message)
+            if self.comes_to(self.repeat):
+                self.counts["sent twice"] += 1
+                self.senders.submit(self.send, channel, message)
+
+    def comes_to(self, number):
+        return number > 0 and self.counts["message"] % number == 0
+
+    def send(self, channel, message):
+        """Runs by itself, without the lock."""
+        for n in range(self.TRIES):
+            time.sleep(0.1 * n)
+            try:
+                with self.open_url(Request(channel.address, *message), timeout=10) as answer:
+                    status = answer.status
+            except HTTPError as error:
+                status = error.code
+            except (OSError, HTTPException):
+                status = "no answer"
+            with self.counting:
+                self.counts[f"answered {status}"] += 1
+            if isinstance(status, int) and (status < 300 or (
+                    channel.listing.source != GMAIL and status not in (500, 502, 503, 504))):
+                break       # Pub/Sub sends all again that was no success
 
 
 class Control:
@@ -393,6 +534,7 @@ class Control:
 
     def mutate(self, listing, add=0, change=0, delete=0):
         listing.mutate(add, change, delete)
+        return self.now()
 
     def expire(self, listing, delete=0):
         """Deletes items, and at once lets all cursors and all trace of deletions go."""
@@ -422,6 +564,35 @@ class Control:
         name = min(listing.items)
         listing.put(name, "labelsAdded")
         listing.items[name]["etag"] = "a\0b"
+
+    def refuse_push(self, listing):
+        """Refuses to watch it, as with calendars of public holidays."""
+        listing.has_no_push = True
+
+    def subscribe(self, topic, url):
+        """Where Gmail's messages go that are published under a topic."""
+        self.provider.push.subscriptions[topic] = url
+
+    def set_push(self, **options):
+        """lifetimes of channels in turn; lose, repeat: each such message; is_silent."""
+        vars(self.provider.push).update(options)
+
+    def channels(self):
+        """The open ones, each with what stops it, besides its id."""
+        return [[c.listing.source, name, None if c.listing.source == GMAIL else resource_id(c.listing)]
+                for name, c in self.provider.push.channels.items() if c.is_open()]
+
+    def opened(self):
+        """The ids of all that ever were."""
+        return sorted(self.provider.push.opened)
+
+    def pushes(self):
+        """How many of what there were."""
+        return dict(self.provider.push.counts)
+
+    def now(self):
+        """By the clock of the log."""
+        return time.monotonic() - self.provider.started
 
     def hold(self, listing, page):
         """Lets requests for this page of a listing wait until release()."""
@@ -464,6 +635,7 @@ class Provider:
         self.seed = seed
         self.users = [str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{seed}.{n}")) for n in range(users)]
         self.revoked = set()
+        self.push = Push()
         self.sizes = random.Random(seed)
         self.accounts = {}      # (user, account, source) -> Account
         for user in self.users:
@@ -482,10 +654,17 @@ class Provider:
             if source is not None:
                 account = self.accounts[arguments.pop("user"), arguments.pop("account", ""), source]
                 arguments["listing"] = account.listing(resource)
-            return lever(**arguments)
+                account.touched.clear()     # when it was made
+            answer = lever(**arguments)
+            if source is not None:
+                for listing in account.touched:
+                    self.push.tell(listing)
+            return answer
 
-    def route(self, path):
+    def route(self, path, body):
         """The source a path belongs to, the resource, and the rest of what it names."""
+        if body is not None:
+            return self.push_route(path, body)
         if path == "/calendar/v3/users/me/calendarList":
             return CALENDAR, "", "calendarList"
         if m := re.fullmatch(r"/calendar/v3/calendars/([^/]+)/events", path):
@@ -500,8 +679,21 @@ class Provider:
             return CONTACTS, "", "connections"
         raise Refused(404, "notFound", "Not Found")
 
-    def answer(self, path, query, token, agent):
-        source, resource, what = self.route(path)
+    def push_route(self, path, body):
+        """The same of a POST. A channel is stopped under the name of what it watches."""
+        if m := re.fullmatch(r"/gmail/v1/users/me/(watch|stop)", path):
+            return GMAIL, "", m[1]
+        if path == "/calendar/v3/channels/stop":
+            channel = self.push.channels.get(body.get("id"))
+            return CALENDAR, channel.listing.resource if channel else "", "stop"
+        what, _, watch = path.rpartition("/")
+        source, resource, _ = self.route(what, None)
+        if watch != "watch" or source != CALENDAR:
+            raise Refused(404, "notFound", "Not Found")
+        return source, resource, "watch"
+
+    def answer(self, path, query, token, agent, body=None):
+        source, resource, what = self.route(path, body)
         user, _, name = token.partition("/")
         if (user, name, source) not in self.accounts:
             raise Refused(401, "authError", "Invalid Credentials")
@@ -527,9 +719,12 @@ class Provider:
                 hold["go"].wait(HOLD_LIMIT)
             with self.lock:
                 self.check_gates(listing)
-                body = self.dispatch(listing, what, query)
+                if body is not None:
+                    answer = getattr(self.push, what)(listing, body)
+                else:
+                    answer = self.dispatch(listing, what, query)
                 entry["status"] = 200
-                return body
+                return answer
         except Refused as error:
             entry["status"] = error.status
             raise
@@ -539,7 +734,7 @@ class Provider:
 
     def page_number(self, listing, what, query):
         """Which page of its listing a request asks for; none if it is no listing."""
-        if what == "profile" or what.startswith("messages/"):
+        if what in ("profile", "watch", "stop") or what.startswith("messages/"):
             return None
         place = listing.pages.get(query.get("pageToken"))
         return place["number"] if place else 1
@@ -585,15 +780,19 @@ class Provider:
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
+    def do_GET(self, body=None):
         parts = urlsplit(self.path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.reply(lambda: self.server.provider.answer(
-            parts.path, dict(parse_qsl(parts.query)), token, self.headers.get("User-Agent", "")))
+            parts.path, dict(parse_qsl(parts.query)), token, self.headers.get("User-Agent", ""),
+            body))
 
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.reply(lambda: self.server.provider.control(**request))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/control":
+            self.reply(lambda: self.server.provider.control(**body))
+        else:
+            self.do_GET(body)
 
     def reply(self, make_body):
         status, headers = 200, {}
@@ -604,8 +803,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             # The Date header is set after the data was read, and in whole seconds: whoever
             # takes it as a cursor needs an overlap, as with the real ones.
-            self.send_response(status)
             data = json.dumps(body, ensure_ascii=False).encode()
+            if body is None and self.path != "/control":
+                status, data = 204, b""
+            self.send_response(status)
             for name, value in {"Content-Type": "application/json; charset=UTF-8",
                                 "Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)
