@@ -6,11 +6,20 @@ extension's with all of them.
 
 interval(user number, now, how many items were found)
         the row's sync_interval in seconds, or None to leave what it is
-timers  (every so many seconds, SQL), run by the clock of the simulation
+timers  (every so many seconds, action), run by the clock of the simulation
+events(begin, end)
+        (when, action) of what happens once between two times
+        An action is called with the function that runs SQL, and the time.
 lead    how many seconds before the measured time it begins
+budgeted
+        whether it spends the budget, and so can be compared with others that do
 """
+import functools
 import math
 
+from psycopg.types.json import Jsonb
+
+import workload
 from workload import DAY
 
 SOURCE = "google_calendar"
@@ -38,12 +47,27 @@ def bisection(too_much, low, high):
     return high
 
 
-class Fixed:
+class Strategy:
+    """What most of them do: nothing."""
+
+    timers = ()
+    lead = 2 * DAY
+    budgeted = True
+
+    def prepare(self, run):
+        pass
+
+    def events(self, begin, end):
+        return ()
+
+    def interval(self, n, now, found):
+        return None
+
+
+class Fixed(Strategy):
     """One interval for all: sync_policy.sync_interval."""
 
     label = "fixed interval"
-    timers = ()
-    lead = 2 * DAY
 
     def __init__(self, users, budget, begin, end):
         self.seconds = len(users) * DAY / budget * MORE
@@ -51,9 +75,6 @@ class Fixed:
     def prepare(self, run):
         run("SELECT syncstate.set_sync_policy(%s, jsonb_build_object('sync_interval', make_interval(secs => %s)))",
             SOURCE, self.seconds)
-
-    def interval(self, n, now, found):
-        return None
 
 
 class Aimd(Fixed):
@@ -96,7 +117,7 @@ class Aimd(Fixed):
         return self.current[n]
 
 
-class Oracle:
+class Oracle(Strategy):
     """Is told the rates, and divides the budget by their square roots.
 
     Intervals of c / sqrt(rate) have the least mean delay that a number of
@@ -108,8 +129,6 @@ class Oracle:
     """
 
     label = "oracle"
-    timers = ()
-    lead = 2 * DAY
 
     def __init__(self, users, budget, begin, end):
         self.users = users
@@ -134,9 +153,6 @@ class Oracle:
                 syncs += (until - at) / clamp(c / math.sqrt(rate)) * MORE
                 at = until
         return syncs
-
-    def prepare(self, run):
-        pass
 
     def interval(self, n, now, found):
         """Until a whole interval has passed, each part of it at the rate of its time."""
@@ -178,12 +194,12 @@ class HourlyOracle(Oracle):
         return user.mean_rate(at) * share, min(until, user.turn_ends(at))
 
 
-class Budget:
+class Budget(Strategy):
     """sync_policy.daily_budget: what the extension learns and divides by itself."""
 
     label = "daily_budget"
     lead = 7 * DAY          # it begins without knowing anything
-    timers = ((3600.0, "SELECT syncstate.rebalance_syncs('google_calendar')"),)
+    timers = ((3600.0, lambda run, now: run("SELECT syncstate.rebalance_syncs(%s)", SOURCE)),)
 
     def __init__(self, users, budget, begin, end):
         self.budget = budget
@@ -191,5 +207,66 @@ class Budget:
     def prepare(self, run):
         run("SELECT syncstate.set_sync_policy(%s, jsonb_build_object('daily_budget', %s::integer))", SOURCE, self.budget)
 
-    def interval(self, n, now, found):
-        return None
+
+class Push(Strategy):
+    """Push channels, and polls where they are silent.
+
+    A worker does what claim_push_channels() hands out.  The provider sends its
+    messages to each channel that was open when the change was made.
+    """
+
+    label = "push"
+    budgeted = False
+    each_item = True
+    LIFE = 7 * DAY
+    TEND = 300.0
+    POLICY = {"push_renew_before": "1 day"}
+
+    def __init__(self, users, budget, begin, end):
+        self.users = users
+        self.open = [{} for _ in users]     # at the provider, of each user: channel -> (from when on, until when)
+        self.calls = []         # when the provider was called to open or stop one
+        self.told = set()       # (user number, when it was made) of the changes that were heard of
+        self.timers = ((self.TEND, self.tend),)
+
+    def prepare(self, run):
+        run("SELECT syncstate.set_sync_policy(%s, %s)", SOURCE, Jsonb(self.POLICY))
+
+    def events(self, begin, end):
+        return [(at, functools.partial(self.deliver, n, made, numbers))
+                for at, n, made, numbers in workload.messages(self.users, self.each_item) if begin < made and at < end]
+
+    def tend(self, run, now):
+        for n, action, lease, channel in run("SELECT right(user_id::text, 12)::integer, action, lease, channel_id"
+                                             " FROM syncstate.claim_push_channels(%s, 10000)", SOURCE):
+            self.calls.append(now)
+            if action == "stop":
+                del self.open[n][channel]
+                run("SELECT syncstate.mark_channel_stopped(simulate.account(%s), %s, %s)", n, SOURCE, lease)
+            else:
+                channel = f"channel {len(self.calls)}"
+                self.open[n][channel] = now, now + self.LIFE
+                run("SELECT syncstate.mark_channel_opened(simulate.account(%s), %s, %s, %s, simulate.at(%s), %s)",
+                    n, SOURCE, lease, channel, now + self.LIFE, f"secret of {channel}")
+
+    def deliver(self, n, made, numbers, run, now):
+        for channel, (begin, end) in self.open[n].items():
+            if begin <= made < end:
+                known = run("SELECT syncstate.receive_push(%s, %s, number) FROM unnest(%s::bigint[]) AS number",
+                            channel, f"secret of {channel}", numbers)
+                if (True,) in known:
+                    self.told.add((n, made))
+
+
+class PushOnce(Push):
+    """The same, with one message for each change, however many items it touches."""
+
+    label = "push, one message a change"
+    each_item = False
+
+
+class PushOneDay(Push):
+    """Channels that are silent for a day, not two, are polled as if there were none."""
+
+    label = "push, silence of a day"
+    POLICY = {"push_renew_before": "1 day", "push_silence": "1 day"}

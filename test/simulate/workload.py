@@ -13,6 +13,12 @@ sleepers    a fifth of the users: awake and asleep in turns, each 7 days on
             average, at a hundredth of their rate while asleep
 bursts      15 % of the changes touch several items at once, often dozens.
             A burst is one change: it is made, found and waited for as one
+messages    a provider with push sends one for each item that a change touches,
+            numbered, all up to 5 seconds after the change.  A tenth of them is
+            lost, each by itself, so that a change of one item goes unheard as
+            often as that, and a burst hardly ever.  Of those that arrive one
+            in twenty comes twice, up to a minute later, because the provider
+            missed the answer
 """
 import bisect
 import math
@@ -32,6 +38,10 @@ TURN = 7 * DAY
 ASLEEP = 0.01
 BURSTS = 0.15
 LARGEST_BURST = 500
+LATENCY = 5.0
+LOST = 0.1
+TWICE = 0.05
+TWICE_WITHIN = 60.0
 
 DAYTIME = (24 - NIGHT_HOURS * NIGHT) / (24 - NIGHT_HOURS)   # so that a day's mean is 1
 
@@ -41,6 +51,7 @@ class User:
 
     def __init__(self, seed, rate, length, step=None):
         chance = random.Random(seed)
+        self.seed = seed
         self.rate = rate                # changes per second, awake, a day's mean
         self.zone = chance.uniform(-ZONES, ZONES)
         self.step = step                # (time, factor): from when on its rate is another
@@ -113,3 +124,23 @@ def population(seed, users, length, steps=()):
         for n in nearest[:number]:
             stepping[n] = (at, factor)
     return [User(f"{seed} {n}", rates[n], length, stepping.get(n)) for n in range(users)]
+
+
+def messages(users, each_item):
+    """What arrives of a provider's messages: (when, user number, when the change was made, their numbers).
+
+    each_item   or else one message for each change
+    """
+    out = []
+    for n, user in enumerate(users):
+        chance = random.Random(f"{user.seed} messages")
+        number = 0
+        for made, items in zip(user.changes, user.items):
+            sent = range(number, number + (items if each_item else 1))
+            number = sent.stop
+            at = made + chance.uniform(0, LATENCY)
+            arrived = [k for k in sent if chance.random() >= LOST]
+            if arrived:
+                out.append((at, n, made, arrived))
+            out += [(at + chance.uniform(0, TWICE_WITHIN), n, made, [k]) for k in arrived if chance.random() < TWICE]
+    return out
