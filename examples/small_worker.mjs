@@ -1,20 +1,20 @@
 #!/usr/bin/env node
 // A small worker for Google Calendar, to read or to start from, in one file: a whole sync in
-// memory, then into the database. See worker.py for checkpoints, and for three more APIs.
+// memory, then into the database. See node_worker.mjs for checkpoints and many syncs at a time.
 //
 // It needs Node 18 or newer, `pg` from npm, items.sql, and a login role that was given to
-// syncstate.grant_worker() and may write the items. Run as many as you like.
-//
-// DATABASE_URL says which database; without it PGHOST, PGDATABASE and so on. It takes a connection
-// of our own: LISTEN does not work through a transaction pooler.
+// syncstate.grant_worker() and may write the items. Run as many as you like. DATABASE_URL names the
+// database, or PGHOST, PGDATABASE and so on; not through a transaction pooler, because of LISTEN.
 import pg from 'pg'
 
-const SOURCE = 'google_calendar'
+const SOURCE = 'google_calendar', PAGE_SIZE = process.env.PAGE_SIZE ?? '250'
 const API_URL = process.env.API_URL ?? 'https://www.googleapis.com'
-const PAGE_SIZE = process.env.PAGE_SIZE ?? '250'
 const NAME = process.env.WORKER_NAME ?? `worker-${process.pid}`
 const log = (...words) => console.log(`${NAME}:`, ...words)
-const accessToken = async row => `${row.user_id}/${row.account}`    // yours to write: the account's OAuth access token
+async function accessToken(row) {      // yours to write: the account's OAuth access token
+  if (!process.env.API_URL) throw new Error('accessToken() is not written yet')
+  return `${row.user_id}/${row.account}`
+}
 
 class ApiError extends Error {
   constructor(status, text, retryAfter) {

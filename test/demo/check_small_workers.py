@@ -3,6 +3,9 @@
 
 Two processes of it, as it is, sync calendars from the demo's provider. At the end the database
 has the very items that the provider has. Needs what run needs, and prints TAP.
+
+node_worker.mjs is checked too. It writes page by page and runs several syncs at a time. Of what it
+imports, one line is for its user to write: accessToken().
 """
 import contextlib
 import math
@@ -18,6 +21,7 @@ sys.path.insert(0, str(HERE))
 from check_worker import demo_run, stop_during_claim   # noqa: E402
 
 CALENDAR = demo_run.CALENDAR
+NOT_WRITTEN = "throw new Error('accessToken() in google_calendar.mjs is not written yet')"
 INTERPRETERS = {".py": [sys.executable, "-B"], ".mjs": ["node"], ".sh": ["bash"]}
 
 
@@ -27,6 +31,7 @@ class Small(demo_run.Demo):
     def __init__(self, file):
         super().__init__()
         self.file = file
+        self.turns_pages = file.name == "node_worker.mjs"
 
     def step(self, title):
         print(f"# {title}", flush=True)
@@ -46,6 +51,11 @@ class Small(demo_run.Demo):
         if self.file.suffix == ".mjs" and not (self.temp / "node_modules").exists():
             # Node looks for packages beside the file, and above
             (self.temp / "node_modules").symlink_to(HERE.parent / "node" / "node_modules")
+            if self.turns_pages:
+                source = (self.file.parent / "google_calendar.mjs").read_text()
+                assert source.count(NOT_WRITTEN) == 1
+                (self.temp / "google_calendar.mjs").write_text(
+                    source.replace(NOT_WRITTEN, "return `${user_id}/${account}`"))
             self.file = Path(shutil.copy(self.file, self.temp))
         with open(self.temp / f"worker-{name}.log", "a") as log:
             self.workers[name] = self.start([*INTERPRETERS[self.file.suffix], self.file], log,
@@ -188,10 +198,18 @@ class Small(demo_run.Demo):
         self.step("the end")
         self.signal_worker(agent, signal.SIGKILL).wait()
         self.wait_for("the take-over", lambda: self.row(*self.of("gina")).syncs_started == 2)
-        self.check(self.items("gina") == 0, "of a killed worker nothing stays, no heartbeat either")
+        if self.turns_pages:
+            self.check(self.items("gina") == demo_run.PAGE_SIZE,
+                       "of a killed worker the pages stay that it wrote, but no heartbeat")
+        else:
+            self.check(self.items("gina") == 0,
+                       "of a killed worker nothing stays, no heartbeat either")
         self.control("release", *self.of("gina"))
         self.start_worker(agent)
         self.wait_synced(self.of("gina"))
+        if self.turns_pages:
+            pages = [e["page"] for e in self.log(*self.of("gina")) if demo_run.is_full(e)]
+            self.check(pages.count(1) == 1, "and the other one goes on at the next page")
 
         self.step("a lost lease")
         # on the last page, after which the sync is reported complete
@@ -205,7 +223,8 @@ class Small(demo_run.Demo):
         self.wait_for("the report", lambda: any(
             dropped in line for line in self.worker_log(agent).splitlines()))
         row = self.row(*self.of("hugo"))
-        self.check(self.items("hugo") == 0 and row.sync_token is None and row.failures == 0,
+        written = demo_run.PAGE_SIZE * (pages - 1) if self.turns_pages else 0
+        self.check(self.items("hugo") == written and row.sync_token is None and row.failures == 0,
                    "its report is refused, and its items with it")
 
         self.step("a graceful stop")
@@ -244,6 +263,26 @@ class Small(demo_run.Demo):
         self.check(gone == names[:2], "calendars come, go, and are hidden: so do their rows")
         self.query("SELECT syncstate.disconnect_account(%s, 'work')", self.users["jon"])
         self.db.execute("DELETE FROM items WHERE account = 'work'")
+
+        if self.turns_pages:
+            self.step("several at a time")
+            for name in "kim", "leo", "mia":
+                self.control("hold", *self.of(name), page=1)
+            self.connect("kim", "leo", "mia")
+            self.wait_for("three requests", lambda: all(
+                self.log(*self.of(name)) for name in ("kim", "leo", "mia")))
+            agents = {self.log(*self.of(name))[0]["agent"] for name in ("kim", "leo", "mia")}
+            self.check(len(agents) == 1, "one worker runs three syncs")
+            self.control("revoke", *self.of("leo"))     # answered when the pages are
+            for name in "kim", "leo", "mia":
+                self.control("release", *self.of(name))
+            self.wait_synced(self.of("kim"), self.of("mia"))
+            self.wait_for("the refusal", lambda: self.row(*self.of("leo")).parked_reason)
+            refused = [e["status"] for e in self.log(*self.of("leo"))]
+            self.check(refused == [401, 401], "a token is refused twice before that is reported")
+            for name in "kim", "leo", "mia":
+                self.call("disconnect_sync", *self.of(name))
+                self.query("DELETE FROM items WHERE user_id = %s RETURNING 1", self.users[name])
 
         self.step("the comparison")
         self.call("resume_sync", *self.of("hugo"))

@@ -1,5 +1,6 @@
-# The small workers of examples/, in Python, Node and shell, do what they say:
-# each against the demo's provider, and judged by a comparison of all items.
+# The small workers of examples/, in Python, Node and shell, and the one in Node
+# that runs many syncs at a time, do what they say: each against the demo's
+# provider, and judged by a comparison of all items.
 # They wait most of the time, so they run at the same time, each in a database
 # of its own.
 
@@ -19,25 +20,31 @@ $ENV{PGHOST} = $node->host;
 $ENV{PGPORT} = $node->port;
 
 my %needs = (
-	py => [ 'python3', '-c', 'import psycopg' ],
-	mjs => [ 'node', '-e', q{require.resolve('pg', { paths: ['test/node'] })} ],
-	sh => [ 'curl', '--version' ]);
+	'small_worker.py' => [ 'python3', '-c', 'import psycopg' ],
+	'small_worker.mjs' => [ 'node', '-e', q{require.resolve('pg', { paths: ['test/node'] })} ],
+	'small_worker.sh' => [ 'curl', '--version' ],
+	'node_worker.mjs' => [ 'node', '-e', q{require.resolve('pg', { paths: ['test/node'] })} ]);
 my %running;
+
+# The README shows the core of one of them.
+my ($shown) = slurp_file('README.md') =~ /^```js\n(.*?)^```$/ms;
+ok(defined $shown && index(slurp_file('examples/node_worker.mjs'), $shown) >= 0,
+	'the worker in the README is in node_worker.mjs');
 
 foreach my $kind (sort keys %needs)
 {
-	my $lines = () = slurp_file("examples/small_worker.$kind") =~ /\n/g;
+	my $lines = () = slurp_file("examples/$kind") =~ /\n/g;
 
-	cmp_ok($lines, '<', 120, "small_worker.$kind is small");
+	cmp_ok($lines, '<', 120, "$kind is small");
 	my ($out, $error);
 	if (!IPC::Run::run($needs{$kind}, '>', \$out, '2>', \$error))
 	{
-		fail("small_worker.$kind can run here") or diag $error;
+		fail("$kind can run here") or diag $error;
 		next;
 	}
 	my $job = $running{$kind} = {};
 	$job->{run} = IPC::Run::start(
-		[ 'test/demo/check_small_workers.py', "examples/small_worker.$kind" ],
+		[ 'test/demo/check_small_workers.py', "examples/$kind" ],
 		'<', \undef, '>', \$job->{out}, '2>', \$job->{error});
 }
 foreach my $kind (sort keys %running)
@@ -47,8 +54,8 @@ foreach my $kind (sort keys %running)
 	my @passed = $job->{out} =~ /^ok \d+ - (.*)$/mg;
 	my ($plan) = $job->{out} =~ /^1\.\.(\d+)$/m;
 
-	pass("small_worker.$kind: $_") foreach @passed;
-	ok($finished && defined $plan && $plan == @passed, "small_worker.$kind: all of it")
+	pass("$kind: $_") foreach @passed;
+	ok($finished && defined $plan && $plan == @passed, "$kind: all of it")
 	  or diag "$job->{out}\n$job->{error}";
 }
 
