@@ -1,8 +1,8 @@
 # Nobody starves: the lives of workers and rows, simulated for days by
 # syncstate.clock, with rows that kill their worker, syncs that come in slices,
 # floods of requests, limits, and workers that are few.  What is measured is how
-# long a row waits from its due time until its sync is done: see README,
-# "Limits", which states the bound.
+# long a row waits from its due time until its sync is done: see doc/limits.md,
+# which states the bound.
 use strict;
 use warnings;
 

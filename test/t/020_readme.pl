@@ -1,12 +1,15 @@
-# The README and the pages of doc/ are true: their SQL runs and prints what they
+# The README and the other pages are true: their SQL runs and prints what they
 # show, the reference is that of the catalogs, its privileges are those that
-# roles have, its error codes are those that come, links lead somewhere, and the
+# roles have, its error codes are those that come, links lead somewhere, no
+# heading stands twice, numbers that were measured stand in one place, and the
 # recipe for a parallel restore works.
 #
 # Every ```sql block of a page is run, in order, in one psql session, and each
-# page has a database of its own.  A ```text block right behind it is what psql
-# must print; without one, there must be no error and no warning.
-# README_ACCEPT=1 writes into the pages what psql did print.
+# page has a database of its own.  The page says as whom: "one psql session; a
+# test runs it as a superuser", or "as the owner of the database", who is none.
+# A ```text block right behind it is what psql must print; without one, there
+# must be no error and no warning.  README_ACCEPT=1 writes into the pages what
+# psql did print.
 #
 # A page whose questions need a history finds one in its database: see %history.
 
@@ -20,7 +23,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $reference = 'doc/syncstate.md';
-my @pages = ('README.md', sort glob 'doc/*.md');
+my $performance = 'doc/performance.md';
+my @pages = (qw(README.md CONTRIBUTING.md SECURITY.md test/README.md), sort glob 'doc/*.md');
 my %text = map { $_ => slurp_file($_) } @pages;
 
 # This one needs PL/Proxy, which is a package of its own.
@@ -39,15 +43,19 @@ $node->start;
 $ENV{PGOPTIONS} = '-c IntervalStyle=postgres -c lc_messages=C -c client_min_messages=notice';    # not of the server's own connections
 $ENV{PGHOST} = $node->host;
 $ENV{PGPORT} = $node->port;
-$node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(readme errors new privileges);
+$node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(errors new privileges);
+
+# The owner of a page's database, who is no superuser.
+my $owner = 'regress_syncstate_owner';
+$node->safe_psql('postgres', "CREATE ROLE $owner LOGIN CREATEROLE; ALTER ROLE $owner SET lc_messages = 'C'");
 
 # Runs a script in one session; returns all that psql prints, errors in place.
 sub session
 {
-	my ($dbname, $script) = @_;
+	my ($dbname, $script, @options) = @_;
 	my $out = '';
 
-	run [ 'psql', '-X', '-q', '-d', $dbname ], '<', \$script, '>&', \$out;
+	run [ 'psql', '-X', '-q', '-d', $dbname, @options ], '<', \$script, '>&', \$out;
 	return $out;
 }
 
@@ -227,15 +235,20 @@ foreach my $page (@pages)
 			line => 1 + (substr($text{$page}, 0, $-[1]) =~ tr/\n//),
 		  };
 	}
-	cmp_ok(scalar @blocks, '>', 30, "$page has SQL to run") if $page eq 'README.md';
 	next if !@blocks || $not_run{$page};
 	$all_sql .= $_->{sql} foreach @blocks;
 
+	my ($role) = $text{$page} =~ /one psql session[^.]*; a test runs it as (a superuser|the owner of the database)\b/;
+	ok($role, "$page says as whom its SQL is run") or next;
+
 	my $database = lc basename($page, '.md');
-	$node->safe_psql('postgres', qq{CREATE DATABASE "$database"}) if $page ne 'README.md';
+	my @options = $role eq 'a superuser' ? () : ('-U', $owner);
+	local $ENV{PGOPTIONS} = $ENV{PGOPTIONS};
+	$ENV{PGOPTIONS} =~ s/-c lc_messages=C// if @options;    # which only a superuser may set
+	$node->safe_psql('postgres', qq{CREATE DATABASE "$database"} . (@options ? " OWNER $owner" : ''));
 	is(session($database, "\\o /dev/null\n$history{$page}"), '', "what happened before $page") if $history{$page};
 	my @printed = split /^\Q$mark\E\n/m,
-	  session($database, join '', map { "$_->{sql}\\echo '$mark'\n" } @blocks), -1;
+	  session($database, join('', map { "$_->{sql}\\echo '$mark'\n" } @blocks), @options), -1;
 	pop @printed;    # what is behind the last mark
 	is(scalar @printed, scalar @blocks, "all blocks of $page were run");
 
@@ -307,7 +320,7 @@ foreach my $signature (sort grep { !$internal{$_} } @real)
 	ok($all_sql =~ /\bsyncstate\.$name\(/, "$name() has an example");
 }
 is_deeply(
-	[ sort map { split /, /, $_->[1] } cells(section('README.md', '## Reference')) ],
+	[ sort grep { $_ } map { @$_[ 0, 2 ] } cells(section('README.md', '## All functions')) ],
 	[ sort map { /^(\w+)/ } grep { !$internal{$_} } @real ],
 	'the list in the README has each of them');
 
@@ -469,6 +482,19 @@ $provoke{$_} = { '22023' => "$_($user, NULL)", PT404 => "$_($none, 'google_tasks
 $provoke{$_} = { '22023' => "$_($user, NULL)" } foreach qw(connect_sync disconnect_sync);
 $provoke{$_} = { '22023' => "$_(NULL)" }
   foreach qw(connect_account pause_account resume_account disconnect_account request_account);
+$provoke{claim_push_channels} = { '22023' => 'claim_push_channels(max_rows => 0)' };
+$provoke{mark_channel_opened} = {
+	'22023' => "mark_channel_opened($user, 'google_tasks', 1, NULL, NULL, 'secret')",
+	'23505' => "mark_channel_opened($user, 'google_tasks', 1, 'taken', NULL, 'secret')",
+};
+$provoke{mark_channel_failed} = {
+	'22023' => "mark_channel_failed($user, 'google_tasks', 1, NULL)",
+	PT409 => "mark_channel_failed($user, 'google_tasks', 1, 'message')",
+};
+$provoke{mark_channel_stopped} = {
+	'22023' => "mark_channel_stopped($user, 'google_tasks', NULL)",
+	PT409 => "mark_channel_stopped($user, 'google_tasks', 1)",
+};
 $provoke{set_sync_resources} = { '22023' => "set_sync_resources($user, 'google_tasks', NULL)" };
 
 my $script = <<"EOS";
@@ -477,6 +503,9 @@ CREATE EXTENSION syncstate;
 ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 GRANT USAGE ON SCHEMA syncstate TO regress_syncstate_none;
 SELECT lease FROM syncstate.mark_sync_started($user, 'google_tasks') \\g /dev/null
+SELECT syncstate.set_sync_policy('google_gmail', '{"push_renew_before": "1 day"}') \\g /dev/null
+SELECT syncstate.connect_sync($user, 'google_gmail') \\g /dev/null
+SELECT syncstate.mark_channel_opened(user_id, source, lease, 'taken', NULL, 'secret') FROM syncstate.claim_push_channels() \\g /dev/null
 CREATE TABLE users_watched (id uuid);
 SELECT syncstate.watch_users('users_watched') \\g /dev/null
 CREATE TABLE users_unwatched (id uuid);
@@ -582,19 +611,62 @@ my @built_in;
 push @built_in, [ $settings[0][0], map { $_->[1] } splice @settings, 0, 4 ] while @settings;
 is_deeply([ cells(section($reference, '## Built-in settings')) ], \@built_in, 'the reference tells the built-in settings');
 
-# Links lead to files, and to headings there.
-my %anchor;
+# The text of a page without its code.
+sub prose
+{
+	my ($page) = @_;
+
+	return $text{$page} =~ s/^```.*?^```$//msgr;
+}
+
+# Links lead to files, and to headings there.  No heading stands twice, on
+# whichever page.
+my (%anchor, %pages_with);
 foreach my $page (@pages)
 {
-	$anchor{$page}{ lc =~ s/[^\w -]//gr =~ s/ /-/gr } = 1 foreach $text{$page} =~ /^#+ (.*)$/mg;
+	foreach my $heading (prose($page) =~ /^#+ (.*)$/mg)
+	{
+		my $anchor = lc($heading) =~ s/[^\w -]//gr =~ s/ /-/gr;
+
+		$anchor{$page}{$anchor} = 1;
+		push @{ $pages_with{$anchor} }, $page;
+	}
 }
+is(join(', ', map { "$_ (@{ $pages_with{$_} })" } sort grep { @{ $pages_with{$_} } > 1 } keys %pages_with),
+	'', 'no heading stands twice');
+
+# A number that was measured stands on one page, to which the others link: those
+# with a unit in which we measure, and others with three digits or more that are
+# not round.
+sub numbers
+{
+	my ($page) = @_;
+	my %found;
+
+	foreach (prose($page) =~ s/\]\([^)]*\)//gr =~ /(?<![\w.,-])(\d[\d,]*(?:\.\d+)?(?: (?:us|ms|bytes|%|min)(?!\w))?)(?![\w.]*\d)/g)
+	{
+		my $digits = tr/1-9//;
+
+		$found{ s/,$//r } = 1 if /[a-z%]/ || ($digits > 2 && !/,000$/);
+	}
+	return \%found;
+}
+my $measured = numbers($performance);
+cmp_ok(scalar keys %$measured, '>', 50, 'numbers were measured');
+foreach my $page (grep { $_ ne $performance } @pages)
+{
+	is(join(', ', sort grep { $measured->{$_} } keys %{ numbers($page) }), '', "no number of $performance stands in $page");
+}
+
 foreach my $page (@pages)
 {
 	foreach my $link (map { s/^\(|\)$//gr } $text{$page} =~ /\](\([^) ]+\))/g)
 	{
 		next if $link =~ /^https?:/;
 		my ($file, $heading) = split /#/, $link, 2;
-		my $target = $file eq '' ? $page : $page eq 'README.md' ? $file : "doc/$file" =~ s{^doc/\.\./}{}r;
+		my $target = $file eq '' ? $page : ($page =~ m{(.*/)} ? $1 : '') . $file;
+
+		1 while $target =~ s{(^|/)[^/.]+/\.\./}{$1};
 
 		ok((defined $heading ? $anchor{$target}{$heading} : -e $target), "link of $page to $link");
 	}
@@ -602,13 +674,13 @@ foreach my $page (@pages)
 
 # Restoring sources of one's own: what does not work, and the recipe.
 my $dir = PostgreSQL::Test::Utils::tempdir;
-my ($recipe) = section('README.md', '## Backup and restore') =~ /^```sh\n(.*?)^```$/ms;
+my ($recipe) = section('doc/backup.md', '## With sources of your own') =~ /^```sh\n(.*?)^```$/ms;
 my $contents = q{SELECT s.* FROM syncstate.sync_state AS s ORDER BY user_id, source, resource;
 	SELECT p.* FROM syncstate.sync_policy AS p ORDER BY source};
 
-$node->safe_psql('readme', "SELECT syncstate.connect_sync($user, 'outlook_mail')");
+$node->safe_psql('own-sources', "SELECT syncstate.connect_sync($user, 'outlook_mail')");
 
-command_ok([ 'pg_dump', '-Fd', '-f', "$dir/dump", 'readme' ], 'dump');
+command_ok([ 'pg_dump', '-Fd', '-f', "$dir/dump", 'own-sources' ], 'dump');
 # Since 17 labels may be used in the transaction that made their type.
 command_fails_like(
 	[ 'pg_restore', '-1', '-d', 'new', "$dir/dump" ],
@@ -617,7 +689,7 @@ command_fails_like(
   if $node->pg_version < 17;
 command_ok([ 'sh', '-ec', "cd '$dir'\n$recipe" ], 'the recipe for a parallel restore');
 is( $node->safe_psql('new', $contents),
-	$node->safe_psql('readme', $contents),
+	$node->safe_psql('own-sources', $contents),
 	'which brings the same rows and policies');
 is( $node->safe_psql('new', 'TABLE syncstate.custom_source'),
 	'outlook_mail', 'and the registered sources');
