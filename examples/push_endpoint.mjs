@@ -88,6 +88,6 @@ const server = createServer(async (request, response) => {
   // what has not been read yet never is
   response.writeHead(status, request.complete ? {} : { Connection: 'close' }).end()
 })
-server.requestTimeout = 10_000      // ms, for whoever sends slowly
+server.requestTimeout = 10_000      // ms, so that slow senders hold no connection
 server.listen(Number(PORT), HOST, () => console.log(`http://${HOST}:${server.address().port}`))
 process.on('SIGTERM', () => process.exit())

@@ -56,7 +56,7 @@ def message_number(text):
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    timeout = 10        # seconds, for whoever sends slowly
+    timeout = 10        # seconds, so that slow senders hold no thread
 
     def do_POST(self):
         try:

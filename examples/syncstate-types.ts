@@ -48,7 +48,7 @@ export type SyncBudget = {
   rows: number;
 };
 
-/** Push channels of rows of sync_state: until when a provider calls back, and what is to be done about it. */
+/** Push channels of rows of sync_state: when they end, and what must be done about them. */
 export type SyncChannel = {
   /** Tells the channels of a row apart. */
   id: string;
@@ -66,7 +66,7 @@ export type SyncChannel = {
   channel_id: string | null;
   /** SHA-256 of the secret that comes with each push. */
   token_hash: string | null;
-  /** What stopping the channel takes, besides channel_id; at most 8 kB. */
+  /** What the provider needs to stop the channel, besides channel_id; at most 8 kB. */
   provider_ref: string | null;
   /** When the channel ends; null = it does not. */
   expires_at: string | null;
@@ -74,7 +74,7 @@ export type SyncChannel = {
   renew_at: string | null;
   /** Fencing number: one more each time that the channel is handed out. */
   lease: number;
-  /** Until when a worker has the channel; null = none has it. */
+  /** Until when a worker holds the channel; null = none does. */
   lease_expires_at: string | null;
   /** Failures in a row to open, renew or stop it. */
   failures: number;
@@ -82,9 +82,9 @@ export type SyncChannel = {
   error_message: string | null;
   /** When it was opened. */
   opened_at: string | null;
-  /** When it was last heard; written at most once in ten seconds. */
+  /** When a push last arrived; written at most every ten seconds. */
   last_push_at: string | null;
-  /** Number of the message that it was last heard with. */
+  /** Number of the last message that was recorded. */
   message_number: number | null;
 };
 
@@ -188,7 +188,7 @@ export type SyncPolicy = {
   push_renew_before: string | null;
   /** From start to start of a row's syncs while its push channel is healthy. */
   push_interval: string | null;
-  /** How long a push channel is trusted after it was opened or last heard. */
+  /** How long a push channel is trusted after it was opened or a push arrived. */
   push_silence: string | null;
 };
 
@@ -294,7 +294,7 @@ export type SyncState = {
   run_requested_at: string | null;
   /** When an event last told that the row fails or is parked; null = it has completed since. */
   troubled_at: string | null;
-  /** Until when a push channel makes frequent polls needless; null = there is none. */
+  /** Until when a push channel makes frequent polls unnecessary; null = the row has none. */
   push_until: string | null;
 };
 

@@ -424,6 +424,15 @@ UPDATE sync_state SET push_until = sync_clock() + '1 day' WHERE user_id = u(61);
 SELECT (mark_channel_failed(u(61), 'google_calendar', leased(61, 'open'), 'no longer', 'unsupported')).state;
 SELECT push_until FROM sync_state WHERE user_id = u(61);
 DELETE FROM sync_channel WHERE user_id = u(61) AND state = 'unsupported';
+-- one that returns while its former channel is stopped
+UPDATE sync_state SET push_until = sync_clock() + '1 day', due_at = sync_clock() + '6 hours', requested_at = NULL WHERE user_id = u(61);
+SELECT (mark_channel_stopped(u(61), 'google_calendar', leased(61, 'stop'))).channel_id;
+SELECT push_until, due_at <= sync_clock() + '15 minutes' AS soon FROM sync_state WHERE user_id = u(61);
+-- with a lease of the site's own making, no channel is taken for another row's
+BEGIN;
+UPDATE sync_channel SET lease = 5 WHERE user_id = u(62);
+SELECT n, action FROM claim() WHERE n = 62;
+ROLLBACK;
 -- what is to be stopped comes first, since a mailbox has one channel at a time
 SELECT disconnect_sync(u(n), 'google_calendar'), connected(n) FROM unnest('{61,62}'::integer[]) AS n;
 SELECT array_agg(action ORDER BY place) FROM claim_push_channels('google_calendar') WITH ORDINALITY AS c

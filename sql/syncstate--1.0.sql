@@ -146,7 +146,7 @@ COMMENT ON COLUMN syncstate.sync_state.lease_required IS 'Whether a claim handed
 COMMENT ON COLUMN syncstate.sync_state.limited_until IS 'Until when the provider limits the account''s use of the source';
 COMMENT ON COLUMN syncstate.sync_state.run_requested_at IS 'When the running sync was requested; null = it was not';
 COMMENT ON COLUMN syncstate.sync_state.troubled_at IS 'When an event last told that the row fails or is parked; null = it has completed since';
-COMMENT ON COLUMN syncstate.sync_state.push_until IS 'Until when a push channel makes frequent polls needless; null = there is none';
+COMMENT ON COLUMN syncstate.sync_state.push_until IS 'Until when a push channel makes frequent polls unnecessary; null = the row has none';
 
 /* ----------------------------------------------------------------- policy */
 
@@ -302,7 +302,7 @@ COMMENT ON COLUMN syncstate.sync_policy.keep_runs IS 'Which ended runs sync_run 
 COMMENT ON COLUMN syncstate.sync_policy.keep_runs_for IS 'How long sync_run keeps them';
 COMMENT ON COLUMN syncstate.sync_policy.push_renew_before IS 'How long before its end a push channel is renewed, at the earliest; null = the source does not use push';
 COMMENT ON COLUMN syncstate.sync_policy.push_interval IS 'From start to start of a row''s syncs while its push channel is healthy';
-COMMENT ON COLUMN syncstate.sync_policy.push_silence IS 'How long a push channel is trusted after it was opened or last heard';
+COMMENT ON COLUMN syncstate.sync_policy.push_silence IS 'How long a push channel is trusted after it was opened or a push arrived';
 
 /*
  * What rebalance_syncs() has learned about sources with a budget; nothing else
@@ -541,7 +541,7 @@ CREATE UNIQUE INDEX sync_channel_current ON syncstate.sync_channel
 	(user_id, account, source, resource) WHERE state OPERATOR(pg_catalog.<>) 'retiring';
 CREATE INDEX sync_channel_due ON syncstate.sync_channel (source, renew_at);
 
-COMMENT ON TABLE syncstate.sync_channel IS 'Push channels of rows of sync_state: until when a provider calls back, and what is to be done about it';
+COMMENT ON TABLE syncstate.sync_channel IS 'Push channels of rows of sync_state: when they end, and what must be done about them';
 COMMENT ON COLUMN syncstate.sync_channel.id IS 'Tells the channels of a row apart';
 COMMENT ON COLUMN syncstate.sync_channel.user_id IS 'The tenant';
 COMMENT ON COLUMN syncstate.sync_channel.account IS 'Which account of the user at the provider';
@@ -550,16 +550,16 @@ COMMENT ON COLUMN syncstate.sync_channel.resource IS 'What within the source';
 COMMENT ON COLUMN syncstate.sync_channel.state IS 'opening: to be opened; active; retiring: to be stopped; unsupported: the provider refused, and is asked again after a month';
 COMMENT ON COLUMN syncstate.sync_channel.channel_id IS 'What the provider sends back with each push; at most 1024 bytes';
 COMMENT ON COLUMN syncstate.sync_channel.token_hash IS 'SHA-256 of the secret that comes with each push';
-COMMENT ON COLUMN syncstate.sync_channel.provider_ref IS 'What stopping the channel takes, besides channel_id; at most 8 kB';
+COMMENT ON COLUMN syncstate.sync_channel.provider_ref IS 'What the provider needs to stop the channel, besides channel_id; at most 8 kB';
 COMMENT ON COLUMN syncstate.sync_channel.expires_at IS 'When the channel ends; null = it does not';
 COMMENT ON COLUMN syncstate.sync_channel.renew_at IS 'When a claim hands the channel out next; null = its row is parked';
 COMMENT ON COLUMN syncstate.sync_channel.lease IS 'Fencing number: one more each time that the channel is handed out';
-COMMENT ON COLUMN syncstate.sync_channel.lease_expires_at IS 'Until when a worker has the channel; null = none has it';
+COMMENT ON COLUMN syncstate.sync_channel.lease_expires_at IS 'Until when a worker holds the channel; null = none does';
 COMMENT ON COLUMN syncstate.sync_channel.failures IS 'Failures in a row to open, renew or stop it';
 COMMENT ON COLUMN syncstate.sync_channel.error_message IS 'What went wrong last; at most 8 kB';
 COMMENT ON COLUMN syncstate.sync_channel.opened_at IS 'When it was opened';
-COMMENT ON COLUMN syncstate.sync_channel.last_push_at IS 'When it was last heard; written at most once in ten seconds';
-COMMENT ON COLUMN syncstate.sync_channel.message_number IS 'Number of the message that it was last heard with';
+COMMENT ON COLUMN syncstate.sync_channel.last_push_at IS 'When a push last arrived; written at most every ten seconds';
+COMMENT ON COLUMN syncstate.sync_channel.message_number IS 'Number of the last message that was recorded';
 
 /* ------------------------------------------------- who is asking, and when */
 

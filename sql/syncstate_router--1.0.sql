@@ -762,7 +762,7 @@ COMMENT ON FUNCTION syncstate.get_sync_channels() IS 'The push channels of all s
 CREATE VIEW syncstate.sync_channel WITH (security_invoker = true) AS
 	SELECT c.* FROM syncstate.get_sync_channels() AS c;
 REVOKE ALL ON TABLE syncstate.sync_channel FROM PUBLIC;
-COMMENT ON VIEW syncstate.sync_channel IS 'Push channels of rows of sync_state: until when a provider calls back, and what is to be done about it';
+COMMENT ON VIEW syncstate.sync_channel IS 'Push channels of rows of sync_state: when they end, and what must be done about them';
 
 /* ----------------------------------------------- calls about one user's row */
 

@@ -34,6 +34,22 @@ syncstate_arg_text(FunctionCallInfo fcinfo, int arg, const char *name,
 	return PG_GETARG_TEXT_PP(arg);
 }
 
+/* A text of limited size, which must be given and not be empty. */
+text *
+syncstate_arg_filled_text(FunctionCallInfo fcinfo, int arg, const char *name,
+						  int max_bytes)
+{
+	text	   *value;
+
+	require(fcinfo, arg, name);
+	value = syncstate_arg_text(fcinfo, arg, name, max_bytes);
+	if (VARSIZE_ANY_EXHDR(value) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be empty", name)));
+	return value;
+}
+
 /* A user, who must be given. */
 pg_uuid_t *
 syncstate_arg_user(FunctionCallInfo fcinfo, int arg)

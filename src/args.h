@@ -14,6 +14,8 @@ extern SyncKey syncstate_arg_key(FunctionCallInfo fcinfo, int user_id,
 extern Oid	syncstate_arg_source(FunctionCallInfo fcinfo, int arg);
 extern text *syncstate_arg_text(FunctionCallInfo fcinfo, int arg,
 								const char *name, int max_bytes);
+extern text *syncstate_arg_filled_text(FunctionCallInfo fcinfo, int arg,
+									   const char *name, int max_bytes);
 extern text *syncstate_arg_message(FunctionCallInfo fcinfo, int arg,
 								   const char *name);
 extern text *syncstate_arg_history_id(FunctionCallInfo fcinfo, int arg,

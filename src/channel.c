@@ -14,7 +14,7 @@
 #include "kinds.h"
 #include "schedule.h"
 
-/* That a channel was heard is written no oftener. */
+/* The arrival of pushes is written at most this often. */
 #define HEARD_EVERY			(10 * USECS_PER_SEC)
 
 static const char *const state_words[NUM_CHANNEL_STATES] = {
@@ -244,7 +244,7 @@ syncstate_channel_hear(SyncChannel *channel, int64 message_number,
 	return true;
 }
 
-/* Until when a channel makes frequent polls needless. */
+/* Until when a channel makes frequent polls unnecessary. */
 TimestampTz
 syncstate_channel_trusted(const SyncChannel *channel, const SyncPolicy *policy)
 {

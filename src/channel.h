@@ -7,8 +7,6 @@
 #include "policy.h"
 #include "state.h"
 
-#define TOKEN_HASH_BYTES	32
-
 /* A provider that refused is asked again after this. */
 #define ASK_AGAIN_AFTER		(30 * USECS_PER_DAY)
 

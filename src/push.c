@@ -13,6 +13,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_enum.h"
+#include "common/sha2.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -279,20 +280,6 @@ lease_is_lost(const SyncKey *key, int64 lease)
 			 errhint("Drop the work and claim again.")));
 }
 
-/* A text that must be given, and not be empty. */
-static text *
-read_text(FunctionCallInfo fcinfo, int arg, const char *name, int max_bytes)
-{
-	text	   *value = syncstate_arg_text(fcinfo, arg, name, max_bytes);
-
-	if (value == NULL || VARSIZE_ANY_EXHDR(value) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 value == NULL ? errmsg("%s must not be null", name) :
-				 errmsg("%s must not be empty", name)));
-	return value;
-}
-
 static bytea *
 hash_token(text *token)
 {
@@ -383,8 +370,8 @@ trust_push(RowAccess *rows, SyncState *row, TimestampTz until, bool begins,
 /*
  * syncstate_mark_channel_opened(...) -> sync_channel: see doc/syncstate.md.
  *
- * Who has lost the lease has opened a channel all the same, which is recorded to
- * be stopped: with an error nobody would know of it.
+ * A worker that has lost the lease has opened a channel all the same.  It is
+ * recorded as one to be stopped: after an error, nobody would know of it.
  */
 Datum
 syncstate_mark_channel_opened(PG_FUNCTION_ARGS)
@@ -393,9 +380,11 @@ syncstate_mark_channel_opened(PG_FUNCTION_ARGS)
 	int64		lease = syncstate_arg_lease(fcinfo, 2);
 	SyncChannel opened = {
 		.key = key,
-		.channel_id = read_text(fcinfo, 3, "channel_id", MAX_CHANNEL_ID_BYTES),
+		.channel_id = syncstate_arg_filled_text(fcinfo, 3, "channel_id",
+												MAX_CHANNEL_ID_BYTES),
 		.expires_at = read_end(fcinfo, 4, syncstate_now()),
-		.token_hash = hash_token(read_text(fcinfo, 5, "token", MAX_TOKEN_BYTES)),
+		.token_hash = hash_token(syncstate_arg_filled_text(fcinfo, 5, "token",
+														   MAX_TOKEN_BYTES)),
 		.provider_ref = syncstate_arg_text(fcinfo, 6, "provider_ref",
 										   MAX_PROVIDER_REF_BYTES),
 		.lease = first_lease(),
@@ -527,8 +516,7 @@ syncstate_mark_channel_failed(PG_FUNCTION_ARGS)
 /*
  * syncstate_mark_channel_stopped(...) -> sync_channel: see doc/syncstate.md.
  *
- * Where the source uses push no more, its row is polled as often as ever from now
- * on.
+ * A row that has no other channel is polled at its ordinary interval from now on.
  */
 Datum
 syncstate_mark_channel_stopped(PG_FUNCTION_ARGS)
@@ -540,13 +528,13 @@ syncstate_mark_channel_stopped(PG_FUNCTION_ARGS)
 	SyncState	row;
 	SyncChannel channel;
 	HeapTuple	result;
-	bool		has_row;
+	bool		is_trusted;
 
 	SPI_connect();
 	syncstate_rows_open(&rows);
 	syncstate_rows_look(&rows);
-	has_row = policy.push_renew_before == 0 &&
-		syncstate_rows_lock(&rows, &key, &row) && row.push_until != NO_TIME;
+	is_trusted = syncstate_rows_lock(&rows, &key, &row) &&
+		row.push_until != NO_TIME;
 	if (!syncstate_store_lock_leased(&key, lease, &channel))
 		lease_is_lost(&key, lease);
 	if (channel.state != CHANNEL_RETIRING)
@@ -556,7 +544,7 @@ syncstate_mark_channel_stopped(PG_FUNCTION_ARGS)
 				 errdetail("%s", syncstate_key_detail(&key)),
 				 errhint("A claim says with \"action\" what is to be done.")));
 	result = syncstate_store_drop_channel(&channel);
-	if (has_row)
+	if (is_trusted && !syncstate_store_has_active_channel(&key))
 		trust_push(&rows, &row, NO_TIME, false, &policy, syncstate_now());
 	syncstate_rows_close(&rows);
 	SPI_finish();
@@ -625,7 +613,7 @@ syncstate_receive_push(PG_FUNCTION_ARGS)
 	is_known = syncstate_store_channel(channel_id, &channel) &&
 		channel.token_hash != NULL &&
 		timingsafe_bcmp(VARDATA_ANY(channel.token_hash), VARDATA_ANY(hash),
-						TOKEN_HASH_BYTES) == 0;
+						PG_SHA256_DIGEST_LENGTH) == 0;
 	if (is_known && !syncstate_channel_is_repeat(&channel, message_number) &&
 		syncstate_request(&channel.key) != REQUEST_NO_ROW)
 	{

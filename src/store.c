@@ -151,6 +151,7 @@ typedef enum PlanId
 	PLAN_CHANNELS_ANY,
 	PLAN_CHANNELS_MATCH,
 	PLAN_CHANNELS_DUE,
+	PLAN_CHANNEL_ACTIVE,
 	PLAN_CHANNEL,
 	PLAN_CHANNEL_LOCK,
 	PLAN_CHANNEL_LOCK_LEASED,
@@ -530,6 +531,11 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"AND (c.state OPERATOR(pg_catalog.=) 'retiring' OR s.user_id IS NOT NULL) "
 		"ORDER BY c.renew_at LIMIT $3 FOR NO KEY UPDATE OF c SKIP LOCKED",
 		3, {ARG_SOURCE, TIMESTAMPTZOID, INT8OID}, BY_KEY
+	},
+	[PLAN_CHANNEL_ACTIVE] = {
+		"SELECT FROM syncstate.sync_channel AS s WHERE " KEY_MATCHES
+		" AND s.state OPERATOR(pg_catalog.=) 'active'",
+		KEY_ARGS, BY_KEY
 	},
 	[PLAN_CHANNEL] = {
 		"SELECT " ROW_OF(c, sync_channel) " FROM syncstate.sync_channel AS c "
@@ -1468,6 +1474,19 @@ find_channel(PlanId id, Datum *values, SyncChannel *channel)
 		read_channel(SPI_tuptable->vals[0], channel);
 	SPI_freetuptable(SPI_tuptable);
 	return found;
+}
+
+/* Whether a row has an open channel that is not to be stopped. */
+bool
+syncstate_store_has_active_channel(const SyncKey *key)
+{
+	Datum		values[NUM_KEY_COLUMNS];
+	bool		has_channel;
+
+	key_args(key, values);
+	has_channel = run(PLAN_CHANNEL_ACTIVE, values, NULL) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	return has_channel;
 }
 
 /* Reads the channel with an id; neither writes nor locks. */

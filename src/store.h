@@ -87,6 +87,7 @@ extern int64 syncstate_store_match_channels(const SyncPolicy *policy,
 											int max_rows, TimestampTz now);
 extern DueChannel *syncstate_store_due_channels(Oid source, int max_rows,
 												TimestampTz now, int *nchannels);
+extern bool syncstate_store_has_active_channel(const SyncKey *key);
 extern bool syncstate_store_channel(const text *channel_id, SyncChannel *channel);
 extern bool syncstate_store_lock_channel(const text *channel_id,
 										 SyncChannel *channel);

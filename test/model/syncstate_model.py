@@ -1272,7 +1272,7 @@ class Model:
         return until + whole * part.lo, until + whole * part.hi
 
     def trust(self, key, until, begins=False):
-        """Its push channel makes frequent polls of a row needless until then.
+        """Its push channel makes frequent polls of a row unnecessary until then.
         begins: nobody called back before"""
         row = self.rows[key] = dict(self.rows[key], push_until=until,
                                     updated_at=self.now)
@@ -1490,7 +1490,7 @@ class Model:
         return held
 
     def trusted(self, i):
-        """Until when a channel makes frequent polls needless"""
+        """Until when a channel makes frequent polls unnecessary"""
         c = self.channels[i]
         until = max(c['opened_at'], c['last_push_at'] or 0) + \
             self.policy(c['source'])['push_silence']
@@ -1528,8 +1528,8 @@ class Model:
     def mark_channel_stopped(self, key, a):
         i = self.held_channel(key, a['lease'])
         refuse_unless(i is not None and self.channels[i]['state'] == 'retiring', 'PT409')
-        if self.policy(key[SOURCE])['push_renew_before'] is None \
-                and self.rows.get(key, {}).get('push_until') is not None:
+        if self.rows.get(key, {}).get('push_until') is not None and not any(
+                c['state'] == 'active' and key_of(c) == key for c in self.channels.values()):
             self.trust(key, None)
         return self.channels.pop(i)
 

@@ -74,11 +74,10 @@ sub cluster
 	return $node;
 }
 
-# Statements by which leases count from 0.  A channel with a smaller one than its
-# row's creation would be another row's.
+# Statements by which leases count from 0
 sub small_leases
 {
-	return q{ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0, ALTER created_at SET DEFAULT 'epoch';
+	return q{ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT 0;
 		ALTER TABLE syncstate.sync_channel ALTER lease SET DEFAULT 0};
 }
 
