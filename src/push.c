@@ -600,6 +600,9 @@ syncstate_receive_push(PG_FUNCTION_ARGS)
 	SyncChannel channel;
 	bool		is_known;
 
+	/* A standby may not know a new channel yet, so its "false" would lie. */
+	PreventCommandIfReadOnly("receive_push()");
+
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		PG_RETURN_BOOL(false);
 	channel_id = PG_GETARG_TEXT_PP(0);

@@ -208,6 +208,9 @@ my %writers = (
 	resume_sync => $row, request_sync => $row, set_sync_policy => q('google_gmail', '{}'),
 	pause_sync_source => q('google_gmail'), resume_sync_source => q('google_gmail'), rebalance_syncs => '',
 	resync_source => q('google_gmail'), revive_syncs => q('google_gmail'), register_sync_source => q('another'), watch_users => q('app_users'),
+	claim_push_channels => '', mark_channel_opened => "$row, 1, 'id', NULL, 'secret'",
+	mark_channel_failed => "$row, 1, 'x'", mark_channel_stopped => "$row, 1",
+	receive_push => q('id', 'secret'),
 	grant_worker => q('regress_syncstate_odd_worker'), grant_user => q('regress_syncstate_odd_user'));
 my %readers = (
 	get_users_needing_sync => q('google_gmail'), next_sync_due => '', get_sync_state => $row,

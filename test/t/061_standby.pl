@@ -135,6 +135,11 @@ my %writers = (
 	grant_worker => q{grant_worker('regress_syncstate_user')},
 	grant_user => q{grant_user('regress_syncstate_worker')},
 	take_sync_events => 'take_sync_events()',
+	claim_push_channels => 'claim_push_channels()',
+	mark_channel_opened => "mark_channel_opened($key, 1, 'id', NULL, 'secret')",
+	mark_channel_failed => "mark_channel_failed($key, 1, 'x')",
+	mark_channel_stopped => "mark_channel_stopped($key, 1)",
+	receive_push => q{receive_push('id', 'secret')},
 	watch_users => q{watch_users('journal', 'user_id')});
 is($standby->safe_psql('postgres', q{SELECT string_agg(proname, ' ' ORDER BY proname COLLATE "C") FROM pg_proc
 		WHERE pronamespace = 'syncstate'::regnamespace AND provolatile = 'v' AND prorettype <> 'trigger'::regtype AND proname <> 'sync_clock'}),
