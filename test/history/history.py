@@ -29,7 +29,7 @@ WORKERS = 8
 USERS = 2
 
 # Calls of a round, so that each kind of fault has a place in it.
-ENOUGH = 10000
+ENOUGH = 6000
 ENOUGH_THROUGH_ROUTER = 2500
 # Writes of the part in which the faults are put.
 ENOUGH_WRITES = 1500

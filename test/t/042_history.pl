@@ -3,7 +3,7 @@
 # come too late.  Every call is logged, and a judge decides over the history:
 # test/history.  So for push channels, which workers open, renew and stop at once.
 #
-#	SYNCSTATE_HISTORY_SECONDS	how long, in rounds of 10 s; default 6
+#	SYNCSTATE_HISTORY_SECONDS	how long, in rounds of 10 s; default 4
 #	SYNCSTATE_HISTORY_SEED		instead of a random one
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $seconds = $ENV{SYNCSTATE_HISTORY_SECONDS} || 6;
+my $seconds = $ENV{SYNCSTATE_HISTORY_SECONDS} || 4;
 my @seed = defined $ENV{SYNCSTATE_HISTORY_SEED} ? ('--seed', $ENV{SYNCSTATE_HISTORY_SEED}) : ();
 
 my $node = PostgreSQL::Test::Cluster->new('main');
