@@ -442,6 +442,19 @@ CALL at('1300 days');
 SELECT count(*) > 0 AS claimed FROM claim();
 CALL at('301 days');
 SELECT DISTINCT action FROM claim();
+-- what the provider must not be asked now waits: a source that is paused, an account that is limited
+BEGIN;
+SELECT connected(n) FROM unnest('{64,65}'::integer[]) AS n;
+SELECT source FROM pause_sync_source('google_calendar', sync_clock() + '1 hour');
+SELECT count(*) FROM claim_push_channels();
+CALL at('301 days 1 hour');
+SELECT (mark_rate_limited(u(64), 'google_calendar', '2 hours')).limited_until - sync_clock() AS limited;
+SELECT n, action FROM claim();
+CALL at('301 days 2 hours 59 minutes');
+SELECT n, action FROM claim() WHERE n = 64;
+CALL at('301 days 3 hours 1 minute');
+SELECT n, action FROM claim() WHERE n = 64;
+ROLLBACK;
 -- columns that somebody adds do no harm, whatever their names
 BEGIN;
 ALTER TABLE sync_channel ADD COLUMN c integer DEFAULT 7, ADD COLUMN s text DEFAULT 'x';

@@ -161,7 +161,8 @@ put_claimed(ReturnSetInfo *rsinfo, const SyncChannel *channel, const char *actio
 /*
  * Hands out a channel that is locked.  Not one that has ended before it was
  * stopped, which is forgotten; nor one of a parked row, which waits until a match
- * finds that the row has returned.
+ * finds that the row has returned; nor one of an account that must not call the
+ * provider yet, but for stopping it.
  */
 static bool
 claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
@@ -188,9 +189,9 @@ claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
 			return false;
 		}
 	}
-	else if (due->row_is_parked)
+	else if (due->row_is_parked || due->limited_until > now)
 	{
-		channel->renew_at = NO_TIME;
+		channel->renew_at = due->row_is_parked ? NO_TIME : due->limited_until;
 		(void) syncstate_store_write_channel(channel);
 		return false;
 	}
@@ -261,7 +262,8 @@ syncstate_claim_push_channels(PG_FUNCTION_ARGS)
 	{
 		const SyncPolicy *policy = &policies[(turn + i) % npolicies];
 
-		if (!OidIsValid(source) || policy->source == source)
+		if ((!OidIsValid(source) || policy->source == source) &&
+			policy->paused_until <= now)
 			nclaimed += claim_channels(rsinfo, policy, max_rows - nclaimed,
 									   lease_time, now);
 	}

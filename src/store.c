@@ -519,7 +519,8 @@ static const PlanText plan_texts[NUM_PLANS] = {
 
 	/* what is to be done, oldest first; the row of a channel must be to be seen */
 	[PLAN_CHANNELS_DUE] = {
-		"SELECT " ROW_OF(c, sync_channel) ", s.due_at IS NULL AS is_parked "
+		"SELECT " ROW_OF(c, sync_channel)
+		", s.due_at IS NULL AS is_parked, s.limited_until "
 		"FROM syncstate.sync_channel AS c "
 		"LEFT JOIN syncstate.sync_state AS s "
 		"ON s.user_id OPERATOR(pg_catalog.=) c.user_id "
@@ -1453,12 +1454,17 @@ syncstate_store_due_channels(Oid source, int max_rows, TimestampTz now,
 	due = palloc(Max(*nchannels, 1) * sizeof(DueChannel));
 	for (int i = 0; i < *nchannels; i++)
 	{
+		HeapTuple	result = SPI_tuptable->vals[i];
+		TupleDesc	tupdesc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		Datum		limited_until;
 
-		read_channel(SPI_tuptable->vals[i], &due[i].channel);
-		due[i].row_is_parked = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[i],
-														  SPI_tuptable->tupdesc,
-														  2, &isnull));
+		read_channel(result, &due[i].channel);
+		due[i].row_is_parked = DatumGetBool(SPI_getbinval(result, tupdesc, 2,
+														  &isnull));
+		limited_until = SPI_getbinval(result, tupdesc, 3, &isnull);
+		due[i].limited_until = isnull ? NO_TIME :
+			DatumGetTimestampTz(limited_until);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return due;

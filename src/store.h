@@ -39,6 +39,7 @@ typedef struct DueChannel
 {
 	SyncChannel channel;
 	bool		row_is_parked;
+	TimestampTz limited_until;	/* its account, by the provider */
 } DueChannel;
 
 /* Rows of sync_state. */

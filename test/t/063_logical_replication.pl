@@ -86,7 +86,10 @@ foreach my $call (
 	[ 'accounts that come back', "SELECT syncstate.connect_account(user_id, account) $some" ],
 	[ 'accounts that go', q{SELECT syncstate.disconnect_account(user_id, 'work') FROM (SELECT DISTINCT user_id FROM syncstate.sync_state WHERE account = 'work' LIMIT 5) AS s} ],
 	[ 'events that are taken', 'SELECT syncstate.take_sync_events(10)' ],
-	[ 'channels that are claimed and opened', q{SELECT count(*) FROM syncstate.claim_push_channels('google_gmail', 50);
+	# of accounts without a limit, since others get none
+	[ 'channels that are claimed and opened', q{SELECT syncstate.resume_sync_source('google_gmail');
+		SELECT syncstate.connect_sync(gen_random_uuid(), 'google_gmail') FROM generate_series(1, 40);
+		SELECT count(*) FROM syncstate.claim_push_channels('google_gmail', 50);
 		SELECT syncstate.mark_channel_opened(user_id, source, lease, 'of ' || id, now() + interval '7 days', 'secret', NULL, resource, account)
 		FROM syncstate.sync_channel WHERE lease_expires_at > now() AND state = 'opening' LIMIT 30} ],
 	[ 'pushes', q{SELECT syncstate.receive_push(channel_id, 'secret', 42) FROM syncstate.sync_channel WHERE channel_id LIKE 'of %'} ],
