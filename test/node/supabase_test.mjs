@@ -3,7 +3,9 @@
 // examples/, compiled to build/.
 //
 // Wants a database with the extension and Supabase's roles in PGHOST, PGPORT
-// and PGDATABASE; test/t/081_supabase.pl makes it.
+// and PGDATABASE; test/t/081_supabase.pl makes it.  REST_URL is that of a REST layer
+// which runs already, as startDouble() would start it: any test may then meet
+// sessions that earlier tests have used.
 
 import assert from 'node:assert/strict';
 import { createHash, randomUUID } from 'node:crypto';
@@ -67,9 +69,39 @@ async function refused(answer, status, code, { message, details, hint } = {}) {
   return got;
 }
 
+// A request as it is, for what supabase-js does not send or does not show.
+async function raw(method, path, { body, headers, key = KEYS.service_role } = {}) {
+  const response = await fetch(`${double.url}/rest/v1/${path}`, {
+    method, body,
+    headers: { Authorization: `Bearer ${key}`, 'Accept-Profile': 'syncstate', 'Content-Profile': 'syncstate', 'Content-Type': 'application/json', ...headers },
+  });
+  const text = await response.text();
+  return { status: response.status, headers: response.headers, body: text && JSON.parse(text) };
+}
+
+// So many rows of as many users, due now: where no session has claimed before.
+const makeDue = (count) => admin.query(`INSERT INTO syncstate.sync_state (user_id, source, due_at)
+  SELECT gen_random_uuid(), 'google_gmail', now() FROM generate_series(1, $1)`, [count]);
+
+// Asks until the answer is good: a session that has claimed later rows may pass over
+// a row for a second, as one whose due time was written into the past, or whose claim
+// was rolled back.
+async function eventually(ask, good) {
+  for (const deadline = Date.now() + 120_000; ; ) {
+    const answer = await ask();
+    if (good(answer)) return answer;
+    assert.ok(Date.now() < deadline, `still ${JSON.stringify(answer)}`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
+
+// An answer of rows, or of a row, or an error.
+const found = ({ data, error }) => error || (data !== null && data.length !== 0);
+
+const startRest = (more) => startDouble({ connection: { user: 'authenticator' }, secret: SECRET, schemas: ['public', 'syncstate'], ...more });
 before(async () => {
   await admin.connect();
-  double = await startDouble({ connection: { user: 'authenticator' }, secret: SECRET, schemas: ['public', 'syncstate'] });
+  double = process.env.REST_URL ? { url: process.env.REST_URL, close() {} } : await startRest();
 });
 after(async () => {
   await double?.close();
@@ -201,7 +233,7 @@ for (const [name, { first, args, kind = 'worker', free = false, freeChannels = f
       await makeRow({ free, freeChannels });
       if (first) await ok(worker().rpc(...first));
       const before = await stored(ada, 'google_gmail');
-      const answer = await client.rpc(name, args);
+      const answer = await eventually(() => client.rpc(name, args), (got) => !free || found(got));
       if (answer.error) assert.deepEqual(await stored(ada, 'google_gmail'), before, 'a call that fails changes nothing');
       return answer;
     };
@@ -227,10 +259,15 @@ test('arguments are chosen by their names', async () => {
   await refused(worker().rpc('mark_sync_started', { source: 'google_tasks' }), 404, 'PGRST202', {
     message: /^Could not find the function syncstate.mark_sync_started\(source\) in the schema cache$/,
   });
+  const meant = /^Perhaps you meant to call the function syncstate.mark_sync_started\(account, lease_time, resource, source, user_id\)$/;
   await refused(worker().rpc('mark_sync_started', { ...state, seconds: 5 }), 404, 'PGRST202', {
-    details: /parameters user_id, source, seconds/,
+    message: /^Could not find the function syncstate.mark_sync_started\(seconds, source, user_id\) in the schema cache$/,
+    details: / with parameters seconds, source, user_id or with a single unnamed json\/jsonb parameter, but no matches/, hint: meant,
   });
-  await refused(worker().rpc('no_such_function', {}), 404, 'PGRST202');
+  await refused(worker().rpc('mark_sync_started', { ...state, seconds: 5 }, { get: true }), 404, 'PGRST202', {
+    details: / with parameters seconds, source, user_id, but no matches/, hint: meant,
+  });
+  await refused(worker().rpc('no_such_function', {}), 404, 'PGRST202', { hint: /^$/ });
   await refused(worker().schema('pg_catalog').rpc('now'), 406, 'PGRST106', { hint: /public, syncstate/ });
 });
 
@@ -255,7 +292,138 @@ test('what writes cannot be called by GET', async () => {
   assert.equal(await stored(ada, 'google_gmail'), undefined);
   // and what only reads can, and does so read-only by POST too
   assert.deepEqual(await ok(worker().rpc('get_users_needing_sync', { source: 'google_gmail' }, { get: true })), []);
-  assert.equal(await ok(worker().rpc('next_sync_due')), null);
+  // null when what earlier tests have deleted is gone from the indexes, too
+  await eventually(async () => {
+    await admin.query('VACUUM syncstate.sync_state');
+    return ok(worker().rpc('next_sync_due'));
+  }, (due) => due === null);
+});
+
+test('a call by GET takes its arguments from the query string, beside filters', async () => {
+  await ok(worker().rpc('mark_sync_started', state));
+  const get = (path) => raw('GET', `rpc/${path}`);
+  const both = await get(`get_sync_states?user_id=${ada}&user_id=eq.${ada}&source=not.is.null&select=source`);
+  assert.deepEqual([both.status, both.body], [200, [{ source: 'google_gmail' }]]);
+  assert.deepEqual((await get(`get_sync_states?user_id=${ada}&user_id=neq.${ada}`)).body, []);
+  assert.deepEqual((await get('report_syncs?results=[]')).body, []);
+  const written = await get('set_sync_policy?source=google_gmail&changes={}');
+  assert.deepEqual([written.status, written.body.code], [405, '25006']);
+  // null is a text like any other
+  await refused(worker().rpc('mark_sync_started', { ...state, lease_time: null }, { get: true }), 400, '22007', { message: /"null"/ });
+  await ok(worker().rpc('connect_sync', { ...state, resource: 'null' }));
+  assert.equal((await ok(worker().rpc('get_sync_state', { ...state, resource: null }, { get: true }))).resource, 'null');
+});
+
+test('an interval is text or seconds', async () => {
+  const leased = async (lease_time) => {
+    const row = await ok(worker().rpc('mark_sync_started', { ...state, source: 'google_tasks', lease_time }));
+    await ok(worker().rpc('release_sync', { ...state, source: 'google_tasks', lease: row.lease }));
+    return (Date.parse(row.lease_expires_at) - Date.parse(row.last_sync_at)) / 1000;
+  };
+  assert.deepEqual([await leased('5 minutes'), await leased('PT5M'), await leased(300)], [300, 300, 300]);
+  assert.equal(await leased({ minutes: 5 }), 5); // not what was meant, and nobody can tell
+  await refused(worker().rpc('set_sync_policy', { source: 'google_gmail', changes: { token_ttl: { days: 7 } } }), 400, '22023', { message: /^token_ttl must be an interval/ });
+  await refused(worker().rpc('update_sync_state', { ...state, source: 'google_tasks', changes: { sync_interval: { hours: 1 } } }), 400, '22023', { message: /^sync_interval must be an interval/ });
+});
+
+// ---- what the layer does to answers
+
+const leases = async () => Number((await admin.query("SELECT count(*) FROM syncstate.sync_state WHERE status = 'syncing'")).rows[0].count);
+const claim = (max_rows) => worker().rpc('claim_due_syncs', { max_rows });
+
+test('a limit on the rows of an answer cuts off what was done', async () => {
+  const usual = double;
+  const limited = double = await startRest({ maxRows: 5 });
+  try {
+    await makeDue(20);
+    const claimed = await claim(12);
+    assert.deepEqual([claimed.data.length, claimed.status, await leases()], [5, 200, 12]);
+    assert.equal((await ok(worker().rpc('get_users_needing_sync', { source: 'google_gmail' }))).length, 5);
+    const { rows } = await admin.query("SELECT user_id, source, lease FROM syncstate.sync_state WHERE status = 'syncing'");
+    const reported = await ok(worker().rpc('report_syncs', { results: rows.map((row) => ({ ...row, outcome: 'completed' })) }));
+    assert.deepEqual([reported.length, await leases()], [5, 0]);
+    const all = await worker().from('sync_state').select('user_id', { count: 'exact' });
+    assert.deepEqual([all.status, all.count, all.data.length], [206, 20, 5]);
+  } finally {
+    double = usual;
+    await limited.close();
+  }
+});
+
+test('filters and limits apply to the answer of a claim', async () => {
+  await makeDue(12);
+  assert.equal((await ok(claim(3).limit(1))).length, 1);
+  assert.equal(await leases(), 3);
+  assert.deepEqual(await ok(claim(3).eq('source', 'google_tasks')), []);
+  assert.equal(await leases(), 6);
+  const counted = await worker().rpc('claim_due_syncs', { max_rows: 3 }, { count: 'exact' });
+  assert.deepEqual([counted.data.length, counted.count, await leases()], [3, 3, 9]);
+  const [{ user_id }] = counted.data;
+  const one = await worker().rpc('get_sync_states', { user_id }, { count: 'exact' }).eq('source', 'google_tasks');
+  assert.deepEqual([one.data, one.count], [[], 0]);
+  // behind the last row, too, the claim is there
+  const behind = await worker().rpc('claim_due_syncs', { max_rows: 3 }, { count: 'exact' }).range(10, 20);
+  assert.deepEqual([behind.status, behind.error.code, await leases()], [416, 'PGRST103', 12]);
+});
+
+test('a single row of a claim', async () => {
+  assert.equal(await ok(claim(1).maybeSingle()), null);
+  await makeDue(6);
+  await refused(claim(3).single(), 406, 'PGRST116', { details: /^The result contains 3 rows$/ });
+  assert.equal(await leases(), 0);
+  // the client asks for all rows, and looks then
+  const many = await eventually(() => claim(3).maybeSingle(), found);
+  assert.deepEqual([many.data, many.error.code, await leases()], [null, 'PGRST116', 3]);
+  assert.equal((await ok(eventually(() => claim(1).maybeSingle(), found))).status, 'syncing');
+  assert.equal(await leases(), 4);
+  // or it sets a bound: more, and nothing is done
+  await refused(eventually(() => claim(2).maxAffected(1), found), 400, 'PGRST124', { message: /^Query result exceeds max-affected preference constraint$/, details: /^The query affects 2 rows$/ });
+  assert.equal(await leases(), 4);
+  assert.equal((await ok(eventually(() => claim(2).maxAffected(2), found))).length, 2);
+});
+
+test('rows of a call are ordered by columns that are selected', async () => {
+  const sourceOnly = (query) => query.select('source').order('due_at');
+  await makeDue(2);
+  await refused(sourceOnly(claim(2)), 400, '42703', { message: /^column sync_state.due_at does not exist$/ });
+  assert.equal(await leases(), 0);
+  const rows = await eventually(() => claim(2).select('source, due_at').order('due_at').gt('lease', 0), found);
+  assert.deepEqual(rows.data.map((row) => Object.keys(row)), [['source', 'due_at'], ['source', 'due_at']]);
+  const insert = () => worker().from('sync_state').insert({ ...state });
+  await refused(sourceOnly(insert()), 400, '42703');
+  assert.deepEqual(await ok(insert().select('status').order('source'), 201), [{ status: 'idle' }]); // a column of the key
+  assert.equal((await ok(sourceOnly(worker().from('sync_state')))).length, 3);
+});
+
+test('a state that is not there, as null', async () => {
+  const get = () => worker().rpc('get_sync_state', state).not('user_id', 'is', null).maybeSingle();
+  assert.equal(await ok(get()), null);
+  await ok(worker().rpc('connect_sync', state));
+  assert.equal((await ok(get())).source, 'google_gmail');
+});
+
+test('a source is paused to infinity', async () => {
+  assert.equal((await ok(worker().rpc('pause_sync_source', { source: 'google_gmail' }))).paused_until, 'infinity');
+  assert.ok(Number.isNaN(Date.parse('infinity')));
+});
+
+test('a call that waits too long is 500, and can be sent again', async () => {
+  const { lease } = await ok(worker().rpc('mark_sync_started', state));
+  const report = () => worker().rpc('mark_sync_completed', { ...state, lease });
+  const usual = double;
+  let impatient;
+  await admin.query("ALTER ROLE service_role SET statement_timeout = '200ms'");
+  try {
+    impatient = double = await startRest();
+    await admin.query('BEGIN');
+    await admin.query('SELECT FROM syncstate.sync_state FOR UPDATE');
+    await refused(report(), 500, '57014', { message: /statement timeout/ });
+  } finally {
+    double = usual;
+    await admin.query('ROLLBACK; ALTER ROLE service_role RESET statement_timeout');
+    await impatient?.close();
+  }
+  assert.equal((await ok(report())).status, 'idle');
 });
 
 test('an overloaded name is refused, which is why we have none', async () => {
@@ -320,8 +488,7 @@ test('no row is one of nulls, as of any function that returns a row', async () =
 });
 
 test('workers at once never get the same row', async () => {
-  await admin.query(`INSERT INTO syncstate.sync_state (user_id, source)
-    SELECT gen_random_uuid(), 'google_gmail' FROM generate_series(1, 60)`);
+  await makeDue(60);
   const claims = await Promise.all(Array.from({ length: 12 }, () => ok(worker().rpc('claim_due_syncs', { max_rows: 10 }))));
   const claimed = claims.flat().map((row) => row.user_id);
   assert.equal(new Set(claimed).size, claimed.length);
@@ -503,6 +670,8 @@ test('my_syncs: own rows only, by any filter and order', async () => {
 
   const page = await user(ada).from('my_syncs').select('source', { count: 'exact' }).order('source').range(1, 2);
   assert.deepEqual([page.status, page.count, page.data.length], [206, 4, 2]);
+  const behind = await user(ada).from('my_syncs').select('source', { count: 'exact' }).range(10, 20);
+  assert.deepEqual([behind.status, behind.error.code, behind.error.details], [416, 'PGRST103', 'An offset of 10 was requested, but there are only 4 rows.']);
   const counted = await user(ada).from('my_syncs').select('*', { count: 'exact', head: true });
   assert.deepEqual([counted.status, counted.count], [200, 4]);
   assert.equal(await ok(mine().eq('source', 'google_tasks').maybeSingle()), null);
@@ -574,17 +743,26 @@ test('my_sync_runs: own runs only, and no lease', async () => {
     await refused(anonymous().from(name).select('source'), 401, '42501');
 });
 
+test('my_syncs cannot be published, so Realtime cannot follow it', async () => {
+  await assert.rejects(admin.query('CREATE PUBLICATION regress_syncstate FOR TABLE syncstate.my_syncs'), /cannot add relation "my_syncs" to publication/);
+});
+
 test('tokens that are expired, forged or none', async () => {
   await makeUsers();
   const ask = (text) => withToken(text).from('my_syncs').select('*');
   await refused(ask(userToken(ada, { exp: now - 3600 })), 401, 'PGRST303', { message: /^JWT expired$/ });
   await refused(ask(userToken(ada, { nbf: now + 3600 })), 401, 'PGRST303');
   const claims = { role: 'authenticated', sub: ada, exp: now + 3600 };
-  await refused(ask(sign(claims, 'another secret of as many characters')), 401, 'PGRST301');
-  await refused(ask(sign(claims, SECRET, { alg: 'none' })), 401, 'PGRST301');
+  const noKey = { message: /^No suitable key or wrong key type$/, details: /^None of the keys was able to decode the JWT$/ };
+  await refused(ask(sign(claims, 'another secret of as many characters')), 401, 'PGRST301', noKey);
+  await refused(ask(sign(claims, SECRET, { alg: 'none' })), 401, 'PGRST301', {
+    message: /^Wrong or unsupported encoding algorithm$/, details: /^JWT is unsecured but expected 'alg' was not 'none'$/,
+  });
   const [header, , signature] = userToken(ben).split('.');
   const forged = Buffer.from(JSON.stringify({ ...claims, role: 'service_role' })).toString('base64url');
-  await refused(ask(`${header}.${forged}.${signature}`), 401, 'PGRST301');
+  await refused(ask(`${header}.${forged}.${signature}`), 401, 'PGRST301', noKey);
+  assert.equal((await raw('GET', 'my_syncs', { key: `${header}.${forged}.${signature}` })).headers.get('WWW-Authenticate'),
+    'Bearer error="invalid_token", error_description="No suitable key or wrong key type"');
   await refused(withToken(`${header}.${forged}.${signature}`).rpc('claim_due_syncs'), 401, 'PGRST301');
   await refused(ask('abc'), 401, 'PGRST301');
 
@@ -624,7 +802,7 @@ test('workers write the table as if it were any other', async () => {
   const first = await stored(ada, 'google_gmail');
   assert.equal(first.lease, '1');
   assert.notEqual(first.lease_expires_at, null);
-  const [row] = await ok(table().upsert([{ ...state, status: 'idle', history_id: '18446744073709551615' }], options).select(), 201);
+  const [row] = await ok(table().upsert([{ ...state, status: 'idle', history_id: '18446744073709551615' }], options).select(), 200); // 201 where a row is new
   assert.deepEqual([row.status, row.lease_expires_at, row.history_id], ['idle', null, '18446744073709551615']);
   await refused(table().insert(state), 409, '23505');
   await refused(table().upsert({ ...state, status: 'done' }, options), 400, '22P02');
@@ -635,6 +813,64 @@ test('workers write the table as if it were any other', async () => {
   assert.equal((await ok(worker().from('sync_overview').select('rows, idle').eq('source', 'google_gmail').single())).rows, 1);
   await ok(table().delete().eq('user_id', ada), 204);
   assert.equal(await stored(ada, 'google_gmail'), undefined);
+});
+
+test('objects with different keys', async () => {
+  const table = () => worker().from('sync_state');
+  const objects = [{ ...state, resource: 'a' }, { ...state, due_at: '2030-01-01T00:00:00Z' }];
+  const options = { onConflict: 'user_id,account,source,resource' };
+  // null where a key is missing, or the default of its column
+  await refused(table().upsert(objects, options), 400, '23502', { message: /column "resource"/ });
+  await ok(table().upsert(objects, { ...options, defaultToNull: false }), 201);
+  await ok(table().upsert([{ ...state, resource: 'b' }, { ...objects[1], status: 'idle' }], { ...options, defaultToNull: false }), 201);
+  await ok(table().upsert(objects, { ...options, defaultToNull: false }), 200);
+  const one = await raw('POST', 'sync_state?columns=user_id,source,resource,status',
+    { body: JSON.stringify({ ...state, resource: 'c' }), headers: { Prefer: 'missing=default' } });
+  assert.equal(one.status, 201);
+  // a limit is no part of a write
+  assert.equal((await ok(table().upsert(objects, { ...options, defaultToNull: false }).select('source').limit(1), 200)).length, 2);
+  const rows = await ok(table().select('resource, status').order('resource'));
+  assert.deepEqual(rows, ['', 'a', 'b', 'c'].map((resource) => ({ resource, status: 'idle' })));
+  // without columns=, which supabase-js sends with every array
+  const { status, body } = await raw('POST', 'sync_state', { body: JSON.stringify(objects) });
+  assert.deepEqual([status, body.code, body.message], [400, 'PGRST102', 'All object keys must match']);
+});
+
+test('a write of more rows than expected is none', async () => {
+  await makeDue(3);
+  const table = () => worker().from('sync_state');
+  await refused(table().update({ error_message: 'x' }).eq('source', 'google_gmail').maxAffected(2), 400, 'PGRST124');
+  await refused(table().delete().eq('source', 'google_gmail').maxAffected(2), 400, 'PGRST124', { details: /^The query affects 3 rows$/ });
+  assert.equal((await ok(table().select('user_id').is('error_message', null))).length, 3);
+  await ok(table().delete().eq('source', 'google_gmail').maxAffected(3), 204);
+});
+
+test('half of a surrogate pair is no text', async () => {
+  for (const [path, column] of [['rpc/mark_sync_failed', 'error_message'], ['sync_state', 'resource']]) {
+    const { status, body } = await raw('POST', path, { body: `{"user_id": "${ada}", "source": "google_gmail", "${column}": "\\ud800"}` });
+    assert.deepEqual([status, body.code, body.message], [400, 'PGRST102', 'Empty or invalid json']);
+  }
+});
+
+test('headers of answers', async () => {
+  const shown = async (method, path, prefer, body) => {
+    const { status, headers } = await raw(method, path, { body: body && JSON.stringify(body), headers: { Prefer: prefer } });
+    return [status, ...['Content-Type', 'Content-Range', 'Content-Profile', 'Content-Location', 'Preference-Applied', 'Proxy-Status', 'Vary'].map((name) => headers.get(name))];
+  };
+  const json = 'application/json; charset=utf-8', vary = 'Accept, Prefer, Range';
+  const row = (resource) => ({ ...state, resource });
+  assert.deepEqual(await shown('POST', 'sync_state', 'return=minimal', row('a')), [201, null, '*/*', null, null, 'return=minimal', null, vary]);
+  assert.deepEqual(await shown('POST', 'sync_state', 'return=representation, count=exact, missing=default', [row('b'), row('c')]),
+    [201, json, '*/2', 'syncstate', null, 'missing=default, return=representation, count=exact', null, vary]);
+  assert.deepEqual(await shown('POST', 'sync_state', 'resolution=merge-duplicates', row('c')), [200, null, '*/*', null, null, 'resolution=merge-duplicates', null, vary]);
+  assert.deepEqual(await shown('PATCH', 'sync_state?resource=neq.a', 'count=exact', { error_message: 'x' }), [204, null, '0-1/2', null, null, 'count=exact', null, vary]);
+  assert.deepEqual(await shown('GET', 'sync_state?select=source&order=resource&resource=eq.a', 'count=exact'),
+    [200, json, '0-0/1', 'syncstate', '/sync_state?order=resource&resource=eq.a&select=source', 'count=exact', null, vary]);
+  assert.deepEqual(await shown('POST', 'rpc/next_sync_due', 'timezone=UTC', {}), [200, json, '0-0/*', 'syncstate', null, 'timezone=UTC', null, vary]);
+  assert.deepEqual(await shown('POST', 'rpc/renew_sync_lease', '', { ...state, resource: 'a', lease: 1 }), [409, json, null, null, null, null, 'PostgREST; error=PT409', null]);
+  assert.deepEqual(await shown('DELETE', 'sync_state?resource=eq.a', ''), [204, null, '*/*', null, null, null, null, vary]);
+  assert.deepEqual(await shown('DELETE', 'sync_state?resource=neq.a', 'count=exact, return=representation'),
+    [200, json, '*/2', 'syncstate', null, 'return=representation, count=exact', null, vary]);
 });
 
 // ---- the service of examples/
