@@ -61,7 +61,7 @@ test:
 	@rm -rf results output_iso tmp_check regression.diffs regression.out
 	@$(ready) && { test/node/setup || :; } && test/with-server test/run
 demo:
-	@$(ready) && { test/node/setup || :; } && test/with-server test/demo/run
+	@$(call ready,demo) && { test/node/setup || :; } && test/with-server test/demo/run
 demo-shards:
 	@$(ready) && { test -e "$$($$PG_CONFIG --sharedir)/extension/plproxy.control" || { \
 		echo "PL/Proxy is not installed for this server; in Debian it is" \
@@ -86,7 +86,7 @@ simulate:
 		tar -x -f "$$archive" -C test/simulate && exit $$status
 
 define ready
-PG_CONFIG=$$(test/setup) && export PG_CONFIG && \
+PG_CONFIG=$$(test/setup $(1)) && export PG_CONFIG && \
 	$(MAKE) -s all && \
 	$$(test -w "$$($$PG_CONFIG --pkglibdir)" || echo sudo) \
 		$(MAKE) -s PG_CONFIG="$$PG_CONFIG" install
