@@ -22,6 +22,9 @@ export class ApiError extends Error {
   }
 }
 
+// Whether the items are calendars, which get rows of their own. Without such lists, this is false.
+export const isList = row => !row.resource
+
 // Returns { items: { id: item, or null if it was deleted }, next: page token, cursor: sync token }.
 export async function fetchPage(row, pageToken, signal) {
   const query = new URLSearchParams({ maxResults: PAGE_SIZE })

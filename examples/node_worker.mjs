@@ -2,7 +2,7 @@
 // A worker that runs CONCURRENCY syncs at a time. Needs Node 18.17 or newer, `pg` from npm,
 // items.sql, and a role that was given to grant_worker() and may write the items.
 import pg from 'pg'
-import { SOURCE, fetchPage } from './google_calendar.mjs'      // yours to change
+import { SOURCE, fetchPage, isList } from './google_calendar.mjs'     // yours to change
 
 const CONCURRENCY = Number(process.env.CONCURRENCY ?? 8)
 const NAME = process.env.WORKER_NAME ?? `worker-${process.pid}`
@@ -10,6 +10,7 @@ const connectionString = process.env.DATABASE_URL               // else PGHOST, 
 const log = (...words) => console.log(`${NAME}:`, ...words)
 const pool = new pg.Pool({ connectionString, max: CONCURRENCY })
 pool.on('error', error => log('database:', error.message))
+pool.on('connect', client => client.on('notice', notice => log(notice.message)))
 const running = new Map()                                       // what aborts a sync -> its end
 let isStopping = false, isAwake = false, wakeUp = () => {}
 const wake = () => { isAwake = true; wakeUp() }
@@ -41,7 +42,7 @@ async function sync(row, signal) {
     else {
       place = { page: page.next, done: place.done + Object.keys(page.items).length }
       await call('save_page', row, { found: page.items, full_sync: row.full_sync_id, done: place.done,
-        page_token: place.page && JSON.stringify(place), sync_token: page.cursor, is_list: !row.resource })
+        page_token: place.page && JSON.stringify(place), sync_token: page.cursor, is_list: isList(row) })
     }
     isResumed = false
   } while (place.page || place === beginning)
@@ -59,8 +60,9 @@ async function serve(row, abort) {
       if (/^PT/.test(cause.code)) throw cause
       if (isStopping) await call('syncstate.release_sync', row)
       else if (error.isLimit) await call('syncstate.mark_rate_limited', row, { retry_after: error.retryAfter })
-      else await call('syncstate.mark_sync_failed', row, { error_message: error.message,
-        kind: error.kind ?? (/^2[23]/.test(error.code) ? 'permanent' : 'transient') })
+      else await call('syncstate.mark_sync_failed', row, {
+        error_message: error.kind ? error.message : 'the sync failed',          // users can read it
+        kind: error.kind ?? (/^(2[23]|42)/.test(error.code) ? 'permanent' : 'transient') })
       return isStopping ? 'released' : error.message
     })
     log(`${row.user_id}:`, outcome)
