@@ -8,17 +8,23 @@
 //
 //   const states = new SyncStateService(createClient(url, serviceKey));
 //
-// A call that fails throws a SyncStateError.  A service remembers the leases of the
-// runs that it started, and gives them to their reports: a report that comes too
-// late changes nothing, and fails with `leaseLost`.  A run that a claim handed out
-// is not one of them: give its lease.  A report is a POST and therefore never
-// retried by supabase-js; it may be sent again by the application when no answer
-// came.
+// call() calls any function of the schema; its arguments and its result are typed:
+//
+//   const rows = await states.call('claim_due_syncs', { source: 'google_gmail', max_rows: 20 });
+//   await states.call('checkpoint_sync', { ...keyOf(rows[0]), page_token: 'p2' });
+//
+// The other methods are for a backend that syncs one row at a time.  They remember
+// the leases of the runs that they started, and pass them to the reports: a report
+// that is too late changes nothing, and fails with `leaseLost`.  For a row that a
+// claim returned, pass the lease yourself.
+//
+// A call that fails throws a SyncStateError.  supabase-js never repeats a call that
+// writes.  You may repeat a report with its lease if no answer came.
 
 import type { PostgrestSingleResponse, SupabaseClient } from '@supabase/supabase-js';
-import type { Database, SyncChannel, SyncSource, SyncState } from './syncstate-types.js';
+import type { Database, SyncSource, SyncState } from './syncstate-types.js';
 
-export type { SyncChannel, SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
+export type { SyncChannel, SyncEvent, SyncPolicy, SyncSource, SyncState, SyncStatus } from './syncstate-types.js';
 
 /** Which row of the user and source: of which resource, and of which account. */
 export type RowOptions = { resource?: string; account?: string };
@@ -36,24 +42,13 @@ export type SyncStateChanges = Partial<
   >
 >;
 
-/** What is to be done about a push channel, and the lease under which it is reported. */
-export type ChannelTask = {
-  user_id: string;
-  account: string;
-  source: SyncSource;
-  resource: string;
-  action: 'open' | 'renew' | 'stop';
-  lease: number;
-  lease_expires_at: string;
-  /** The channel to renew or to stop; null = there is none. */
-  channel_id: string | null;
-  provider_ref: string | null;
-  expires_at: string | null;
-  failures: number;
-};
+type Functions = Database['syncstate']['Functions'];
 
-/** Which task a report is about. */
-export type ChannelTaskKey = Pick<ChannelTask, 'user_id' | 'account' | 'source' | 'resource' | 'lease'>;
+/** The key of a row, and the lease under which it is held. */
+export type Held = Pick<SyncState, 'user_id' | 'account' | 'source' | 'resource' | 'lease'>;
+
+/** The arguments that name a row, or a push channel's row, as a claim returned it. */
+export const keyOf = ({ user_id, account, source, resource, lease }: Held): Held => ({ user_id, account, source, resource, lease });
 
 /** An answer of the database, or of the REST layer, that is an error. */
 export class SyncStateError extends Error {
@@ -76,9 +71,9 @@ export class SyncStateError extends Error {
   }
 }
 
-type ReportKey = { user_id: string; source: SyncSource; resource: string; account: string; lease: number | null };
+type ReportKey = Omit<Held, 'lease'> & { lease: number | null };
 
-const keyOf = (...names: string[]): string => JSON.stringify(names);
+const nameOf = (...parts: string[]): string => JSON.stringify(parts);
 
 /** Seconds as an interval, or null for the default of the source. */
 const seconds = (value: number | undefined): string | null => (value === undefined ? null : `${value} seconds`);
@@ -94,9 +89,17 @@ export class SyncStateService {
     this.db = (client as unknown as SupabaseClient<Database>).schema('syncstate');
   }
 
+  /** Calls a function with its named arguments; those that are left out have their defaults. */
+  async call<Name extends keyof Functions>(
+    name: Name,
+    ...[args]: {} extends Functions[Name]['Args'] ? [args?: Functions[Name]['Args']] : [args: Functions[Name]['Args']]
+  ): Promise<Functions[Name]['Returns']> {
+    return result(this.db.rpc(name, args) as PromiseLike<PostgrestSingleResponse<Functions[Name]['Returns']>>);
+  }
+
   /** The row of a user and source, or null. */
   async getState(userId: string, source: SyncSource, resource = '', account = ''): Promise<SyncState | null> {
-    const row = await result(this.db.rpc('get_sync_state', { user_id: userId, source, resource, account }));
+    const row = await this.call('get_sync_state', { user_id: userId, source, resource, account });
     // No row comes as one whose columns are all null.
     return row.user_id === null ? null : (row as SyncState);
   }
@@ -109,10 +112,10 @@ export class SyncStateService {
     resource = '',
     account = '',
   ): Promise<SyncState> {
-    return result(this.db.rpc('update_sync_state', { user_id: userId, source, changes, resource, account }));
+    return this.call('update_sync_state', { user_id: userId, source, changes, resource, account });
   }
 
-  /** Takes the row for this process; null if another one is at it. */
+  /** Starts a sync of the row; null if another worker holds it. */
   async markSyncStarted(
     userId: string,
     source: SyncSource,
@@ -121,8 +124,8 @@ export class SyncStateService {
     const { resource = '', account = '' } = options;
     const key = { user_id: userId, source, resource, account };
     try {
-      const row = await result(this.db.rpc('mark_sync_started', { ...key, lease_time: seconds(options.leaseSeconds) }));
-      this.leases.set(keyOf(userId, account, source, resource), row.lease);
+      const row = await this.call('mark_sync_started', { ...key, lease_time: seconds(options.leaseSeconds) });
+      this.leases.set(nameOf(userId, account, source, resource), row.lease);
       return row;
     } catch (error) {
       if (error instanceof SyncStateError && error.code === 'PT409') return null;
@@ -140,7 +143,7 @@ export class SyncStateService {
   ): Promise<SyncState> {
     const { syncToken = null, historyId = null, updatedMin = null } = cursor;
     return this.report(userId, source, options, (key) =>
-      this.db.rpc('mark_sync_completed', {
+      this.call('mark_sync_completed', {
         ...key,
         items_synced: itemsSynced,
         sync_token: syncToken,
@@ -163,7 +166,7 @@ export class SyncStateService {
     options: ReportOptions & { kind?: 'transient' | 'permanent' | 'auth'; scope?: 'row' | 'account' } = {},
   ): Promise<SyncState> {
     return this.report(userId, source, options, (key) =>
-      this.db.rpc('mark_sync_failed', {
+      this.call('mark_sync_failed', {
         ...key,
         error_message: error instanceof Error ? error.message : String(error),
         kind: options.kind ?? 'transient',
@@ -184,7 +187,7 @@ export class SyncStateService {
     options: ReportOptions & { scope?: 'row' | 'account' | 'source' } = {},
   ): Promise<SyncState> {
     return this.report(userId, source, options, (key) =>
-      this.db.rpc('mark_rate_limited', {
+      this.call('mark_rate_limited', {
         ...key,
         retry_after: seconds(retryAfterSeconds),
         scope: options.scope ?? 'account',
@@ -194,7 +197,7 @@ export class SyncStateService {
 
   /** Reports that the provider has forgotten the cursor: the next sync is a full one. */
   async clearSyncToken(userId: string, source: SyncSource, options: ReportOptions = {}): Promise<SyncState> {
-    return this.report(userId, source, options, (key) => this.db.rpc('clear_sync_token', key));
+    return this.report(userId, source, options, (key) => this.call('clear_sync_token', key));
   }
 
   /** Who is due, oldest first; nothing is taken. */
@@ -202,79 +205,11 @@ export class SyncStateService {
     source: SyncSource,
     options: { staleAfterSeconds?: number; maxRows?: number } = {},
   ): Promise<string[]> {
-    return result(
-      this.db.rpc('get_users_needing_sync', {
-        source,
-        stale_after: seconds(options.staleAfterSeconds),
-        max_rows: options.maxRows ?? null,
-      }),
-    );
-  }
-
-  /** Push channels that are to be opened, renewed or stopped, each with a lease. */
-  async claimPushChannels(
-    options: { source?: SyncSource; maxRows?: number; leaseSeconds?: number } = {},
-  ): Promise<ChannelTask[]> {
-    const { source = null, maxRows = 10 } = options;
-    return (await result(
-      this.db.rpc('claim_push_channels', { source, max_rows: maxRows, lease_time: seconds(options.leaseSeconds) }),
-    )) as ChannelTask[];
-  }
-
-  /**
-   * Reports the channel that was opened for a task, new or in place of the one to
-   * renew.  token is the secret that the provider will send along, and ref what
-   * stopping the channel takes.  A lease that was lost is no error: the channel
-   * comes back as `retiring`, and is to be stopped.
-   */
-  async markChannelOpened(
-    task: ChannelTaskKey,
-    channel: { id: string; token: string; expiresAt: string | Date | null; ref?: string | null },
-  ): Promise<SyncChannel> {
-    const { id, token, expiresAt, ref = null } = channel;
-    return result(
-      this.db.rpc('mark_channel_opened', {
-        ...keyOfTask(task),
-        channel_id: id,
-        expires_at: expiresAt instanceof Date ? expiresAt.toISOString() : expiresAt,
-        token,
-        provider_ref: ref,
-      }),
-    );
-  }
-
-  /**
-   * Reports that a task failed.  `transient` is tried again, `unsupported` (the
-   * provider gives no channel for this resource) after a month, and `auth` (the
-   * grant is gone) when the user has connected the account again.
-   */
-  async markChannelFailed(
-    task: ChannelTaskKey,
-    error: unknown,
-    kind: 'transient' | 'unsupported' | 'auth' = 'transient',
-  ): Promise<SyncChannel> {
-    return result(
-      this.db.rpc('mark_channel_failed', {
-        ...keyOfTask(task),
-        error_message: error instanceof Error ? error.message : String(error),
-        kind,
-      }),
-    );
-  }
-
-  /** Reports that a channel was stopped, or was not there any more. */
-  async markChannelStopped(task: ChannelTaskKey): Promise<SyncChannel> {
-    return result(this.db.rpc('mark_channel_stopped', keyOfTask(task)));
-  }
-
-  /**
-   * Takes a push, as a webhook does: requests the sync of the channel's row.
-   * false: nobody knows the channel, or its token is another.
-   */
-  async receivePush(channelId: string, token: string, messageNumber?: number | string): Promise<boolean> {
-    return result(
-      this.db.rpc('receive_push', { channel_id: channelId, token, message_number: messageNumber ?? null }),
-    );
+    return this.call('get_users_needing_sync', {
+      source,
+      stale_after: seconds(options.staleAfterSeconds),
+      max_rows: options.maxRows ?? null,
+    });
   }
 
   /** A report, with the lease of the run.  A lost lease is kept: without it, the next report would end another's run. */
@@ -282,25 +217,16 @@ export class SyncStateService {
     userId: string,
     source: SyncSource,
     options: ReportOptions,
-    call: (key: ReportKey) => PromiseLike<PostgrestSingleResponse<SyncState>>,
+    call: (key: ReportKey) => Promise<SyncState>,
   ): Promise<SyncState> {
     const { resource = '', account = '' } = options;
-    const key = keyOf(userId, account, source, resource);
+    const key = nameOf(userId, account, source, resource);
     const { lease = this.leases.get(key) ?? null } = options;
-    const row = await result(call({ user_id: userId, source, resource, account, lease }));
+    const row = await call({ user_id: userId, source, resource, account, lease });
     if (row.status !== 'syncing' && this.leases.get(key) === lease) this.leases.delete(key);
     return row;
   }
 }
-
-/** A task may be given as it was claimed. */
-const keyOfTask = ({ user_id, account, source, resource, lease }: ChannelTaskKey): ChannelTaskKey => ({
-  user_id,
-  account,
-  source,
-  resource,
-  lease,
-});
 
 /** The data of an answer, or its error thrown. */
 async function result<T>(answer: PromiseLike<PostgrestSingleResponse<T>>): Promise<T> {

@@ -1088,17 +1088,17 @@ export type Database = {
       claim_push_channels: {
         Args: ClaimPushChannelsArgs;
         Returns: {
-          user_id: string | null;
-          account: string | null;
-          source: SyncSource | null;
-          resource: string | null;
-          action: string | null;
-          lease: number | null;
-          lease_expires_at: string | null;
+          user_id: string;
+          account: string;
+          source: SyncSource;
+          resource: string;
+          action: string;
+          lease: number;
+          lease_expires_at: string;
           channel_id: string | null;
           provider_ref: string | null;
           expires_at: string | null;
-          failures: number | null;
+          failures: number;
         }[];
       };
       /** Reports that the cursor has expired: a full sync is next. */
@@ -1375,8 +1375,8 @@ export type Database = {
       request_account: {
         Args: RequestAccountArgs;
         Returns: {
-          source: SyncSource | null;
-          resource: string | null;
+          source: SyncSource;
+          resource: string;
         }[];
       };
       /** Requests a sync now; returns whether one will come, which is false for a parked row. */
@@ -1448,8 +1448,8 @@ export type Database = {
       set_sync_resources: {
         Args: SetSyncResourcesArgs;
         Returns: {
-          resource: string | null;
-          change: string | null;
+          resource: string;
+          change: string;
         }[];
       };
       /** The time by which the extension decides: the real time, or syncstate.clock where that is set. */

@@ -14,7 +14,7 @@ import { createClient } from '@supabase/supabase-js';
 import pg from 'pg';
 import WebSocket from 'ws';
 import { sign, startDouble } from './rest_double.mjs';
-import { SyncStateError, SyncStateService } from './build/examples/sync-state-service.js';
+import { keyOf, SyncStateError, SyncStateService } from './build/examples/sync-state-service.js';
 
 const SECRET = 'a secret of at least thirty-two characters';
 const now = Math.floor(Date.now() / 1000);
@@ -1001,39 +1001,36 @@ test('service: accounts', async () => {
   assert.deepEqual(await reasons(), ['home calendar auth', 'home calendara auth', 'home calendarb auth', 'home gmail auth', 'work gmail ']);
 });
 
+test('service: any function by call()', async () => {
+  const states = service();
+  // without arguments, with some, and with a row as it was claimed
+  assert.deepEqual(await states.call('take_sync_events'), []);
+  await states.call('connect_sync', { ...state, account: 'work' });
+  const [row] = await claimTasks(() => states.call('claim_due_syncs', { source: 'google_gmail', max_rows: 5, lease_time: '1 minute' }), 1);
+  assert.equal((await states.call('checkpoint_sync', { ...keyOf(row), page_token: 'p2' })).page_token, 'p2');
+  assert.equal((await states.call('release_sync', { ...keyOf(row), delay: '5 minutes' })).status, 'idle');
+  await assert.rejects(states.call('renew_sync_lease', keyOf(row)), lost);
+  await assert.rejects(states.call('request_sync', { ...state, resource: 'none' }), lost);
+  await assert.rejects(states.call('set_sync_policy', { source: 'google_gmail', changes: { interval: '1 hour' } }), (error) => error.code === '22023');
+  // they have no memory: a report without a lease is one of nobody's
+  await admin.query('UPDATE syncstate.sync_state SET due_at = now()');
+  const [again] = await claimTasks(() => states.call('claim_due_syncs'), 1);
+  await assert.rejects(states.call('mark_sync_completed', { ...state, account: 'work' }), lost);
+  assert.equal((await states.call('mark_sync_completed', keyOf(again))).status, 'idle');
+});
+
 test('service: push channels', async () => {
   const states = service();
-  for (const resource of ['a', 'b', 'c', 'd']) await ok(worker().rpc('connect_sync', { user_id: ada, source: 'google_calendar', resource, account: 'work' }));
-  await ok(worker().rpc('set_sync_policy', { source: 'google_calendar', changes: { push_renew_before: '1 day' } }));
-  assert.deepEqual(await states.claimPushChannels({ source: 'google_gmail' }), []);
-  const tasks = await claimTasks(() => states.claimPushChannels({ maxRows: 3, leaseSeconds: 120 }), 1);
-  assert.deepEqual(tasks.map(({ account, action, channel_id, failures }) => [account, action, channel_id, failures]), Array(3).fill(['work', 'open', null, 0]));
-  assert.ok(tasks.every((task) => Date.parse(task.lease_expires_at) - Date.now() < 121_000));
-  tasks.push(...(await claimTasks(() => states.claimPushChannels(), 1)));
-  const [a, b, c, d] = tasks.sort((x, y) => (x.resource < y.resource ? -1 : 1));
-  assert.equal(tasks.length, 4);
-
-  const expiresAt = new Date(Date.now() + 604_800_000);
-  const opened = await states.markChannelOpened(a, { id: 'channel a', token: 'secret', expiresAt, ref: 'ref' });
-  assert.deepEqual([opened.state, opened.resource, opened.account, opened.provider_ref, Date.parse(opened.expires_at)], ['active', 'a', 'work', 'ref', expiresAt.getTime()]);
-  assert.deepEqual((await states.markChannelOpened(b, { id: 'channel b', token: 'secret', expiresAt: null })).expires_at, null);
-  assert.deepEqual((await states.markChannelFailed(c, new Error('HTTP 400'), 'unsupported')).state, 'unsupported');
-  const failed = await states.markChannelFailed(d, 'HTTP 503');
-  assert.deepEqual([failed.state, failed.failures, failed.error_message], ['opening', 1, 'HTTP 503']);
-  await assert.rejects(states.markChannelFailed(d, 'HTTP 503'), lost);
-  await assert.rejects(states.markChannelStopped(a), lost);
-  // of one that lost its lease the channel is kept, to be stopped
-  assert.equal((await states.markChannelOpened(d, { id: 'late', token: 'secret', expiresAt: null })).state, 'retiring');
-
-  assert.equal(await states.receivePush('channel a', 'secret'), true);
-  assert.equal(await states.receivePush('channel a', 'secret', '9007199254740993'), true);
-  assert.equal(await states.receivePush('channel a', 'another', 8), false);
-  assert.equal(await states.receivePush('nobody knows it', 'secret'), false);
-  await ok(worker().rpc('disconnect_sync', { user_id: ada, source: 'google_calendar', resource: 'a', account: 'work' }));
-  const stops = await claimTasks(() => states.claimPushChannels({ source: 'google_calendar' }), 2);
-  assert.deepEqual(stops.map(({ action, channel_id }) => [action, channel_id]).sort(), [['stop', 'channel a'], ['stop', 'late']]);
-  for (const task of stops) assert.equal((await states.markChannelStopped(task)).channel_id, task.channel_id);
-  assert.equal(await states.receivePush('channel a', 'secret'), false);
+  for (const resource of ['a', 'b']) await states.call('connect_sync', { user_id: ada, source: 'google_calendar', resource, account: 'work' });
+  await states.call('set_sync_policy', { source: 'google_calendar', changes: { push_renew_before: '1 day' } });
+  const tasks = await claimTasks(() => states.call('claim_push_channels', { source: 'google_calendar' }), 2);
+  const [a, b] = tasks.sort((x, y) => (x.resource < y.resource ? -1 : 1));
+  const opened = await states.call('mark_channel_opened', { ...keyOf(a), channel_id: 'channel a', expires_at: null, token: 'secret', provider_ref: 'ref' });
+  assert.deepEqual([opened.state, opened.resource, opened.account], ['active', 'a', 'work']);
+  assert.equal((await states.call('mark_channel_failed', { ...keyOf(b), error_message: 'HTTP 400', kind: 'unsupported' })).state, 'unsupported');
+  await assert.rejects(states.call('mark_channel_stopped', keyOf(a)), lost);
+  assert.equal(await states.call('receive_push', { channel_id: 'channel a', token: 'secret', message_number: '9007199254740993' }), true);
+  assert.equal(await states.call('receive_push', { channel_id: 'channel a', token: 'another', message_number: 8 }), false);
 });
 
 test('service: updateState changes what is given', async () => {

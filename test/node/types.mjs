@@ -11,9 +11,15 @@ import pg from 'pg';
 
 // What the catalogs do not tell: functions that may answer null (a function
 // that returns a row then gives one whose columns are all null), arguments that may
-// be null and must be given, and views that show columns of a table as they are.
+// be null and must be given, columns of functions that are never null, and views
+// that show columns of a table as they are.
 const NULLABLE = ['current_user_id', 'get_sync_state', 'next_sync_due'];
 const NULLABLE_ARGS = ['mark_channel_opened.expires_at'];
+const NOT_NULL_COLUMNS = {
+  claim_push_channels: ['user_id', 'account', 'source', 'resource', 'action', 'lease', 'lease_expires_at', 'failures'],
+  request_account: ['source', 'resource'],
+  set_sync_resources: ['resource', 'change'],
+};
 const COPIES = { my_sync_runs: 'sync_run', my_syncs: 'sync_state' };
 
 const RELATIONS = `
@@ -127,7 +133,7 @@ for (const r of relations.filter((r) => r.is_view))
 out += '    };\n    Functions: {\n';
 for (const f of functions) {
   let returns = f.columns
-    ? `{${f.columns.map((c) => `\n          ${c.name}: ${type(c.type)} | null;`).join('')}\n        }`
+    ? `{${f.columns.map((c) => `\n          ${c.name}: ${type(c.type)}${NOT_NULL_COLUMNS[f.name]?.includes(c.name) ? '' : ' | null'};`).join('')}\n        }`
     : type(f.returns);
   if (NULLABLE.includes(f.name))
     returns = f.returns_row ? `{ [Column in keyof ${returns}]: ${returns}[Column] | null }` : `${returns} | null`;

@@ -2,7 +2,7 @@
 // and what they refuse.  An @ts-expect-error that meets no error is one.
 
 import { createClient } from '@supabase/supabase-js';
-import { SyncStateService } from '../../examples/sync-state-service.js';
+import { SyncStateService, keyOf } from '../../examples/sync-state-service.js';
 import { SYNC_SOURCE_LABELS } from '../../examples/syncstate-types.js';
 import type { ClaimDueSyncsArgs, Database, MySyncRuns, MySyncs, SyncChannel, SyncEvent, SyncRun, SyncSource, SyncState, TakeSyncEventsArgs } from '../../examples/syncstate-types.js';
 
@@ -114,31 +114,38 @@ export async function methods(): Promise<void> {
   await service.markRateLimited(user_id, 'google_calendar', 30, { resource: 'a', account: 'work' });
   await service.markSyncFailed(user_id, 'google_gmail', 'HTTP 401', { kind: 'auth', scope: 'row', account: 'work' });
   await service.getState(user_id, 'google_calendar', 'a', 'work');
-  for (const task of await service.claimPushChannels({ source: 'google_calendar', maxRows: 5, leaseSeconds: 60 })) {
+  for (const row of await service.call('claim_due_syncs', { source: 'google_calendar', kind: 'incremental' })) {
+    const checkpoint: SyncState = await service.call('checkpoint_sync', { ...keyOf(row), page_token: 'p2', progress_done: 5 });
+    await service.call('renew_sync_lease', keyOf(row));
+    await service.call('release_sync', { ...keyOf(row), delay: '5 minutes' });
+    void checkpoint;
+  }
+  const reported: SyncState[] = await service.call('report_syncs', { results: [{ user_id, source: 'google_gmail', lease: 1, outcome: 'released' }] });
+  const news: SyncEvent[] = await service.call('take_sync_events');
+  const change: string | undefined = (await service.call('set_sync_resources', { user_id, source: 'google_tasks', resources: ['a'] }))[0]?.change;
+  const due: string | null = await service.call('next_sync_due', { source: 'google_gmail' });
+  for (const task of await service.call('claim_push_channels', { source: 'google_calendar', max_rows: 5 })) {
     const channel: string = task.action === 'open' ? 'new' : task.channel_id ?? '';
-    await service.markChannelOpened(task, { id: channel, token: 'secret', expiresAt: new Date(), ref: 'resource' });
-    await service.markChannelOpened(task, { id: channel, token: 'secret', expiresAt: null });
-    await service.markChannelFailed(task, new Error('HTTP 503'));
-    await service.markChannelFailed(task, 'HTTP 400', 'unsupported');
-    const stopped: SyncChannel = await service.markChannelStopped({ user_id, account: '', source: 'google_calendar', resource: 'a', lease: 7 });
+    await service.call('mark_channel_opened', { ...keyOf(task), channel_id: channel, token: 'secret', expires_at: null, provider_ref: 'resource' });
+    const stopped: SyncChannel = await service.call('mark_channel_stopped', keyOf(task));
     void stopped;
   }
-  await service.claimPushChannels();
-  const known: boolean = await service.receivePush('c', 'secret', 7);
+  void [reported, news, change, due];
   const first: SyncSource = SYNC_SOURCE_LABELS[0];
-  void known;
   void [state, first];
 
   // @ts-expect-error -- no such kind
   await service.markSyncFailed(user_id, 'google_gmail', 'HTTP 401', { kind: 'fatal' });
   // @ts-expect-error -- no such scope, any more
   await service.markRateLimited(user_id, 'google_gmail', 30, { scope: 'user' });
-  // @ts-expect-error -- no such kind of a channel's failure
-  await service.markChannelFailed({ user_id, account: '', source: 'google_gmail', resource: '', lease: 7 }, 'x', 'permanent');
-  // @ts-expect-error -- a channel is opened with a token
-  await service.markChannelOpened({ user_id, account: '', source: 'google_gmail', resource: '', lease: 7 }, { id: 'c', expiresAt: null });
-  // @ts-expect-error -- a task has a lease
-  await service.markChannelStopped({ user_id, account: '', source: 'google_gmail', resource: '' });
+  // @ts-expect-error -- no such function
+  await service.call('claim_due_sync', {});
+  // @ts-expect-error -- which policy
+  await service.call('get_sync_policy');
+  // @ts-expect-error -- a lease must be given
+  await service.call('renew_sync_lease', { user_id, source: 'google_gmail' });
+  // @ts-expect-error -- no such argument
+  await service.call('release_sync', { user_id, source: 'google_gmail', lease: 1, reason: 'x' });
   // @ts-expect-error -- until when a channel is trusted follows from it
   await service.updateState(user_id, 'google_gmail', { push_until: null });
   // @ts-expect-error -- the account is part of the key
