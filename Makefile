@@ -16,7 +16,7 @@ PGFILEDESC  = "syncstate - per-user state of incremental syncs"
 # running server, like that of any other extension.
 REGRESS     = install identity acl policy guard lifecycle errors accounts claim caps kinds \
               steering budget rate report resync push sweep ways nested fences leases \
-              parked news settings sources overview property uninstall
+              parked news settings sources overview property check uninstall
 ISOLATION   = claim lease request source_limit notify report deadlocks push rebalance \
               fence stale accounts ddl
 PROVE_TESTS = test/t/*.pl

@@ -1062,6 +1062,15 @@ export type Database = {
       };
     };
     Functions: {
+      /** Returns a row for each thing that is not as installed, or slows or bloats the tables, with what to do about it. */
+      check_installation: {
+        Args: Record<PropertyKey, never>;
+        Returns: {
+          object: string | null;
+          problem: string | null;
+          advice: string | null;
+        }[];
+      };
       /** Saves where a long sync stands, and renews its lease. */
       checkpoint_sync: {
         Args: CheckpointSyncArgs;

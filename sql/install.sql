@@ -296,7 +296,7 @@ WHERE n.nspname = 'syncstate' AND a.grantee = 0;
 SELECT p.oid::regprocedure AS not_volatile
 FROM pg_proc AS p
 WHERE p.pronamespace = 'syncstate'::regnamespace AND p.provolatile <> 'v'
-	AND p.proname !~ '^(get_|next_sync_due$|due_from$|is_ahead$|current_user_id$|user_id_of$|is_legal$)';
+	AND p.proname !~ '^(get_|next_sync_due$|due_from$|is_ahead$|current_user_id$|user_id_of$|is_legal$|(check_installation|present_objects|installed_objects)$)';
 
 -- everything has a comment
 SELECT o.type, o.identity AS without_comment

@@ -1647,3 +1647,427 @@ BEGIN
 	END IF;
 END
 $$;
+
+/* ------------------------------------------------------- is it as installed */
+
+/*
+ * What is in the schema now, as facts: of which object (named as
+ * pg_identify_object() does), what is the matter where the definition is another
+ * (null: the object is missing or changed), and the command that makes it so,
+ * where there is one.  Of a fact about a role, @role@ stands for its name, which
+ * may change.
+ *
+ * The definitions are texts that all versions of the server write alike, so they
+ * outlast pg_upgrade.  Queries are not, and are compared within a version only.
+ */
+CREATE FUNCTION syncstate.present_objects()
+	RETURNS TABLE (kind text, name text, problem text, role oid, definition text, command text)
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+	SET datestyle = 'ISO, MDY'
+	SET intervalstyle = 'postgres'
+	SET timezone = 'UTC'
+	SET extra_float_digits = 1
+	SET quote_all_identifiers = off
+	AS $$
+WITH home AS (
+	SELECT n.oid, n.nspowner, n.nspacl,
+		pg_catalog.current_setting('server_version_num')::pg_catalog.int4 OPERATOR(pg_catalog./) 10000 AS version
+	FROM pg_catalog.pg_namespace AS n
+	WHERE n.nspname OPERATOR(pg_catalog.=) 'syncstate'
+),
+relation AS (
+	SELECT c.*, c.oid::pg_catalog.regclass AS label, h.version
+	FROM pg_catalog.pg_class AS c JOIN home AS h ON h.oid OPERATOR(pg_catalog.=) c.relnamespace
+	WHERE c.relkind OPERATOR(pg_catalog.=) ANY ('{r,v,S}'::pg_catalog."char"[])
+),
+fact AS (
+	SELECT i.type AS kind, i.identity AS name, o.*
+	FROM (
+		SELECT 'pg_catalog.pg_namespace'::pg_catalog.regclass AS class, h.oid, 0 AS attnum, h.nspowner AS owner, h.nspacl AS acl,
+			NULL AS problem, '' AS definition, NULL AS command
+		FROM home AS h
+		UNION ALL
+		SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 0, t.typowner, NULL, f.*
+		FROM pg_catalog.pg_type AS t JOIN home AS h ON h.oid OPERATOR(pg_catalog.=) t.typnamespace,
+			LATERAL (
+				SELECT NULL, '', NULL
+				UNION ALL
+				SELECT pg_catalog.format('has no label "%s"', e.enumlabel), '', NULL
+				FROM pg_catalog.pg_enum AS e WHERE e.enumtypid OPERATOR(pg_catalog.=) t.oid
+			) AS f
+		WHERE t.typtype OPERATOR(pg_catalog.=) 'e'
+		UNION ALL
+		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, r.oid, 0, r.relowner, r.relacl, f.*
+		FROM relation AS r, LATERAL (VALUES
+				(NULL, r.relpersistence::pg_catalog.text, pg_catalog.format('ALTER TABLE %s SET LOGGED', r.label)),
+				('has no row security', CASE WHEN r.relrowsecurity THEN '' END,
+					pg_catalog.format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', r.label))
+			) AS f
+		WHERE r.relkind OPERATOR(pg_catalog.=) 'r'
+		UNION ALL
+		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, r.oid, 0, r.relowner, r.relacl,
+			NULL, '', pg_catalog.format('CREATE SEQUENCE %s MINVALUE -9223372036854775808', r.label)
+		FROM relation AS r WHERE r.relkind OPERATOR(pg_catalog.=) 'S'
+		UNION ALL
+		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, r.oid, 0, r.relowner, r.relacl, f.*
+		FROM relation AS r,
+			LATERAL (SELECT pg_catalog.array_to_string(r.reloptions, ', '), pg_catalog.rtrim(pg_catalog.pg_get_viewdef(r.oid), ';')) AS v (options, query),
+			LATERAL (VALUES
+				(NULL, (SELECT pg_catalog.string_agg(pg_catalog.format('%I %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum)
+						FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) r.oid),
+					pg_catalog.format('CREATE VIEW %s WITH (%s) AS %s', r.label, v.options, v.query)),
+				('has other options', v.options, pg_catalog.format('ALTER VIEW %s SET (%s)', r.label, v.options)),
+				('has another query', pg_catalog.concat(r.version, ': ', v.query), pg_catalog.format('CREATE OR REPLACE VIEW %s WITH (%s) AS %s', r.label, v.options, v.query))
+			) AS f
+		WHERE r.relkind OPERATOR(pg_catalog.=) 'v'
+		UNION ALL
+		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, r.oid, a.attnum, NULL, a.attacl, f.*
+		FROM relation AS r JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) r.oid
+			LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid OPERATOR(pg_catalog.=) r.oid AND d.adnum OPERATOR(pg_catalog.=) a.attnum,
+			LATERAL (SELECT pg_catalog.pg_get_expr(d.adbin, r.oid), pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET ', r.label, a.attname)) AS l (expression, set),
+			LATERAL (VALUES
+				(NULL, pg_catalog.concat_ws(' ', a.attnum, pg_catalog.format_type(a.atttypid, a.atttypmod),
+						NULLIF(a.attcollation, 0)::pg_catalog.regcollation, a.attidentity, a.attgenerated), NULL),
+				('may be null', CASE WHEN a.attnotnull THEN '' END, l.set OPERATOR(pg_catalog.||) 'NOT NULL'),
+				('has another default', l.expression, l.set OPERATOR(pg_catalog.||) 'DEFAULT ' OPERATOR(pg_catalog.||) l.expression)
+			) AS f
+		WHERE r.relkind OPERATOR(pg_catalog.=) 'r' AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
+		UNION ALL
+		SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, 0, NULL, NULL,
+			NULL, d.def, pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', r.label, c.conname, d.def)
+		FROM relation AS r JOIN pg_catalog.pg_constraint AS c ON c.conrelid OPERATOR(pg_catalog.=) r.oid,
+			LATERAL (SELECT pg_catalog.pg_get_constraintdef(c.oid)) AS d (def)
+		WHERE c.contype OPERATOR(pg_catalog.=) ANY ('{c,p,u}'::pg_catalog."char"[])
+		UNION ALL
+		-- not the storage parameters, which a site may set
+		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid, 0, NULL, NULL,
+			NULL, pg_catalog.concat(d.def, CASE WHEN NOT i.indisvalid THEN ' INVALID' END), d.def
+		FROM relation AS r JOIN pg_catalog.pg_index AS i ON i.indrelid OPERATOR(pg_catalog.=) r.oid,
+			LATERAL (SELECT pg_catalog.regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), ' WITH [(][^)]*[)]', '')) AS d (def)
+		WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS c WHERE c.conindid OPERATOR(pg_catalog.=) i.indexrelid)
+		UNION ALL
+		SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass, t.oid, 0, NULL, NULL, f.*
+		FROM relation AS r JOIN pg_catalog.pg_trigger AS t ON t.tgrelid OPERATOR(pg_catalog.=) r.oid,
+			LATERAL (VALUES
+				(NULL, pg_catalog.pg_get_triggerdef(t.oid), pg_catalog.pg_get_triggerdef(t.oid)),
+				('does not fire as it should', t.tgenabled::pg_catalog.text,
+					pg_catalog.format('ALTER TABLE %s ENABLE %sTRIGGER %I', r.label, CASE t.tgenabled WHEN 'A' THEN 'ALWAYS ' END, t.tgname))
+			) AS f
+		WHERE NOT t.tgisinternal
+		UNION ALL
+		SELECT 'pg_catalog.pg_policy'::pg_catalog.regclass, p.oid, 0, NULL, NULL, NULL, d.def, d.def
+		FROM relation AS r JOIN pg_catalog.pg_policy AS p ON p.polrelid OPERATOR(pg_catalog.=) r.oid,
+			LATERAL (SELECT pg_catalog.format('CREATE POLICY %I ON %s AS %s FOR %s TO %s%s%s', p.polname, r.label,
+				CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+				CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
+				(SELECT pg_catalog.string_agg(CASE o WHEN 0 THEN 'PUBLIC' ELSE o::pg_catalog.regrole::pg_catalog.text END, ', ')
+				 FROM pg_catalog.unnest(p.polroles) AS o),
+				' USING (' OPERATOR(pg_catalog.||) pg_catalog.pg_get_expr(p.polqual, r.oid) OPERATOR(pg_catalog.||) ')',
+				' WITH CHECK (' OPERATOR(pg_catalog.||) pg_catalog.pg_get_expr(p.polwithcheck, r.oid) OPERATOR(pg_catalog.||) ')')) AS d (def)
+		UNION ALL
+		SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0, p.proowner,
+			COALESCE(p.proacl, pg_catalog.acldefault('f', p.proowner)), f.*
+		FROM pg_catalog.pg_proc AS p JOIN home AS h ON h.oid OPERATOR(pg_catalog.=) p.pronamespace
+			JOIN pg_catalog.pg_language AS l ON l.oid OPERATOR(pg_catalog.=) p.prolang,
+			LATERAL (SELECT pg_catalog.rtrim(pg_catalog.pg_get_functiondef(p.oid), E'\n')) AS d (def),
+			LATERAL (VALUES
+				(NULL, pg_catalog.md5(pg_catalog.concat_ws(' ', l.lanname, p.prosrc, p.probin, p.prosecdef, p.proleakproof,
+						p.proisstrict, p.provolatile, p.proparallel, p.proconfig,
+						pg_catalog.pg_get_function_arguments(p.oid), pg_catalog.pg_get_function_result(p.oid))),
+					d.def OPERATOR(pg_catalog.||) pg_catalog.format('; REVOKE ALL ON FUNCTION %s FROM PUBLIC', p.oid::pg_catalog.regprocedure)),
+				('has another query', pg_catalog.concat(h.version, ': ') OPERATOR(pg_catalog.||) pg_catalog.pg_get_function_sqlbody(p.oid), d.def)
+			) AS f
+		WHERE p.prokind OPERATOR(pg_catalog.=) 'f'
+	) AS o, LATERAL pg_catalog.pg_identify_object(o.class, o.oid, o.attnum) AS i
+	WHERE o.definition IS NOT NULL
+)
+SELECT f.kind, f.name, f.problem, NULL::pg_catalog.oid, f.definition, f.command FROM fact AS f
+UNION ALL
+SELECT f.kind, f.name, 'does not belong', f.owner, '', pg_catalog.format('ALTER %s %s OWNER TO @role@', pg_catalog.upper(f.kind), f.name)
+FROM fact AS f WHERE f.problem IS NULL AND f.owner IS NOT NULL
+UNION ALL
+SELECT f.kind, f.name, 'is no member of the extension', NULL, '',
+	pg_catalog.format('ALTER EXTENSION syncstate ADD %s %s', pg_catalog.upper(f.kind), f.name)
+FROM fact AS f
+	JOIN pg_catalog.pg_depend AS d ON d.classid OPERATOR(pg_catalog.=) f.class AND d.objid OPERATOR(pg_catalog.=) f.oid
+	JOIN pg_catalog.pg_extension AS e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+WHERE f.problem IS NULL AND f.owner IS NOT NULL
+	AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+	AND d.deptype OPERATOR(pg_catalog.=) 'e' AND e.extname OPERATOR(pg_catalog.=) 'syncstate'
+UNION ALL
+-- privileges of others than the owner; those of PUBLIC by grantor, who alone can revoke them
+SELECT f.kind, f.name, v.problem OPERATOR(pg_catalog.||) v.privilege_type, v.grantee,
+	CASE WHEN v.grantor IS NOT NULL THEN v.grantor::pg_catalog.text
+		WHEN pg_catalog.bool_or(v.is_grantable) THEN 'with grant option' ELSE '' END,
+	CASE WHEN v.grantor IS NOT NULL
+		THEN pg_catalog.format('SET ROLE %s; REVOKE %s FROM PUBLIC; RESET ROLE', v.grantor::pg_catalog.regrole, v.privilege)
+		ELSE pg_catalog.format('GRANT %s TO @role@%s', v.privilege,
+							   CASE WHEN pg_catalog.bool_or(v.is_grantable) THEN ' WITH GRANT OPTION' END) END
+FROM fact AS f, LATERAL (
+	SELECT a.grantee, a.privilege_type, a.is_grantable,
+		CASE a.grantee WHEN 0 THEN a.grantor END AS grantor,
+		CASE a.grantee WHEN 0 THEN 'grants ' ELSE 'does not grant ' END AS problem,
+		CASE f.kind
+			WHEN 'table column' THEN pg_catalog.format('%s (%I) ON %s', a.privilege_type,
+				(SELECT t.attname FROM pg_catalog.pg_attribute AS t
+				 WHERE t.attrelid OPERATOR(pg_catalog.=) f.oid AND t.attnum OPERATOR(pg_catalog.=) f.attnum), f.oid::pg_catalog.regclass)
+			ELSE pg_catalog.format('%s ON %s %s', a.privilege_type, CASE f.kind WHEN 'view' THEN 'TABLE' ELSE pg_catalog.upper(f.kind) END, f.name)
+		END AS privilege
+	FROM pg_catalog.aclexplode(f.acl) AS a
+	WHERE a.grantee OPERATOR(pg_catalog.<>) a.grantor
+) AS v
+WHERE f.problem IS NULL
+GROUP BY f.kind, f.name, v.problem, v.privilege_type, v.privilege, v.grantee, v.grantor
+$$;
+COMMENT ON FUNCTION syncstate.present_objects() IS 'What the schema syncstate has now, to be compared with installed_objects()';
+REVOKE ALL ON FUNCTION syncstate.present_objects() FROM PUBLIC;
+
+/*
+ * The same as it is now: read from the catalogs, so that nothing stands twice; in
+ * a function and not in a table, so that it stays whatever happens to rows.
+ */
+DO $$
+BEGIN
+	EXECUTE (
+		SELECT pg_catalog.format('CREATE FUNCTION syncstate.installed_objects() RETURNS TABLE (kind text, name text, problem text, role oid, definition text, command text) LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS %L',
+			'VALUES ' OPERATOR(pg_catalog.||) pg_catalog.string_agg(
+				pg_catalog.format('(%L, %L, %L, %L::pg_catalog.oid, %L, %L)', p.kind, p.name, p.problem, p.role, p.definition, p.command),
+				E',\n' ORDER BY p.kind, p.name, p.problem, p.role))
+		FROM syncstate.present_objects() AS p
+	);
+END
+$$;
+COMMENT ON FUNCTION syncstate.installed_objects() IS 'What present_objects() returned when the extension was installed';
+REVOKE ALL ON FUNCTION syncstate.installed_objects() FROM PUBLIC;
+
+/*
+ * Asks the catalogs and the statistics, and calls none of the functions that it
+ * judges.
+ */
+CREATE FUNCTION syncstate.check_installation()
+	RETURNS TABLE (object text, problem text, advice text)
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+WITH present AS MATERIALIZED (SELECT * FROM syncstate.present_objects()),
+-- but not what was about roles that are gone, nor queries as another version writes them
+installed AS MATERIALIZED (
+	SELECT i.kind, i.name, i.problem, i.role, i.definition,
+		r.oid::pg_catalog.regrole::pg_catalog.text AS role_name,
+		CASE WHEN i.role IS NULL THEN i.command
+			ELSE pg_catalog.replace(i.command, '@role@', r.oid::pg_catalog.regrole::pg_catalog.text) END AS command
+	FROM syncstate.installed_objects() AS i
+		LEFT JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) i.role
+	WHERE (i.role IS NULL OR i.role OPERATOR(pg_catalog.=) 0 OR r.oid IS NOT NULL)
+		AND (i.problem OPERATOR(pg_catalog.=) 'has another query' AND NOT pg_catalog.starts_with(i.definition,
+			pg_catalog.concat(pg_catalog.current_setting('server_version_num')::pg_catalog.int4 OPERATOR(pg_catalog./) 10000, ':'))) IS NOT TRUE
+),
+difference AS (
+	SELECT i.*, p.kind IS NULL AS is_missing,
+		pg_catalog.concat(i.kind, ' ', i.name) AS object,
+		-- what makes it anew
+		(SELECT pg_catalog.string_agg(a.command, '; ' ORDER BY a.problem NULLS FIRST, a.role) FROM installed AS a
+		 WHERE a.kind OPERATOR(pg_catalog.=) i.kind AND a.name OPERATOR(pg_catalog.=) i.name
+			AND (a.problem OPERATOR(pg_catalog.=) 'has another query') IS NOT TRUE) AS commands
+	FROM installed AS i
+		LEFT JOIN present AS p ON p.kind OPERATOR(pg_catalog.=) i.kind AND p.name OPERATOR(pg_catalog.=) i.name
+			AND p.problem IS NOT DISTINCT FROM i.problem AND p.role IS NOT DISTINCT FROM i.role
+	-- a role may have been granted more than at first
+	WHERE (p.kind IS NULL OR p.definition OPERATOR(pg_catalog.<>) i.definition AND (i.role IS NULL OR i.definition OPERATOR(pg_catalog.<>) ''))
+		AND (i.role OPERATOR(pg_catalog.=) 0) IS NOT TRUE
+),
+label AS (
+	SELECT e.oid, e.enumlabel::pg_catalog.text AS label, e.enumsortorder OPERATOR(pg_catalog.>) 4::pg_catalog.float4 AS is_custom,
+		EXISTS (SELECT FROM syncstate.custom_source AS c
+				WHERE c.label OPERATOR(pg_catalog.=) e.enumlabel::pg_catalog.text) AS is_registered
+	FROM pg_catalog.pg_enum AS e
+	WHERE e.enumtypid OPERATOR(pg_catalog.=) 'syncstate.sync_source'::pg_catalog.regtype
+),
+state AS (
+	SELECT c.oid, c.reloptions FROM pg_catalog.pg_class AS c
+	WHERE c.oid OPERATOR(pg_catalog.=) 'syncstate.sync_state'::pg_catalog.regclass
+),
+clock AS (
+	SELECT COALESCE(NULLIF(pg_catalog.current_setting('syncstate.clock', true), '')::pg_catalog.timestamptz, pg_catalog.now())
+		OPERATOR(pg_catalog.-) '1 hour'::pg_catalog.interval AS long_ago
+)
+
+-- what is missing or changed
+SELECT d.object, CASE WHEN d.is_missing THEN 'is missing' ELSE 'is not as installed' END AS problem,
+	CASE
+		WHEN d.kind OPERATOR(pg_catalog.=) ANY ('{schema,type,"table column"}') OR d.kind OPERATOR(pg_catalog.=) 'table' AND d.is_missing
+			THEN 'No command brings it back: restore the database from a backup.'
+		WHEN d.is_missing THEN d.commands
+		WHEN d.kind OPERATOR(pg_catalog.=) ANY ('{table,function}') THEN d.command
+		ELSE pg_catalog.concat(
+			(SELECT pg_catalog.format('ALTER EXTENSION syncstate DROP %s %s; ', pg_catalog.upper(p.kind), p.name) FROM present AS p
+			 WHERE p.kind OPERATOR(pg_catalog.=) d.kind AND p.name OPERATOR(pg_catalog.=) d.name
+				AND p.problem OPERATOR(pg_catalog.=) 'is no member of the extension'),
+			CASE d.kind
+				WHEN 'table constraint' THEN pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %s',
+					pg_catalog.split_part(d.name, ' on ', 2), pg_catalog.split_part(d.name, ' on ', 1))
+				ELSE pg_catalog.format('DROP %s %s', pg_catalog.upper(d.kind), d.name) END,
+			'; ', d.commands)
+	END AS advice
+FROM difference AS d WHERE d.problem IS NULL
+UNION ALL
+-- what is the matter with an object that is there
+SELECT d.object,
+	pg_catalog.concat_ws(' to ', d.problem, d.role_name),
+	COALESCE(d.command, 'If it was renamed, rename it back with ALTER TYPE ... RENAME VALUE; else restore the database from a backup.')
+FROM difference AS d
+WHERE d.problem IS NOT NULL
+	AND EXISTS (SELECT FROM present AS p
+				WHERE p.kind OPERATOR(pg_catalog.=) d.kind AND p.name OPERATOR(pg_catalog.=) d.name AND p.problem IS NULL)
+	-- making it anew sets that right as well
+	AND (d.kind OPERATOR(pg_catalog.=) 'view' AND EXISTS (
+		SELECT FROM difference AS o WHERE o.object OPERATOR(pg_catalog.=) d.object AND o.problem IS NULL)) IS NOT TRUE
+UNION ALL
+SELECT pg_catalog.concat(p.kind, ' ', p.name), pg_catalog.concat(p.problem, ' to PUBLIC'), p.command
+FROM present AS p
+WHERE p.role OPERATOR(pg_catalog.=) 0
+	AND EXISTS (SELECT FROM installed AS i
+				WHERE i.kind OPERATOR(pg_catalog.=) p.kind AND i.name OPERATOR(pg_catalog.=) p.name)
+	AND NOT EXISTS (SELECT FROM installed AS i
+					WHERE i.kind OPERATOR(pg_catalog.=) p.kind AND i.name OPERATOR(pg_catalog.=) p.name
+						AND i.problem OPERATOR(pg_catalog.=) p.problem)
+
+-- sources
+UNION ALL
+SELECT pg_catalog.concat('source ', s.label), s.problem, pg_catalog.format('SELECT syncstate.register_sync_source(%L)', s.label)
+FROM (
+	SELECT c.label, 'has no label in sync_source' AS problem FROM syncstate.custom_source AS c
+	WHERE NOT EXISTS (SELECT FROM label AS l WHERE l.label OPERATOR(pg_catalog.=) c.label)
+	UNION ALL
+	SELECT l.label, 'is not in custom_source: a dump cannot be restored' FROM label AS l WHERE l.is_custom AND NOT l.is_registered
+) AS s
+UNION ALL
+SELECT pg_catalog.concat('source ', l.label), 'has no sequence for rate_per_minute',
+	pg_catalog.format('CREATE SEQUENCE syncstate.%1$I MINVALUE -9223372036854775808; ALTER EXTENSION syncstate ADD SEQUENCE syncstate.%1$I', q.name)
+FROM label AS l, LATERAL (SELECT 'rate_' OPERATOR(pg_catalog.||) l.label) AS q (name)
+WHERE l.is_registered AND pg_catalog.to_regclass(pg_catalog.format('syncstate.%I', q.name)) IS NULL
+UNION ALL
+SELECT pg_catalog.concat('source ', l.label), 'has no rows in sync_lane: many sessions claim slowly',
+	pg_catalog.format('INSERT INTO syncstate.sync_lane (source, kind, lane) SELECT %L, k, l FROM generate_series(0, 2) AS k, generate_series(0, 1) AS l ON CONFLICT DO NOTHING', l.label)
+FROM label AS l
+WHERE l.is_custom OPERATOR(pg_catalog.=) l.is_registered
+	AND (SELECT pg_catalog.count(*) FROM syncstate.sync_lane AS s
+		 WHERE s.source OPERATOR(pg_catalog.=) l.label::pg_catalog.name) OPERATOR(pg_catalog.<) 6
+UNION ALL
+-- an enum is its label's OID, which is all that does not raise an error here
+SELECT 'table syncstate.sync_state', 'has rows of a source whose label was deleted',
+	'SET session_replication_role = replica; DELETE FROM syncstate.sync_state AS s WHERE NOT EXISTS (SELECT FROM pg_enum AS e WHERE e.enumtypid = ''syncstate.sync_source''::regtype AND hashoid(e.oid) = hashenum(s.source)); RESET session_replication_role'
+FROM syncstate.sync_state AS s
+WHERE NOT EXISTS (SELECT FROM label AS l WHERE pg_catalog.hashoid(l.oid) OPERATOR(pg_catalog.=) pg_catalog.hashenum(s.source))
+HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+
+-- what is in the way of the plain way of access.c
+UNION ALL
+SELECT w.object, 'makes writes slow: they must be SQL statements', w.advice
+FROM state AS s, LATERAL (
+	SELECT pg_catalog.concat('rule ', r.rulename, ' on syncstate.sync_state') AS object, 'Drop it, or accept the cost.' AS advice
+	FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class OPERATOR(pg_catalog.=) s.oid
+	UNION ALL
+	SELECT pg_catalog.concat('trigger ', t.tgname, ' on syncstate.sync_state'),
+		'Make it AFTER UPDATE FOR EACH ROW without transition tables, or accept the cost.'
+	FROM pg_catalog.pg_trigger AS t
+	-- bits of tgtype: 1 for each row, 2 before, 16 update
+	WHERE t.tgrelid OPERATOR(pg_catalog.=) s.oid AND t.tgtype::pg_catalog.int4 OPERATOR(pg_catalog.&) 16 OPERATOR(pg_catalog.<>) 0
+		AND (t.tgtype::pg_catalog.int4 OPERATOR(pg_catalog.&) 3 OPERATOR(pg_catalog.<>) 1
+			 OR t.tgoldtable IS NOT NULL OR t.tgnewtable IS NOT NULL)
+		AND t.tgfoid OPERATOR(pg_catalog.<>) COALESCE(pg_catalog.to_regproc('syncstate.guard')::pg_catalog.oid, 0)
+	UNION ALL
+	SELECT pg_catalog.concat('table column syncstate.sync_state.', a.attname), 'Compute it in a view, or accept the cost.'
+	FROM pg_catalog.pg_attribute AS a
+	WHERE a.attrelid OPERATOR(pg_catalog.=) s.oid AND a.attgenerated OPERATOR(pg_catalog.<>) '' AND NOT a.attisdropped
+	UNION ALL
+	SELECT pg_catalog.concat('table constraint ', c.conname, ' on syncstate.sync_state'), 'Drop it, or accept the cost.'
+	FROM pg_catalog.pg_constraint AS c
+	WHERE c.conrelid OPERATOR(pg_catalog.=) s.oid AND c.contype OPERATOR(pg_catalog.=) 'c'
+		AND c.conname OPERATOR(pg_catalog.<>) 'sync_state_is_legal'
+	UNION ALL
+	SELECT pg_catalog.concat('policy ', p.polname, ' on syncstate.sync_state'), 'Drop it, or accept the cost.'
+	FROM pg_catalog.pg_policy AS p
+	WHERE p.polrelid OPERATOR(pg_catalog.=) s.oid AND NOT p.polpermissive
+	UNION ALL
+	SELECT 'library pgaudit', 'Do not load it, or accept the cost.'
+	WHERE pg_catalog.current_setting('pgaudit.log', true) OPERATOR(pg_catalog.<>) ''
+) AS w
+UNION ALL
+-- what is in the way of HOT updates
+SELECT DISTINCT pg_catalog.concat('index ', i.indexrelid::pg_catalog.regclass),
+	pg_catalog.format('makes writes slow: claims and heartbeats change column %s', a.attname), 'Drop it, or accept the cost.'
+FROM state AS s
+	JOIN pg_catalog.pg_index AS i ON i.indrelid OPERATOR(pg_catalog.=) s.oid
+	JOIN pg_catalog.pg_depend AS d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+		AND d.objid OPERATOR(pg_catalog.=) i.indexrelid AND d.refobjid OPERATOR(pg_catalog.=) s.oid
+	JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) s.oid AND a.attnum OPERATOR(pg_catalog.=) d.refobjsubid
+WHERE a.attname OPERATOR(pg_catalog.=) ANY ('{status,lease,lease_expires_at,last_sync_at,page_token,progress_done,progress_total,failures,updated_at,failing_since,full_sync_id,syncs_started,lease_required,limited_until,run_requested_at}')
+UNION ALL
+SELECT 'table syncstate.sync_state', 'makes writes slow: its pages have no room for new versions',
+	'ALTER TABLE syncstate.sync_state SET (fillfactor = 50)'
+FROM state AS s
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_options_to_table(s.reloptions) AS o
+				  WHERE o.option_name OPERATOR(pg_catalog.=) 'fillfactor' AND o.option_value::pg_catalog.int4 OPERATOR(pg_catalog.<) 100)
+
+-- what keeps dead rows: an hour, or a million transactions where there is no time
+UNION ALL
+SELECT pg_catalog.format('session %s', a.pid), 'has an old transaction or snapshot: dead rows cannot be removed',
+	pg_catalog.format('Let it commit, or end it: SELECT pg_terminate_backend(%s).', a.pid)
+FROM pg_catalog.pg_stat_activity AS a, clock AS c
+WHERE COALESCE(a.backend_xmin, a.backend_xid) IS NOT NULL
+	AND (a.xact_start OPERATOR(pg_catalog.<) c.long_ago
+		 OR a.xact_start IS NULL AND pg_catalog.age(a.backend_xmin) OPERATOR(pg_catalog.>) 1000000)
+	AND (a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) IS NOT FALSE
+	AND a.backend_type OPERATOR(pg_catalog.<>) 'autovacuum worker' AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+UNION ALL
+SELECT pg_catalog.format('prepared transaction %L', x.gid), 'is old: dead rows cannot be removed',
+	pg_catalog.format('Ask whoever prepared it which it is: COMMIT PREPARED %1$L or ROLLBACK PREPARED %1$L.', x.gid)
+FROM pg_catalog.pg_prepared_xacts AS x, clock AS c
+WHERE x.database OPERATOR(pg_catalog.=) pg_catalog.current_database() AND x.prepared OPERATOR(pg_catalog.<) c.long_ago
+UNION ALL
+SELECT pg_catalog.format('replication slot %s', r.slot_name), 'has an old xmin: dead rows cannot be removed',
+	pg_catalog.format('Start its consumer, or drop it: SELECT pg_drop_replication_slot(%L).', r.slot_name)
+FROM pg_catalog.pg_replication_slots AS r
+WHERE pg_catalog.age(r.xmin) OPERATOR(pg_catalog.>) 1000000
+
+-- whether autovacuum keeps up
+UNION ALL
+SELECT pg_catalog.concat('setting ', s.name), 'is off: nothing removes dead rows',
+	pg_catalog.format('ALTER SYSTEM SET %s = on; SELECT pg_reload_conf()', s.name)
+FROM pg_catalog.unnest('{autovacuum,track_counts}'::pg_catalog.text[]) AS s (name)
+WHERE NOT pg_catalog.current_setting(s.name)::pg_catalog.bool
+UNION ALL
+SELECT pg_catalog.concat('table ', t.name), v.problem, v.advice
+FROM (
+	SELECT c.oid::pg_catalog.regclass AS name, a.n_dead_tup, a.vacuum_count, a.autovacuum_count,
+		a.n_tup_upd OPERATOR(pg_catalog.+) a.n_tup_del OPERATOR(pg_catalog.-) a.n_tup_hot_upd AS written,
+		COALESCE((o.options OPERATOR(pg_catalog.->>) 'autovacuum_enabled')::pg_catalog.bool, true) AS autovacuum,
+		COALESCE(o.options OPERATOR(pg_catalog.->>) 'autovacuum_vacuum_threshold',
+				 pg_catalog.current_setting('autovacuum_vacuum_threshold'))::pg_catalog.float8
+			OPERATOR(pg_catalog.+) (GREATEST(c.reltuples::pg_catalog.float8, 0) OPERATOR(pg_catalog.*)
+				COALESCE(o.options OPERATOR(pg_catalog.->>) 'autovacuum_vacuum_scale_factor',
+						 pg_catalog.current_setting('autovacuum_vacuum_scale_factor'))::pg_catalog.float8) AS threshold
+	FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_stat_all_tables AS a ON a.relid OPERATOR(pg_catalog.=) c.oid,
+		LATERAL (SELECT pg_catalog.jsonb_object_agg(p.option_name, p.option_value)
+				 FROM pg_catalog.pg_options_to_table(c.reloptions) AS p) AS o (options)
+	WHERE c.relnamespace OPERATOR(pg_catalog.=) 'syncstate'::pg_catalog.regnamespace
+) AS t, LATERAL (
+	SELECT 'has autovacuum switched off' AS problem, pg_catalog.format('ALTER TABLE %s RESET (autovacuum_enabled)', t.name) AS advice
+	WHERE NOT t.autovacuum
+	UNION ALL
+	SELECT 'has more than 10,000 dead rows, and five times what autovacuum waits for', pg_catalog.format('VACUUM %s', t.name)
+	WHERE t.n_dead_tup OPERATOR(pg_catalog.>) 10000
+		AND t.n_dead_tup OPERATOR(pg_catalog.>) (5 OPERATOR(pg_catalog.*) t.threshold)
+	UNION ALL
+	SELECT 'was never vacuumed, after more than 100,000 rows were changed or deleted', pg_catalog.format('VACUUM %s', t.name)
+	WHERE t.written OPERATOR(pg_catalog.>) 100000 AND (t.vacuum_count OPERATOR(pg_catalog.+) t.autovacuum_count) OPERATOR(pg_catalog.=) 0
+) AS v
+ORDER BY 1, 2, 3
+$$;
+COMMENT ON FUNCTION syncstate.check_installation() IS 'Returns a row for each thing that is not as installed, or slows or bloats the tables, with what to do about it';
+REVOKE ALL ON FUNCTION syncstate.check_installation() FROM PUBLIC;
+
+GRANT EXECUTE ON FUNCTION syncstate.present_objects(), syncstate.installed_objects(),
+	syncstate.check_installation() TO @extowner@ WITH GRANT OPTION;

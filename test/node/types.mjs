@@ -31,7 +31,8 @@ const RELATIONS = `
   WHERE c.relnamespace = 'syncstate'::regnamespace AND c.relkind IN ('r', 'v')
   GROUP BY c.oid ORDER BY c.relkind, c.relname COLLATE "C"`;
 
-// Not the triggers, nor what takes arguments that JSON has no words for.
+// Not the triggers, nor what takes arguments that JSON has no words for, nor what
+// only check_installation() calls.
 const FUNCTIONS = `
   SELECT p.proname AS name, obj_description(p.oid, 'pg_proc') AS comment,
     format_type(p.prorettype, NULL) AS returns, p.proretset AS returns_set, c.relname AS returns_row,
@@ -43,6 +44,7 @@ const FUNCTIONS = `
       FROM unnest(p.proargnames, coalesce(p.proallargtypes, p.proargtypes::oid[]), p.proargmodes)
         WITH ORDINALITY AS a (name, type, mode, at)) AS a
   WHERE p.pronamespace = 'syncstate'::regnamespace AND p.prorettype <> 'trigger'::regtype
+    AND p.proname NOT IN ('present_objects', 'installed_objects')
     AND NOT EXISTS (SELECT FROM pg_type AS a WHERE a.oid = ANY(p.proargtypes) AND (a.typtype = 'c' OR a.typname LIKE 'reg%'))
   ORDER BY p.proname COLLATE "C"`;
 

@@ -215,6 +215,7 @@ my %writers = (
 my %readers = (
 	get_users_needing_sync => q('google_gmail'), next_sync_due => '', get_sync_state => $row,
 	get_sync_states => "'$user[1]'", get_sync_policy => q('google_gmail'), current_user_id => '', user_id_of => q('user_2NNE'), sync_clock => '',
+	check_installation => '', present_objects => '', installed_objects => '',
 	map { $_ => '(SELECT s FROM syncstate.sync_state AS s LIMIT 1)' } qw(is_legal due_from is_ahead));
 my @functions = split /\n/, $node->safe_psql('plain', q{
 	SELECT proname FROM pg_proc

@@ -88,7 +88,8 @@ foreach my $question (
 	[ 'get_sync_policy', $worker, 'SELECT syncstate.get_sync_policy(s) FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s' ],
 	[ 'the table', $worker, 'SELECT s FROM syncstate.sync_state AS s ORDER BY user_id, source, resource' ],
 	[ 'the custom sources', undef, 'SELECT * FROM syncstate.custom_source' ],
-	[ 'is_legal', $worker, 'SELECT count(*) FROM syncstate.sync_state AS s WHERE syncstate.is_legal(s)' ])
+	[ 'is_legal', $worker, 'SELECT count(*) FROM syncstate.sync_state AS s WHERE syncstate.is_legal(s)' ],
+	[ 'check_installation', undef, q{SELECT count(*) FROM syncstate.check_installation() WHERE object !~ '^(table|session|replication)'} ])
 {
 	my ($what, $role, $sql) = @$question;
 	my $answer = as_role($primary, $role, "SET TimeZone = 'UTC'; $sql");

@@ -142,6 +142,8 @@ my $had = ask($old, $contents);
 my $first = ask($old, 'SELECT e FROM syncstate.sync_event AS e ORDER BY at, id LIMIT 5');
 my $was = schema($old);
 my $order = ask($old, 'SELECT enum_range(NULL::syncstate.sync_source)');
+my $check = 'SELECT object, problem FROM syncstate.check_installation()';
+my $found = ask($old, $check);
 if ($marked)
 {
 	$old->safe_psql($_, q{UPDATE pg_attribute SET attoptions = NULL WHERE attoptions::text LIKE '{pg_attver=%}'})
@@ -170,6 +172,7 @@ foreach my $mode ($oldest == $newest ? '--link' : ('--copy', '--link'))
 	my %is = map { $_ => 1 } split(/\n/, schema($new));
 	is(join("\n", (map { "- $_" } sort grep { !$is{$_} } keys %was), (map { "+ $_" } sort grep { !$was{$_} } keys %is)),
 		'', "$mode: the schema is the same");
+	is(ask($new, $check), $found, "$mode: check_installation() finds what it found");
 
 	# It works, and goes on where it was.
 	my $at = q{SET syncstate.clock = '2021-02-13 05:00:00+00'; };

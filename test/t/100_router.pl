@@ -18,7 +18,8 @@ my $functions = q{
 		obj_description(p.oid, 'pg_proc')
 	FROM pg_proc p WHERE pronamespace = 'syncstate'::regnamespace
 		AND proname NOT IN (%s) ORDER BY 1};
-my $internal = q{'is_legal', 'due_from', 'is_ahead', 'guard', 'record_revoked', 'policy_changed', 'add_source_label', 'skip_known_label', 'keep_source_labels'};
+my $internal = q{'is_legal', 'due_from', 'is_ahead', 'guard', 'record_revoked', 'policy_changed', 'add_source_label', 'skip_known_label', 'keep_source_labels',
+	'check_installation', 'present_objects', 'installed_objects'};
 my $additions = q{'shard_of', 'get_my_syncs', 'get_my_sync_runs', 'get_sync_overview', 'get_sync_events', 'get_sync_runs', 'get_sync_channels'};
 is($s->query(sprintf $functions, $additions), $s->shard_query(0, sprintf $functions, $internal),
 	'functions are those of a shard');

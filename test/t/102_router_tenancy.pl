@@ -128,7 +128,7 @@ isnt($s->query("SELECT syncstate.shard_of('$a')"), $s->query("SELECT syncstate.s
 
 # those of sql/acl.sql, which calls all of a single database
 my %call = slurp_file('sql/acl.sql') =~ /^\t\('(\w+)',\n\t\t\$\$(SELECT [^\n]*?)\$\$\)/mg;
-delete @call{qw(is_legal due_from is_ahead watch_users grant_worker grant_user register_sync_source)};    # not a router's, or shown below
+delete @call{qw(is_legal due_from is_ahead watch_users grant_worker grant_user register_sync_source check_installation present_objects installed_objects)};    # not a router's, or shown below
 is($s->query(q{SELECT proname FROM pg_proc WHERE pronamespace = 'syncstate'::regnamespace
 		AND proname <> ALL (ARRAY['} . join("','", keys %call) . q{']) ORDER BY 1}),
 	join("\n", qw(forget_users get_my_sync_runs get_my_syncs get_sync_channels get_sync_events get_sync_overview get_sync_runs grant_user grant_worker register_sync_source shard_of watch_users)),
