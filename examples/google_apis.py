@@ -30,14 +30,12 @@ MAILBOX = "/gmail/v1/users/me"
 OVERLAP = timedelta(seconds=60)     # how far a cursor that is a time goes back
 
 
-def access_token(row):
-    """Yours to write: the OAuth access token of the user's account, from where you keep it.
+def access_token(row, is_refused):
+    """Yours to write: an OAuth access token of the user's account; a new one if that is refused.
 
-    If refreshing it is refused with invalid_grant, raise ApiError with that answer.
+    Where the token endpoint says invalid_grant, raise ApiError with that answer.
     """
-    if not API_URL:
-        raise NotImplementedError("access_token() in google_apis.py is not written yet")
-    return f"{row.user_id}/{row.account}"       # what the demo's provider takes
+    raise NotImplementedError("access_token() in google_apis.py is not written yet")
 
 
 # ---- One page of each source
@@ -240,17 +238,19 @@ def post(row, host, path, body):
     return send(row, host, path, data=json.dumps(body).encode())[0]
 
 
-def send(row, host, path, query="", data=None):
+def send(row, host, path, query="", data=None, is_refused=False):
     url = API_URL or f"https://{host}.googleapis.com"
-    headers = {"Authorization": f"Bearer {access_token(row)}", "User-Agent": NAME}
-    if data:
-        headers["Content-Type"] = "application/json"
     try:
+        headers = {"Authorization": f"Bearer {access_token(row, is_refused)}", "User-Agent": NAME}
+        if data:
+            headers["Content-Type"] = "application/json"
         try:
             request = Request(f"{url}{path}{query}", data, headers)
             with urlopen(request, timeout=60) as answer:
                 return json.loads(answer.read() or "{}"), answer.headers
         except HTTPError as error:
+            if error.code == 401 and not is_refused:        # once more, with a new token
+                return send(row, host, path, query, data, is_refused=True)
             text = error.read().decode(errors="replace")
             raise ApiError(path, error.code, text, error.headers) from None
     except (OSError, HTTPException, ValueError) as error:

@@ -60,7 +60,7 @@ RETURNS bigint LANGUAGE sql AS $$
     SELECT count(*) FROM gone;
 $$;
 
--- For worker.py: a page of a sync, as {"id": item, or null if it was deleted}, and where it ends.
+-- For worker.py and node_worker.mjs: a page of a sync, as {"id": item, or null if it was deleted}, and where it ends.
 -- All of it is one transaction, so that nothing is written where the lease is lost, also where the
 -- call comes from elsewhere: see items_router.sql.
 --

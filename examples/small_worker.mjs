@@ -12,8 +12,7 @@ const API_URL = process.env.API_URL ?? 'https://www.googleapis.com'
 const NAME = process.env.WORKER_NAME ?? `worker-${process.pid}`
 const log = (...words) => console.log(`${NAME}:`, ...words)
 async function accessToken(row) {      // yours to write: the account's OAuth access token
-  if (!process.env.API_URL) throw new Error('accessToken() is not written yet')
-  return `${row.user_id}/${row.account}`
+  throw new Error('accessToken() in small_worker.mjs is not written yet')
 }
 
 class ApiError extends Error {

@@ -13,7 +13,7 @@ trap 'stop=1' TERM INT
 trap : PIPE # the database is gone: see rest()
 trap 'rm -rf "$dir"; kill ${LISTENER_PID:-} 2>/dev/null' EXIT
 psql=(psql -d "${DATABASE_URL:-}" -XqAt -F $'\x1f' -v ON_ERROR_STOP=1 -v VERBOSITY=verbose)
-access_token() { echo "$user/$account"; }; : "${API_URL:?access_token() is not written yet}" # yours to write
+access_token() { :; } && echo 'access_token() is not written yet' >&2 && exit 1 # yours: prints the token of $user, $account
 log() { echo "$name: $*"; }
 # db [NAME=VALUE...] <<<SQL: runs it; its psql variables, and the row's. An error is in $dir/error.
 db() (

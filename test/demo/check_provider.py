@@ -257,6 +257,9 @@ class ProviderTest(unittest.TestCase):
         self.assertEqual([self.get(path, account="work")[0] for path in (EVENTS, TASK_LISTS)],
                          [401] * 2)
         self.assertEqual(self.get(TASK_LISTS)[0], 200)
+        # so are tokens that must be refreshed
+        self.control("outdate", GMAIL)
+        self.assertEqual([self.get(TASK_LISTS, account=of)[0] for of in ("", "!")], [401, 200])
 
     def test_requests_at_once(self):
         waiting = [EVENTS, CALENDARS]

@@ -1,18 +1,17 @@
 #!/usr/bin/python3
-"""Checks a small worker of examples/, in whichever language: check_small_workers.py FILE.
+"""Checks a worker of examples/, in whichever language: check_small_workers.py NAME.
 
-Two processes of it, as it is, sync calendars from the demo's provider. At the end the database
-has the very items that the provider has. Needs what run needs, and prints TAP.
+Two processes of it sync calendars from the demo's provider. At the end the database has the very
+items that the provider has. Needs what run needs, and prints TAP.
 
-node_worker.mjs is checked too. It writes page by page and runs several syncs at a time. Of what it
-imports, one line is for its user to write: accessToken().
+node_worker.mjs and worker.py write page by page, and run several syncs at a time.
 """
 import contextlib
 import math
 import os
-import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -21,8 +20,8 @@ sys.path.insert(0, str(HERE))
 from check_worker import demo_run, stop_during_claim   # noqa: E402
 
 CALENDAR = demo_run.CALENDAR
-NOT_WRITTEN = "throw new Error('accessToken() in google_calendar.mjs is not written yet')"
 INTERPRETERS = {".py": [sys.executable, "-B"], ".mjs": ["node"], ".sh": ["bash"]}
+CONCURRENCY = 3
 
 
 class Small(demo_run.Demo):
@@ -31,7 +30,7 @@ class Small(demo_run.Demo):
     def __init__(self, file):
         super().__init__()
         self.file = file
-        self.turns_pages = file.name == "node_worker.mjs"
+        self.turns_pages = file.name in ("node_worker.mjs", "worker.py")
 
     def step(self, title):
         print(f"# {title}", flush=True)
@@ -47,18 +46,9 @@ class Small(demo_run.Demo):
         environment |= {
             "PGDATABASE": demo_run.DATABASE, "PGUSER": demo_run.WORKER_ROLE,
             "PGPASSWORD": self.password, "API_URL": self.url, "WORKER_NAME": name,
-            "PAGE_SIZE": str(demo_run.PAGE_SIZE)}
-        if self.file.suffix == ".mjs" and not (self.temp / "node_modules").exists():
-            # Node looks for packages beside the file, and above
-            (self.temp / "node_modules").symlink_to(HERE.parent / "node" / "node_modules")
-            if self.turns_pages:
-                source = (self.file.parent / "google_calendar.mjs").read_text()
-                assert source.count(NOT_WRITTEN) == 1
-                (self.temp / "google_calendar.mjs").write_text(
-                    source.replace(NOT_WRITTEN, "return `${user_id}/${account}`"))
-            self.file = Path(shutil.copy(self.file, self.temp))
+            "PAGE_SIZE": str(demo_run.PAGE_SIZE), "CONCURRENCY": str(CONCURRENCY)}
         with open(self.temp / f"worker-{name}.log", "a") as log:
-            self.workers[name] = self.start([*INTERPRETERS[self.file.suffix], self.file], log,
+            self.workers[name] = self.start([*INTERPRETERS[self.file.suffix], self.file.name], log,
                                             stdout=log, env=environment)
 
     def worker_log(self, name):
@@ -95,6 +85,10 @@ class Small(demo_run.Demo):
 
     def items(self, name):
         return self.value("SELECT count(*) FROM items WHERE user_id = %s", self.users[name])
+
+    def has_dropped(self, name, agent):
+        return any(self.users[name] in line and ": dropped" in line
+                   for line in self.worker_log(agent).splitlines())
 
     def play(self):
         self.set_up()
@@ -219,9 +213,7 @@ class Small(demo_run.Demo):
             self.call("clear_sync_token", *self.of("hugo"))
             self.call("pause_sync", *self.of("hugo"))
         self.control("release", *self.of("hugo"))
-        dropped = f"{self.users['hugo']}: dropped"
-        self.wait_for("the report", lambda: any(
-            dropped in line for line in self.worker_log(agent).splitlines()))
+        self.wait_for("the report", lambda: self.has_dropped("hugo", agent))
         row = self.row(*self.of("hugo"))
         written = demo_run.PAGE_SIZE * (pages - 1) if self.turns_pages else 0
         self.check(self.items("hugo") == written and row.sync_token is None and row.failures == 0,
@@ -233,8 +225,11 @@ class Small(demo_run.Demo):
         process = self.signal_worker(agent, signal.SIGTERM)
         other, = self.workers.values()
         other.send_signal(signal.SIGSTOP)
-        self.control("release", *self.of("ida"))
+        if not self.turns_pages:            # the others do not wait for the page
+            self.control("release", *self.of("ida"))
         self.check(process.wait(demo_run.PATIENCE) == 0, "it ends with status 0")
+        if self.turns_pages:
+            self.control("release", *self.of("ida"))
         row = self.row(*self.of("ida"))
         self.check((row.status, row.syncs_started, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
@@ -266,21 +261,38 @@ class Small(demo_run.Demo):
 
         if self.turns_pages:
             self.step("several at a time")
-            for name in "kim", "leo", "mia":
+            names = "kim leo mia nina".split()
+            for name in names:
                 self.control("hold", *self.of(name), page=1)
-            self.connect("kim", "leo", "mia")
-            self.wait_for("three requests", lambda: all(
-                self.log(*self.of(name)) for name in ("kim", "leo", "mia")))
-            agents = {self.log(*self.of(name))[0]["agent"] for name in ("kim", "leo", "mia")}
-            self.check(len(agents) == 1, "one worker runs three syncs")
-            self.control("revoke", *self.of("leo"))     # answered when the pages are
-            for name in "kim", "leo", "mia":
+            self.connect(*names)
+
+            def asked():
+                return [name for name in names if self.log(*self.of(name))]
+            self.wait_for("all places", lambda: len(asked()) == CONCURRENCY)
+            time.sleep(0.5)             # for one too many
+            self.check(len(asked()) == CONCURRENCY == self.value(
+                "SELECT count(*) FROM syncstate.sync_state WHERE status = 'syncing'"),
+                f"of {len(names)} due calendars a worker syncs {CONCURRENCY}")
+            lost, refused, outdated = asked()
+            agent, = self.workers
+            self.call("disconnect_sync", *self.of(lost))
+            self.wait_for("the heartbeat", lambda: self.has_dropped(lost, agent))
+            self.check(len(self.log(*self.of(lost))) == 1,
+                       "the lease is lost: the work is dropped before the provider answers")
+            self.control("revoke", *self.of(refused))       # answered when the pages are
+            self.control("outdate", *self.of(outdated))
+            for name in names:
                 self.control("release", *self.of(name))
-            self.wait_synced(self.of("kim"), self.of("mia"))
-            self.wait_for("the refusal", lambda: self.row(*self.of("leo")).parked_reason)
-            refused = [e["status"] for e in self.log(*self.of("leo"))]
-            self.check(refused == [401, 401], "a token is refused twice before that is reported")
-            for name in "kim", "leo", "mia":
+            names.remove(lost)
+            self.wait_synced(*(self.of(name) for name in names if name != refused))
+            self.wait_for("the refusal", lambda: self.row(*self.of(refused)).parked_reason)
+            self.check([e["status"] for e in self.log(*self.of(refused))] == [401, 401],
+                       "a token is refused twice before that is reported")
+            self.check([e["status"] for e in self.log(*self.of(outdated))][:2] == [401, 200]
+                       and self.row(*self.of(outdated)).failures == 0,
+                       "and a refreshed one may be taken")
+            self.check(self.items(lost) == 0, "nothing is written without the lease")
+            for name in names:
                 self.call("disconnect_sync", *self.of(name))
                 self.query("DELETE FROM items WHERE user_id = %s RETURNING 1", self.users[name])
 

@@ -15,10 +15,10 @@ Like the real ones it gives nextSyncToken on the last page only, refuses with 40
 token whose query differs from the one it was issued for, and misses no change that happens
 while a listing is paged: a cursor always means "the state when the first page was asked for".
 
-The access token of a request is the user's id, a slash, and which account of theirs. An account
-may have MAX_IN_FLIGHT requests of a source at the same time: one more is refused with 429. All
-data is made up from --seed, and each listing has a random sequence of its own, so the order of
-requests does not change it.
+The access token of a request is the user's id, a slash, and which account of theirs; a refreshed
+one ends with an exclamation mark. An account may have MAX_IN_FLIGHT requests of a source at the
+same time: one more is refused with 429. All data is made up from --seed, and each listing has a
+random sequence of its own, so the order of requests does not change it.
 """
 import argparse
 import base64
@@ -609,6 +609,10 @@ class Control:
     def restore(self, listing):
         self.provider.revoked.discard((listing.user, listing.account.name))
 
+    def outdate(self, listing):
+        """From now on takes only refreshed tokens of the account."""
+        self.provider.outdated.add((listing.user, listing.account.name))
+
     def dump(self, listing):
         return dict(listing.items)
 
@@ -635,6 +639,7 @@ class Provider:
         self.seed = seed
         self.users = [str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{seed}.{n}")) for n in range(users)]
         self.revoked = set()
+        self.outdated = set()
         self.push = Push()
         self.sizes = random.Random(seed)
         self.accounts = {}      # (user, account, source) -> Account
@@ -694,7 +699,7 @@ class Provider:
 
     def answer(self, path, query, token, agent, body=None):
         source, resource, what = self.route(path, body)
-        user, _, name = token.partition("/")
+        user, _, name = token.removesuffix("!").partition("/")
         if (user, name, source) not in self.accounts:
             raise Refused(401, "authError", "Invalid Credentials")
         account = self.accounts[user, name, source]
@@ -718,7 +723,7 @@ class Provider:
             if hold and hold["page"] == page:
                 hold["go"].wait(HOLD_LIMIT)
             with self.lock:
-                self.check_gates(listing)
+                self.check_gates(listing, token)
                 if body is not None:
                     answer = getattr(self.push, what)(listing, body)
                 else:
@@ -739,9 +744,10 @@ class Provider:
         place = listing.pages.get(query.get("pageToken"))
         return place["number"] if place else 1
 
-    def check_gates(self, listing):
+    def check_gates(self, listing, token):
         account = listing.account
-        if (account.user, account.name) in self.revoked:
+        key = account.user, account.name
+        if key in self.revoked or key in self.outdated and not token.endswith("!"):
             raise Refused(401, "authError", "Invalid Credentials")
         if listing.failing:
             listing.failing -= 1
