@@ -156,7 +156,7 @@ class Edge(Small):
         self.db.execute("""
             ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role""")
         super().set_up_items()
-        self.db.execute((demo_run.EXAMPLES / "supabase" / "setup.sql").read_text())
+        self.db.execute((demo_run.EXAMPLES / "supabase" / "edge_functions.sql").read_text())
 
     def start_host(self, name):
         """Supabase, as far as the functions see of it."""

@@ -6,7 +6,7 @@ import type { Database as Syncstate, Json, SyncSource } from './syncstate-types.
 
 type Grant = { user_id: string; account: string; refresh_token: string };
 
-/** The schema syncstate, and what items.sql and setup.sql add to yours. */
+/** The schema syncstate, and what items.sql and edge_functions.sql add to yours. */
 type Database = Syncstate & {
   public: {
     Tables: { google_grants: { Row: Grant; Insert: Grant; Update: Partial<Grant>; Relationships: [] } };
