@@ -10,13 +10,12 @@ SELECT 'CREATE ROLE sync_worker LOGIN' WHERE to_regrole('sync_worker') IS NULL \
 ALTER ROLE sync_worker PASSWORD :'password';
 SELECT syncstate.grant_worker(role::regrole) FROM unnest('{postgres,sync_worker}'::text[]) AS role;
 
--- The items are in a schema of their own, because in "public" Supabase grants all to everybody.
-SELECT to_regclass('synced.items') IS NULL AS is_new \gset
+SELECT to_regclass('public.items') IS NULL AS is_new \gset
 \if :is_new
-CREATE SCHEMA IF NOT EXISTS synced;
-SET search_path = synced;
+SET search_path = public;
+SET ROLE postgres;
 \ir ../items.sql
-GRANT USAGE ON SCHEMA synced TO sync_worker;
+\ir items.sql
 GRANT SELECT, INSERT, UPDATE, DELETE ON items TO sync_worker;
-ALTER ROLE sync_worker SET search_path = synced;
+CREATE POLICY items_of_all ON items TO sync_worker USING (true) WITH CHECK (true);
 \endif

@@ -156,7 +156,8 @@ class Edge(Small):
         self.db.execute("""
             ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role""")
         super().set_up_items()
-        self.db.execute((demo_run.EXAMPLES / "supabase" / "edge_functions.sql").read_text())
+        for file in "items.sql", "edge_functions.sql":
+            self.db.execute((demo_run.EXAMPLES / "supabase" / file).read_text())
 
     def start_host(self, name):
         """Supabase, as far as the functions see of it."""

@@ -73,7 +73,8 @@ $node->start;
 $node->safe_psql('postgres', $_)
 	foreach 'CREATE ROLE supabase_admin LOGIN SUPERUSER',
 	map({ "DO 'BEGIN CREATE ROLE $_; EXCEPTION WHEN duplicate_object THEN NULL; END'" } qw(postgres anon authenticated service_role)),
-	'ALTER DEFAULT PRIVILEGES FOR ROLE supabase_admin IN SCHEMA public GRANT ALL ON TABLES TO anon';
+	'GRANT CREATE ON SCHEMA public TO postgres',
+	map { "ALTER DEFAULT PRIVILEGES FOR ROLE $_ IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated" } qw(postgres supabase_admin);
 my %dotenv = (
 	POSTGRES_HOST => $node->host,
 	POSTGRES_PORT => $node->port,
@@ -102,8 +103,10 @@ sub environment
 my %rest = environment($rest);
 is($node->safe_psql('postgres', "SELECT count(*) FROM unnest(string_to_array('$rest{PGRST_DB_SCHEMAS}', ',')) AS s WHERE to_regnamespace(s) IS NULL"),
 	0, 'the schemas that PostgREST is told of are there');
-is($node->safe_psql('postgres', q{SELECT r FROM unnest('{anon,authenticated,service_role,postgres}'::text[]) AS r
-	WHERE has_schema_privilege(r, 'synced', 'USAGE')}), '', 'no other role sees the items');
+is($node->safe_psql('postgres', q{SELECT string_agg(r || ' ' || p, ', ' ORDER BY r, p)
+	FROM unnest('{anon,authenticated,sync_worker}'::text[]) AS r, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) AS p
+	WHERE has_table_privilege(r, 'items', p)}),
+	'authenticated SELECT, sync_worker DELETE, sync_worker INSERT, sync_worker SELECT, sync_worker UPDATE', 'who may do what to the items');
 is($node->safe_psql('postgres', q{SELECT has_function_privilege('postgres', 'syncstate.next_sync_due(syncstate.sync_source)', 'EXECUTE')}),
 	't', 'the role postgres may use syncstate');
 
@@ -128,6 +131,7 @@ is($mounted =~ s{^\Q$workdir\E/}{$image/}, 1, 'the mounted file is in its direct
 ok(unlink($mounted), 'and takes the place of one');
 append_to_file($mounted, <<'END');
 export const SOURCE = 'google_calendar'
+export const isList = () => false
 export const fetchPage = (row, page, signal) => row.resource === 'slow'
   ? new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
   : Promise.resolve({ items: { one: {} }, next: null, cursor: 'token' })
@@ -144,7 +148,10 @@ pump $run until $out =~ /sleeps/;
 $node->safe_psql('postgres', "SET ROLE postgres; SELECT syncstate.connect_sync($key, '$_')") foreach qw(quick slow);
 ok($node->poll_query_until('postgres', "SELECT (syncstate.get_sync_state($key, 'quick')).sync_token = 'token'
 	AND (syncstate.get_sync_state($key, 'slow')).status = 'syncing'"), 'it is woken, and syncs');
-is($node->safe_psql('postgres', 'SELECT resource, id FROM synced.items'), 'quick|one', 'and writes the items');
+is($node->safe_psql('postgres', 'SELECT resource, id FROM items'), 'quick|one', 'and writes the items');
+is($node->safe_psql('postgres', qq{SET ROLE authenticated; SET request.jwt.claims = '{"sub": "$_->[0]"}'; SELECT count(*) FROM items}),
+	$_->[1], 'of which users see their own')
+	foreach [ 'a0000000-0000-4000-8000-000000000001', 1 ], [ 'b0000000-0000-4000-8000-000000000002', 0 ];
 my $stopped = time;
 $run->signal('TERM');
 ok($run->finish, 'SIGTERM ends it') or diag $out;
