@@ -1,4 +1,4 @@
--- What examples/worker.py writes: one row per item of a calendar, task list, mailbox or address
+-- What the example workers write: one row per item of a calendar, task list, mailbox or address
 -- book; and where resource is '', one per calendar or task list of an account. Copy it, and give
 -- it the columns, indexes and row security of your application.
 CREATE TABLE items (
@@ -60,9 +60,9 @@ RETURNS bigint LANGUAGE sql AS $$
     SELECT count(*) FROM gone;
 $$;
 
--- For worker.py and node_worker.mjs: a page of a sync, as {"id": item, or null if it was deleted}, and where it ends.
--- All of it is one transaction, so that nothing is written where the lease is lost, also where the
--- call comes from elsewhere: see items_router.sql.
+-- For the workers that write page by page: a page of a sync, as {"id": item, or null if it was
+-- deleted}, and where it ends. All of it is one transaction, so that nothing is written where the
+-- lease is lost, also where the call comes from elsewhere: see items_router.sql.
 --
 --   full_sync   full_sync_id of the row, null in an incremental sync
 --   done        how many items the listing has had so far, with these

@@ -62,7 +62,7 @@ async function serve(row, abort) {
       else if (error.isLimit) await call('syncstate.mark_rate_limited', row, { retry_after: error.retryAfter })
       else await call('syncstate.mark_sync_failed', row, {
         error_message: error.kind ? error.message : 'the sync failed',          // users can read it
-        kind: error.kind ?? (/^(2[23]|42)/.test(error.code) ? 'permanent' : 'transient') })
+        kind: error.kind ?? (/^2[23]/.test(error.code) ? 'permanent' : 'transient') })
       return isStopping ? 'released' : error.message
     })
     log(`${row.user_id}:`, outcome)

@@ -80,13 +80,14 @@ class Worker:
             except Exception as error:                      # of this row: the others go on
                 if isinstance(error, psycopg.Error) and error.diag.sqlstate in ("PT409", "PT404"):
                     raise
-                outcome = str(error) if isinstance(error, ApiError) else repr(error)
+                is_told = isinstance(error, ApiError)       # to users, who can read error_message
+                outcome = str(error) if is_told else repr(error)
                 if getattr(error, "is_rate_limit", False):
                     await self.call("syncstate.mark_rate_limited", row, retry_after=error.retry_after)
                 else:
                     kind = "transient" if isinstance(error, psycopg.OperationalError) else "permanent"
-                    await self.call("syncstate.mark_sync_failed", row, error_message=outcome,
-                                    kind=getattr(error, "kind", kind))
+                    await self.call("syncstate.mark_sync_failed", row, kind=getattr(error, "kind", kind),
+                                    error_message=outcome if is_told else "the sync failed")
         except psycopg.Error as error:      # the lease is lost; or no database, and it ends by itself
             outcome = f"dropped: {error}"
         who = " ".join(filter(None, (str(row.user_id), row.account, row.resource)))

@@ -346,7 +346,7 @@ class Edge(Small):
         outcomes = {row.outcome for row in self.query(
             "SELECT outcome FROM syncstate.sync_run WHERE user_id = %s", self.users["ben"])}
         self.check(again[0] - limited[0] >= 5 and outcomes == {"completed", "rate_limited"}, "a rate limit is waited for")
-        self.check("Unicode" in failed.error_message and failed.due_at - failed.last_sync_at > timedelta(seconds=3),
+        self.check(failed.error_message == "the sync failed" and failed.due_at - failed.last_sync_at > timedelta(seconds=3),
                    "what cannot be written is tried again later")
         for cron in crons:
             cron.is_over = True

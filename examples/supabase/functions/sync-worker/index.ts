@@ -68,8 +68,9 @@ async function report(row: SyncState, error: unknown): Promise<Outcome> {
     await syncstate.rpc('mark_rate_limited', { ...keyOf(row), retry_after: error.retryAfter }).throwOnError();
     return 'limited';
   }
+  if (!(error instanceof ApiError)) console.error(`${row.user_id}: ${(error as Error).message}`);
   await syncstate.rpc('mark_sync_failed', {
-    ...keyOf(row), error_message: (error as Error).message,
+    ...keyOf(row), error_message: error instanceof ApiError ? error.message : 'the sync failed', // users can read it
     kind: error instanceof ApiError ? error.kind : /^2[23]/.test(code) ? 'permanent' : 'transient',
   }).throwOnError();
   return 'failed';
