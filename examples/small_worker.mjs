@@ -85,7 +85,8 @@ async function serve(db, row) {
         row = await call(db, 'syncstate.clear_sync_token', row)
         if (row.status === 'syncing') await call(db, 'syncstate.release_sync', row)   // due at once, in full
       } else if (error.isRateLimit) await call(db, 'syncstate.mark_rate_limited', row, { retry_after: error.retryAfter })
-      else await call(db, 'syncstate.mark_sync_failed', row, { error_message: error.message, kind: error.kind ?? 'permanent' })
+      else await call(db, 'syncstate.mark_sync_failed', row, { kind: error.kind ?? 'permanent',
+        error_message: error.kind ? error.message : 'the sync failed' })         // users can read it
       return error.message
     }))
   } catch (error) {

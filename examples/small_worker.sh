@@ -49,7 +49,7 @@ sync() {
 	done >"$dir/pages"
 	case ${stop:+stop}$status in
 	stop*) call release_sync ;;
-	200) write || { ! grep -q PT4 "$dir/error" && fail; } ;; # one strange item must not stop the rest
+	200) write || { ! grep -q PT4 "$dir/error" && log "$(<"$dir/error")" && echo 'was not written' >"$dir/page" && : >"$dir/error" && fail; } ;;
 	410)
 		if grep -q '"reason": *"deleted"' "$dir/page"; then fail
 		elif [ "$(call clear_sync_token)" = syncing ]; then token='' && sync; fi ;;
@@ -62,7 +62,7 @@ sync() {
 	esac
 }
 
-fail() { # with the answer of the provider, or else of the database
+fail() { # with the answer of the provider: users can read it
 	db kind="$kind" why="$status $(<"$dir/error")" file="$dir/page" <<'SQL'
 \set text `cat :'file'`
 SELECT status FROM syncstate.mark_sync_failed(:'user', 'google_calendar',
