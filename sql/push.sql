@@ -449,11 +449,18 @@ SELECT source FROM pause_sync_source('google_calendar', sync_clock() + '1 hour')
 SELECT count(*) FROM claim_push_channels();
 CALL at('301 days 1 hour');
 SELECT (mark_rate_limited(u(64), 'google_calendar', '2 hours')).limited_until - sync_clock() AS limited;
+SELECT (mark_rate_limited(u(65), 'google_calendar', '3 days')).limited_until - sync_clock() AS limited;
 SELECT n, action FROM claim();
 CALL at('301 days 2 hours 59 minutes');
-SELECT n, action FROM claim() WHERE n = 64;
+SELECT n, action FROM claim() WHERE n IN (64, 65);
 CALL at('301 days 3 hours 1 minute');
-SELECT n, action FROM claim() WHERE n = 64;
+SELECT n, action FROM claim() WHERE n IN (64, 65);
+-- looked at each day, since a limit may be lifted
+CALL at('302 days 2 hours');
+SELECT n, action FROM claim() WHERE n = 65;
+UPDATE sync_state SET limited_until = NULL WHERE user_id = u(65);
+CALL at('303 days 2 hours');
+SELECT n, action FROM claim() WHERE n = 65;
 ROLLBACK;
 -- columns that somebody adds do no harm, whatever their names
 BEGIN;

@@ -191,7 +191,9 @@ claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
 	}
 	else if (due->row_is_parked || due->limited_until > now)
 	{
-		channel->renew_at = due->row_is_parked ? NO_TIME : due->limited_until;
+		/* a limit may be lifted, but nobody tells */
+		channel->renew_at = due->row_is_parked ? NO_TIME :
+			Min(due->limited_until, now + USECS_PER_DAY);
 		(void) syncstate_store_write_channel(channel);
 		return false;
 	}

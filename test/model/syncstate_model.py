@@ -1383,8 +1383,12 @@ class Model:
                 list(dict.fromkeys(g['source'] for g in got)):
             raise Mismatch('channels of a source by source', None, got)
         for s in self.sources if source is None else [source]:
-            self.match_channels(s)
             mine = [g for g in got if g['source'] == s]
+            if (self.policy(s)['paused_until'] or 0) > self.now:
+                if mine:
+                    raise Mismatch('channels of a paused source', None, mine)
+                continue
+            self.match_channels(s)
             total += self.claim_channels_of(s, mine, len(got) < max_rows, lease_time, after)
         if len(got) > max_rows or total > 0 and len(got) < max_rows:
             raise Mismatch('number of channels handed out', max_rows, len(got))
@@ -1397,10 +1401,11 @@ class Model:
         due = {i: c for i, c in self.channels.items() if c['source'] == source
                and c['renew_at'] is not None and c['renew_at'] <= now
                and (c['state'] == 'retiring' or key_of(c) in self.rows)}
-        # these are not handed out: they have ended, or wait for their row
+        # these are not handed out: they have ended, or wait for their row or its limit
         bad = {i for i, c in due.items() if (
             (c['expires_at'] or INFINITY) <= now if c['state'] == 'retiring'
-            else self.rows[key_of(c)]['due_at'] is None)}
+            else self.rows[key_of(c)]['due_at'] is None
+            or (self.rows[key_of(c)]['limited_until'] or 0) > now)}
         last, taken = -INFINITY, set()
         before = {}     # of those to be stopped, which come first, and of the others
         for g in got:
@@ -1424,12 +1429,14 @@ class Model:
                                {c: g[c] for c in wrong})
         for i in bad:
             at = due[i]['renew_at']
-            changed = i not in after or after[i]['renew_at'] is None
+            changed = i not in after or after[i]['renew_at'] != at
             if all_of_them or at < last or at == last and changed:
                 if due[i]['state'] == 'retiring':
                     del self.channels[i]
                 else:
-                    self.change_channel(i, renew_at=None)
+                    row = self.rows[key_of(due[i])]
+                    self.change_channel(i, renew_at=None if row['due_at'] is None
+                                        else min(row['limited_until'], now + DAY))
         left = due.keys() - taken - bad
         if any(due[i]['renew_at'] < last for i in left):
             raise Mismatch('passed over a channel', [due[i] for i in left], got)
