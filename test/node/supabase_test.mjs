@@ -203,6 +203,9 @@ const CALLS = {
   grant_user: { kind: 'admin', args: { role: 'anon' } },
   register_sync_source: { kind: 'admin', args: { label: 'outlook' } },
   watch_users: { kind: 'admin', args: { users: 'syncstate.sync_state', id_column: 'user_id' } },
+  check_installation: { kind: 'admin', args: {} },
+  present_objects: { kind: 'admin', args: {} },
+  installed_objects: { kind: 'admin', args: {} },
 };
 
 // ada's Gmail: under lease 1, or due and not held, long enough for stale_after; and
