@@ -1429,7 +1429,9 @@ class Model:
                                {c: g[c] for c in wrong})
         for i in bad:
             at = due[i]['renew_at']
-            changed = i not in after or after[i]['renew_at'] != at
+            there = after.get(i) or isinstance(i, tuple) and next(      # made by this call
+                (c for c in after.values() if key_of(c) == key_of(due[i]) and c['state'] != 'retiring'), None)
+            changed = not there or there['renew_at'] != at
             if all_of_them or at < last or at == last and changed:
                 if due[i]['state'] == 'retiring':
                     del self.channels[i]
