@@ -849,14 +849,17 @@ settle_parking(const SyncState *old, SyncState *row, const SyncState *written)
 	}
 }
 
-/* A row that a client parks for a failure, or lets fail, is in trouble. */
+/*
+ * A row that a client parks for a failure, or lets fail, is in trouble, even if
+ * the same write completes a sync.
+ */
 static void
-settle_trouble(const SyncState *old, SyncState *row, const SyncPolicy *policy,
-			   TimestampTz now)
+settle_trouble(const SyncState *old, SyncState *row, const SyncState *written,
+			   const SyncPolicy *policy, TimestampTz now)
 {
 	bool		is_parked = old->parked_reason == NULL && is_parked_by_failure(row);
 
-	if (row->troubled_at == old->troubled_at &&
+	if (written->troubled_at == old->troubled_at &&
 		(is_parked || begins_to_fail(old, row, policy, now)))
 		row->troubled_at = now;
 }
@@ -946,7 +949,7 @@ syncstate_follow_write(const SyncState *old, SyncState *row,
 		name_full_sync(row);
 	}
 	settle_failures(row, row->created_at);
-	settle_trouble(old, row, policy, now);
+	settle_trouble(old, row, &as_written, policy, now);
 	row->updated_at = now;
 	tell(old, row, transition, &report, policy, now);
 }

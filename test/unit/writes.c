@@ -410,6 +410,13 @@ try_others(void)
 		written.parked_reason = cstring_to_text("auth");
 		write_row();
 		holds(TROUBLE, is_text(new.parked_reason, "auth") && new.troubled_at == now);
+
+		/* even if the same write completes a sync */
+		written.status = SYNC_IDLE;
+		names.status = true;
+		write_row();
+		holds(TROUBLE, new.troubled_at == now);
+		names.status = false;
 		written = old;
 	}
 }
