@@ -100,7 +100,7 @@ def record(db):
 
 
 def kind_of(error):
-    # "push.": our own URL is not accepted, which is neither the user's fault nor for ever.
+    # "push.": Google does not accept our URL. The user is not to blame, and we can correct it.
     if (error.is_rate_limit or error.kind == "transient"
             or any(reason.startswith("push.") for reason in error.reasons)):
         return "transient"

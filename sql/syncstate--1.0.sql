@@ -481,7 +481,7 @@ COMMENT ON COLUMN syncstate.sync_run.error_message IS 'What went wrong; at most 
  *
  * No foreign key: a channel outlives its row, until it was stopped.  lease begins
  * as that of sync_state does, so that no two channels of a row ever have the same.
- * Whoever locks the row of a channel as well locks that first.
+ * To lock both a channel and its row, lock the row first.
  */
 CREATE TABLE syncstate.sync_channel (
 	id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),

@@ -161,8 +161,8 @@ put_claimed(ReturnSetInfo *rsinfo, const SyncChannel *channel, const char *actio
 /*
  * Hands out a channel that is locked.  Not one that has ended before it was
  * stopped, which is forgotten; nor one of a parked row, which waits until a match
- * finds that the row has returned; nor one of an account that must not call the
- * provider yet, but for stopping it.
+ * finds that the row has returned; nor one of a limited account, unless it is to
+ * be stopped.
  */
 static bool
 claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
@@ -191,7 +191,7 @@ claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
 	}
 	else if (due->row_is_parked || due->limited_until > now)
 	{
-		/* a limit may be lifted, but nobody tells */
+		/* look again each day, since nothing tells that a limit was lifted */
 		channel->renew_at = due->row_is_parked ? NO_TIME :
 			Min(due->limited_until, now + USECS_PER_DAY);
 		(void) syncstate_store_write_channel(channel);

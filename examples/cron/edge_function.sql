@@ -1,5 +1,5 @@
--- Calls an edge function, such as ../supabase/functions/sync-worker, whenever there is work: every
--- 10 seconds, if next_sync_due() is past. Nothing is sent while there is none.
+-- Calls an edge function, such as ../supabase/functions/sync-worker, every 10 seconds, but only if
+-- next_sync_due() has passed.
 --
 --     psql -v url=https://PROJECT.supabase.co/functions/v1/sync-worker -f edge_function.sql
 --

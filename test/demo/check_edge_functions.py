@@ -28,7 +28,7 @@ import psycopg
 HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
-from check_small_workers import CALENDAR, Small, demo_run       # noqa: E402
+from check_small_workers import CALENDAR, Small, demo_run, judge    # noqa: E402
 
 FUNCTIONS = demo_run.EXAMPLES / "supabase" / "functions"
 SCOPE = "https://www.googleapis.com/auth/calendar.readonly"
@@ -488,20 +488,5 @@ class Edge(Small):
             return error.code, None
 
 
-def main():
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    edge = Edge(FUNCTIONS / "sync-worker" / "index.ts")
-    try:
-        edge.play()
-    except demo_run.Failed as error:
-        print(f"# {error}")
-        edge.show_logs()
-        return 1
-    finally:
-        edge.clean_up()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(judge(Edge, FUNCTIONS / "sync-worker" / "index.ts"))

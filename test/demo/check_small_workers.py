@@ -315,10 +315,10 @@ class Small(demo_run.Demo):
         print(f"1..{self.checks}")
 
 
-def main():
+def judge(kind, *arguments):
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    small = Small(Path(sys.argv[1]).resolve())
+    small = kind(*arguments)
     try:
         small.play()
     except demo_run.Failed as error:
@@ -331,4 +331,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(judge(Small, Path(sys.argv[1]).resolve()))
