@@ -366,6 +366,9 @@ ask($router, q{SELECT syncstate.set_sync_policy('google_tasks', '{"sync_interval
 
 # ----------------------------------------------------- restarted in mid-call
 
+# So long that nothing but what is done here can be why nothing is held.
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '1000')});
+
 # Rows that were given back are before the mark of the session that had them,
 # which sweeps once a second only: a new session has them at once.
 my $session;
@@ -457,8 +460,6 @@ $session->quit;
 
 # ------------------------------------------------------------ the router dies
 
-# So long that nothing but the end of the call can be why nothing is held.
-$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '1000')});
 foreach my $end ('pg_terminate_backend', 'pg_cancel_backend')
 {
 	fill({});
@@ -489,8 +490,9 @@ foreach my $end ('pg_terminate_backend', 'pg_cancel_backend')
 	$session->quit;
 }
 
-# A router that stops for long, as one that is cut off from the shards does
-$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '1')});
+# A router that stops for long, as one that is cut off from the shards does.
+# Shards wait for twice query_timeout; it has to be stopped within query_timeout.
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '10')});
 fill({});
 $session = router_session();
 my $pid = $session->query('SELECT pg_backend_pid();');
@@ -516,8 +518,8 @@ $session->quit;
 
 # ---------------------------------------------------------------- a slow shard
 
-# A router connection each that hangs, or that waits for a lock.  query_timeout
-# is a second.
+# A router connection each that hangs, or that waits for a lock
+$s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '1')});
 foreach my $case ('stopped', 'locked')
 {
 	fill({});
