@@ -24,6 +24,7 @@ The rules:
 import argparse
 import collections
 import copy
+import gc
 import json
 import multiprocessing
 import os
@@ -506,6 +507,7 @@ def main():
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--shard", action="append", default=[], help="a superuser's connection to it")
     args = parser.parse_args()
+    gc.disable()    # see history.py
     load.SHARDS = len(args.shard)
     seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "big")
     seconds = args.seconds

@@ -12,6 +12,7 @@ restarted under load: see router.py.
 """
 import argparse
 import collections
+import gc
 import json
 import multiprocessing
 import os
@@ -162,6 +163,7 @@ def main():
     parser.add_argument("--keep", help="leave the last history here")
     parser.add_argument("--shard", action="append", default=[], help="a superuser's connection to it")
     args = parser.parse_args()
+    gc.disable()    # a history has no cycles, and to look for them takes as long as to judge it
     enough = ENOUGH_THROUGH_ROUTER if args.shard else ENOUGH
     load.SHARDS = len(args.shard)
     seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "big")
