@@ -199,6 +199,7 @@ foreach my $n (0, 1)
 $s->{router}->safe_psql('forgotten', 'INSERT INTO syncstate.shard VALUES ' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3));
 is($s->{router}->safe_psql('forgotten', "SELECT count(*) FROM syncstate.get_sync_states('$moved')"), '5', 'a router that was forgotten goes on when it knows of the new shards');
 work_goes_on(200, 'at the end');
+note sprintf '%.1f s: %s', time() - $^T, join(', ', map { "$_ " . lines($_) } qw(claim report opened stopped taken withheld connect disconnect pushed look));
 append_to_file("$dir/stop", '');
 waitpid($_, 0) foreach @pids;
 
