@@ -169,7 +169,7 @@ SELECT set_up();
 SELECT count(*) FROM claim_due_syncs(NULL, 4);
 SELECT show(s) FROM report_syncs((SELECT jsonb_agg(jsonb_build_object('user_id', user_id, 'account', account, 'source', source, 'resource', resource, 'lease', lease)
 	|| CASE WHEN resource = 'a' THEN '{"outcome": "failed", "error_message": "invalid_grant", "kind": "auth"}' ELSE '{"outcome": "completed"}' END::jsonb
-	ORDER BY resource DESC) FROM sync_state WHERE status = 'syncing')) AS s;
+	ORDER BY resource DESC, source) FROM sync_state WHERE status = 'syncing')) AS s;
 SELECT * FROM rows;
 
 -- ---------------------------------------------------------------------
