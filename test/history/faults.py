@@ -775,11 +775,13 @@ def two_runs(h, kind):
         begun = {c["id"] for c in h.calls if c["kind"] == "claim" and c["begin"] <= end}
         meanwhile = max((judge.committed(w)[1] for w in siblings.values() if w["call"] in begun), default=0)
         for claim, other in places(h, "claim", lambda c, w: w["n"] in siblings and started(c, w)):
-            # It must have been in flight when it was committed; and the judge does not hold against it what
-            # another claim that was made meanwhile need not have seen.
+            # It must have been in flight when it was committed, as a call says that cut_off() leaves; and the
+            # judge does not hold against it what another claim that was made meanwhile need not have seen.
             now, chain = judge.committed(other)[1], judge.chains[key_of(other["new"])]
-            after = next((judge.committed(w)[0] for w in chain if w["n"] > other["n"]), now + 1)
-            if claim["begin"] > max(end, meanwhile) and min(after, other["new"]["lease_expires_at"]) > now:
+            after = next((w for w in chain if w["n"] > other["n"]), None)
+            if after and (key in judge.calls[after["call"]]["keys"] or judge.committed(after)[0] <= now):
+                continue
+            if claim["begin"] > max(end, meanwhile) and other["new"]["lease_expires_at"] > now:
                 cut_off(h, write)
                 instead(h, write["new"], {"lease_expires_at": other["new"]["lease_expires_at"] + 60 * SECOND})
                 return True
