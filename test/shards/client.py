@@ -130,9 +130,10 @@ class Client:
         time.sleep(0.05)
 
     def webhook(self):
-        # none that will soon be renewed
+        # none that is renewed and stopped meanwhile: calls may wait for 3 s, for a
+        # switch that gives up two locks
         rows, when = self.call("SELECT channel_id FROM syncstate.sync_channel WHERE state = 'active'"
-                               " AND source = %s AND renew_at > now() + interval '3 s' ORDER BY random() LIMIT 1", PUSH)
+                               " AND source = %s AND renew_at > now() + interval '10 s' ORDER BY random() LIMIT 1", PUSH)
         channel = 'none'
         for (channel,) in rows:
             rows, when = self.call("SELECT syncstate.receive_push(%s, 'secret')", channel)
