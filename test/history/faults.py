@@ -775,8 +775,9 @@ def two_runs(h, kind):
         begun = {c["id"] for c in h.calls if c["kind"] == "claim" and c["begin"] <= end}
         meanwhile = max((judge.committed(w)[1] for w in siblings.values() if w["call"] in begun), default=0)
         for claim, other in places(h, "claim", lambda c, w: w["n"] in siblings and started(c, w)):
-            # It must have been in flight when it was committed, as a call says that cut_off() leaves; and the
-            # judge does not hold against it what another claim that was made meanwhile need not have seen.
+            # The claimed run must have been in flight when it was committed, and cut_off() must leave the call
+            # that ended it; and the judge does not hold against it what another claim that was made meanwhile
+            # need not have seen.
             now, chain = judge.committed(other)[1], judge.chains[key_of(other["new"])]
             after = next((w for w in chain if w["n"] > other["n"]), None)
             if after and (key in judge.calls[after["call"]]["keys"] or judge.committed(after)[0] <= now):

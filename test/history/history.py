@@ -163,7 +163,7 @@ def main():
     parser.add_argument("--keep", help="leave the last history here")
     parser.add_argument("--shard", action="append", default=[], help="a superuser's connection to it")
     args = parser.parse_args()
-    gc.disable()    # a history has no cycles, and to look for them takes as long as to judge it
+    gc.disable()    # a history has no cycles, and looking for them takes a third of the time
     enough = ENOUGH_THROUGH_ROUTER if args.shard else ENOUGH
     load.SHARDS = len(args.shard)
     seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "big")

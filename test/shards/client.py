@@ -130,8 +130,8 @@ class Client:
         time.sleep(0.05)
 
     def webhook(self):
-        # none that is renewed and stopped meanwhile: calls may wait for 3 s, for a
-        # switch that gives up two locks
+        # not one that may be renewed and stopped meanwhile: during a switch that
+        # fails, calls wait for its two lock timeouts, 3 s in all
         rows, when = self.call("SELECT channel_id FROM syncstate.sync_channel WHERE state = 'active'"
                                " AND source = %s AND renew_at > now() + interval '10 s' ORDER BY random() LIMIT 1", PUSH)
         channel = 'none'

@@ -491,7 +491,8 @@ foreach my $end ('pg_terminate_backend', 'pg_cancel_backend')
 }
 
 # A router that stops for long, as one that is cut off from the shards does.
-# Shards wait for twice query_timeout; it has to be stopped within query_timeout.
+# It gives up a shard after query_timeout, so it must be stopped before that; the
+# shards give it up after twice query_timeout.
 $s->query(q{ALTER SERVER syncstate OPTIONS (SET query_timeout '10')});
 fill({});
 $session = router_session();
