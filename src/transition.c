@@ -403,7 +403,7 @@ checkpoint(SyncState *row, const Report *report, const SyncPolicy *policy,
 	row->lease_expires_at = Max(row->lease_expires_at, now + policy->lease_time);
 }
 
-/* The row is due behind all that are due already. */
+/* The row is due after all that are due already. */
 static void
 release(SyncState *row, const Report *report, const SyncPolicy *policy,
 		TimestampTz now)

@@ -78,7 +78,7 @@ syncstate_walk_close(Walk *walk, LOCKMODE lockmode)
 /* Begins to walk a lane of a source after a place, up to a time inclusive. */
 void
 syncstate_walk_from(Walk *walk, Lane lane, Oid source, const Place *after,
-		  TimestampTz upto)
+					TimestampTz upto)
 {
 	ScanKeyData keys[3];
 	ScanKeyData members[4];		/* of a row comparison */
