@@ -144,6 +144,10 @@ SELECT n, action FROM claim() WHERE n > 10;
 -- it waits until the account is connected again
 SELECT count(*) FROM connect_account(u(13));
 SELECT resource, action FROM claim_push_channels('google_calendar') ORDER BY resource;
+-- the row that the event named recovers
+SELECT count(mark_sync_completed(user_id, source, sync_token => 'token', resource => resource, account => account))
+FROM sync_state WHERE user_id = u(13);
+SELECT event, account, source, resource FROM take_sync_events() WHERE event = 'recovered';
 -- where auth_failures is more, it waits for retry_cap first
 SELECT auth_failures FROM set_sync_policy('google_calendar', '{"auth_failures": 2}');
 SELECT state, failures, renew_at - sync_clock() AS after FROM mark_channel_failed(u(14), 'google_calendar', leased(14, 'open'), 'invalid_grant', 'auth');

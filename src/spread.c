@@ -363,6 +363,8 @@ syncstate_revoke_account(RowAccess *rows, const SyncKey *key, text *detail,
 			continue;
 		policy = syncstate_policy(row.key.source);
 		syncstate_apply(TRANSITION_REVOKE, &row, &report, &policy, now);
+		if (syncstate_same_key(&row.key, key))
+			row.troubled_at = now;	/* of all of them, the event names this one */
 		(void) syncstate_withhold(&row, EVENT_PARKED);
 		is_parked |= syncstate_rows_write(rows, &row) != NULL;
 	}
