@@ -285,14 +285,14 @@ COMMENT ON COLUMN syncstate.sync_policy.max_failures IS 'Failures in a row befor
 COMMENT ON COLUMN syncstate.sync_policy.park_after IS 'How long a run of failures must have lasted before the row is parked';
 COMMENT ON COLUMN syncstate.sync_policy.token_ttl IS 'How long a cursor lives; null = it does not expire';
 COMMENT ON COLUMN syncstate.sync_policy.token_ttl_from IS 'What token_ttl is counted from: token (each sync renews it) or full (only a full sync does)';
-COMMENT ON COLUMN syncstate.sync_policy.jitter IS 'By how much of itself an interval is shortened at most; 0 to 0.9';
+COMMENT ON COLUMN syncstate.sync_policy.jitter IS 'The largest fraction by which an interval is shortened; 0 to 0.9';
 COMMENT ON COLUMN syncstate.sync_policy.paused_until IS 'Until when nothing of the source is handed out; infinity = until resumed';
 COMMENT ON COLUMN syncstate.sync_policy.daily_budget IS 'Syncs per day of the whole source, divided by how often rows change; null = off';
 COMMENT ON COLUMN syncstate.sync_policy.min_interval IS 'Shortest interval that a budget gives a row';
 COMMENT ON COLUMN syncstate.sync_policy.max_interval IS 'Longest interval that a budget gives a row';
 COMMENT ON COLUMN syncstate.sync_policy.rate_per_minute IS 'Syncs of the source that may start in any minute, by all sessions together; null = off';
 COMMENT ON COLUMN syncstate.sync_policy.request_gap IS 'From the start of a row''s last sync until a request may start another; 0 seconds to 1 day';
-COMMENT ON COLUMN syncstate.sync_policy.auth_failures IS 'Failures in a row from which on one of kind auth parks the account''s rows';
+COMMENT ON COLUMN syncstate.sync_policy.auth_failures IS 'How many failures in a row it takes before one of kind auth parks the account''s rows';
 COMMENT ON COLUMN syncstate.sync_policy.resync_from IS 'Each row whose last full sync began before this time gets another one; null = none is planned';
 COMMENT ON COLUMN syncstate.sync_policy.resync_spread IS 'Over how long after resync_from these full syncs are spread; 0 seconds to 36500 days';
 COMMENT ON COLUMN syncstate.sync_policy.max_vanished IS 'What part of a row''s items may_sweep() lets a full sync delete; 0 to 1';
@@ -342,7 +342,7 @@ COMMENT ON TABLE syncstate.sync_budget IS 'What rebalance_syncs() has learned ab
 COMMENT ON COLUMN syncstate.sync_budget.source IS 'Which API';
 COMMENT ON COLUMN syncstate.sync_budget.multiplier IS 'Interval in seconds = multiplier / sqrt(changes per second of the row)';
 COMMENT ON COLUMN syncstate.sync_budget.mean_rate IS 'Changes per second of a row about which nothing is known: the mean of all';
-COMMENT ON COLUMN syncstate.sync_budget.correction IS 'Part of the budget that is planned, since requests and failures take theirs unplanned';
+COMMENT ON COLUMN syncstate.sync_budget.correction IS 'Factor of the budget to plan for, since requests and failures use some of it unplanned; at most 2';
 COMMENT ON COLUMN syncstate.sync_budget.expected IS 'Syncs per day that the plan should make: the budget, or what comes nearest';
 COMMENT ON COLUMN syncstate.sync_budget.rebalanced_at IS 'When all this was planned';
 COMMENT ON COLUMN syncstate.sync_budget.starts IS 'Syncs ever started by the rows that there were then';
@@ -381,9 +381,9 @@ CREATE TABLE syncstate.sync_lane (
 );
 REVOKE ALL ON TABLE syncstate.sync_lane FROM PUBLIC;
 COMMENT ON TABLE syncstate.sync_lane IS 'Hints that claims leave to each other: how far they have come in the lanes of a source';
-COMMENT ON COLUMN syncstate.sync_lane.mark_at IS 'Up to here rows were given out that fell due or were requested then';
+COMMENT ON COLUMN syncstate.sync_lane.mark_at IS 'Rows that fell due, or were requested, up to this time have been handed out';
 COMMENT ON COLUMN syncstate.sync_lane.mark_user_id IS 'And among those of that time, up to this user''s';
-COMMENT ON COLUMN syncstate.sync_lane.sweep_at IS 'Up to here the sweep was given out; infinity: it is at its end';
+COMMENT ON COLUMN syncstate.sync_lane.sweep_at IS 'The sweep has been handed out up to this time; infinity: it is at its end';
 COMMENT ON COLUMN syncstate.sync_lane.sweep_user_id IS 'And among those of that time, up to this user''s';
 COMMENT ON COLUMN syncstate.sync_lane.sweep_rests_until IS 'When the sweep goes on, or begins anew';
 COMMENT ON COLUMN syncstate.sync_lane.source IS 'Label of the source';
@@ -433,7 +433,7 @@ COMMENT ON COLUMN syncstate.sync_event.at IS 'When it happened';
 COMMENT ON COLUMN syncstate.sync_event.event IS 'What: parked, failing, recovered, first_sync, cursor_lost, gone, sweep_withheld, source_limited or source_resumed';
 COMMENT ON COLUMN syncstate.sync_event.user_id IS 'The tenant; null = it concerns the source';
 COMMENT ON COLUMN syncstate.sync_event.account IS 'Which account of the user at the provider';
-COMMENT ON COLUMN syncstate.sync_event.source IS 'Which API; null = a call parked all of the account';
+COMMENT ON COLUMN syncstate.sync_event.source IS 'Which API; null = a call parked the account';
 COMMENT ON COLUMN syncstate.sync_event.resource IS 'What within the source';
 COMMENT ON COLUMN syncstate.sync_event.lease IS 'The run in which it happened; null = in none';
 COMMENT ON COLUMN syncstate.sync_event.reason IS 'Of parked: paused, auth, failures or token_loop; of source_limited: rate_limited or paused';
@@ -1426,7 +1426,7 @@ COMMENT ON VIEW syncstate.my_sync_runs IS 'What a user may see of their own runs
 CREATE FUNCTION syncstate.due_from(sync_state syncstate.sync_state) RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'syncstate_due_from'
 	LANGUAGE C STABLE PARALLEL SAFE;
-COMMENT ON FUNCTION syncstate.due_from(syncstate.sync_state) IS 'From when on a claim takes the row, apart from a pause of its source; null = parked';
+COMMENT ON FUNCTION syncstate.due_from(syncstate.sync_state) IS 'The earliest time at which a claim would take the row, ignoring a pause of its source; null = parked';
 REVOKE ALL ON FUNCTION syncstate.due_from(syncstate.sync_state) FROM PUBLIC;
 
 CREATE FUNCTION syncstate.is_ahead(sync_state syncstate.sync_state) RETURNS boolean
