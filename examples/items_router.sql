@@ -2,6 +2,7 @@
 -- state of their user, so that a page and its report are one transaction, as in a single database.
 -- Whatever of yours goes with a report is such a function: on the shards as in items.sql, here by
 -- the same name and arguments. A superuser runs this, on whose behalf workers reach the shards.
+BEGIN;
 CREATE FUNCTION save_page_on_shard(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
     found jsonb, full_sync bigint, done bigint, page_token text,
     sync_token text, history_id text, updated_min timestamptz, is_list boolean, account text)
@@ -19,6 +20,7 @@ RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, 
 DECLARE
     is_due boolean;
 BEGIN
+    PERFORM syncstate.shard_of(user_id);    -- PL/Proxy must not count the shards before they are locked
     is_due = public.save_page_on_shard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
     IF is_due THEN      -- the shard tells those who listen there, and workers listen here
         PERFORM pg_notify('syncstate', source::text);
@@ -33,3 +35,4 @@ $$;
 
 -- Then grant save_page() to your workers.
 REVOKE EXECUTE ON FUNCTION save_page, save_page_on_shard FROM PUBLIC;
+COMMIT;

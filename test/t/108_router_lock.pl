@@ -32,6 +32,12 @@ sub fill
 	}
 	return;
 }
+# A function of the site's that goes to a shard, beside ours
+my $examples = "$FindBin::RealBin/../../examples";
+$s->shard_query($_, slurp_file("$examples/items.sql")) foreach 0 .. 3;
+$s->shard_query($_, 'GRANT ALL ON TABLE items TO router') foreach 0 .. 3;
+$s->query(slurp_file("$examples/items_router.sql"));
+
 my $reports = '[' . join(', ', map { qq({"user_id": "$_", "source": "google_gmail", "lease": 1, "outcome": "completed", "sync_token": "new"}) } @users) . ']';
 
 foreach my $isolation ('read committed', 'repeatable read', 'serializable')
@@ -54,6 +60,7 @@ foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 		[ 'sync_overview', q{SELECT rows FROM syncstate.sync_overview WHERE source = 'google_gmail'}, 4 ],
 		[ 'set_sync_policy', q{SELECT daily_budget FROM syncstate.set_sync_policy('google_contacts', '{"daily_budget": 12}')}, 12 ],
 		[ 'my_syncs', qq{SET request.jwt.claims = '{"sub": "$users[3]"}'; SELECT count(*) FROM syncstate.my_syncs}, 2 ],
+		[ 'save_page', "SELECT save_page('$users[3]', 'google_gmail', '', 1, '{}', NULL, 0)", 'f' ],
 		[ 'shard_of', "SELECT syncstate.shard_of('$users[3]')", 3 ])
 	{
 		my ($name, $sql, $answer) = @$call;
