@@ -1885,7 +1885,13 @@ BEGIN
 	answers = syncstate_shard.take('events', 'SELECT e::text FROM syncstate.take_sync_events(', max_rows, ') AS e', places);
 	-- what cannot be read here must not be committed
 	events = ARRAY(SELECT r.line::syncstate.sync_event FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
-	unconfirmed = syncstate_shard.commit(answers, places);
+	BEGIN
+		unconfirmed = syncstate_shard.commit(answers, places);
+	EXCEPTION WHEN query_canceled THEN
+		-- too late: shards that were told to commit do so
+		unconfirmed = ARRAY(SELECT ROW(a.shard, NULL, '08007', SQLERRM, NULL, NULL)::syncstate_shard.answer
+			FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL);
+	END;
 	open = false;
 
 	PERFORM syncstate_shard.check(answers, false);

@@ -874,6 +874,22 @@ $at[1]->query_safe('ROLLBACK');
 ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'router' AND state <> 'idle'}), 'shards have given it up');
 is(sum0(take(12, 'after a timeout')), 12, 'and nothing is lost');
 
+# A cancel that comes while shards commit comes too late.
+fill_events((3) x $shards);
+$at[1]->query_safe(q{
+	CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+	CREATE CONSTRAINT TRIGGER wait AFTER DELETE ON syncstate.sync_event DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.wait();
+	SELECT pg_advisory_lock(1)});
+@all = sort map { @$_ } events();
+$worker->query_safe(q{SET statement_timeout = '300 ms'});
+is($worker->query("SELECT to_char(at, 'HH24:MI:SS.MS'), id FROM syncstate.take_sync_events(12)"), join("\n", @all), 'canceled while shards commit: the events come');
+is(join(' ', sort(error() =~ /^WARNING:  shard (\d) has not confirmed that its events are taken\nDETAIL:  canceling statement due to statement timeout$/mg)), '0 1 2 3', 'with warnings');
+$worker->query_safe('RESET statement_timeout');
+$at[1]->query_safe('SELECT pg_advisory_unlock(1)');
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'router' AND state <> 'idle'}), 'shards have ended it');
+is(sum0(map { scalar @$_ } events()), 0, 'and nothing comes again');
+$at[1]->query_safe('SET client_min_messages = warning; DROP FUNCTION public.wait() CASCADE; RESET client_min_messages');
+
 # One of a source that the router does not know
 fill_events((3) x $shards);
 $at[2]->query_safe("SELECT syncstate.register_sync_source('only_there')");
