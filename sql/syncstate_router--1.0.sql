@@ -381,7 +381,7 @@ BEGIN
 	SELECT m.umoptions INTO options FROM pg_catalog.pg_user_mapping AS m
 			JOIN pg_catalog.pg_foreign_server AS f ON f.oid OPERATOR(pg_catalog.=) m.umserver
 		WHERE f.srvname OPERATOR(pg_catalog.=) 'syncstate'
-			AND m.umuser OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, CURRENT_USER::pg_catalog.regrole::pg_catalog.oid])
+			AND m.umuser OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER)])
 		ORDER BY m.umuser DESC LIMIT 1;
 	RETURN ARRAY(SELECT ROW(s.shard,
 			pg_catalog.format('syncstate %s %s', s.shard,
