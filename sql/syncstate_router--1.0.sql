@@ -488,6 +488,7 @@ CREATE FUNCTION syncstate_shard.ask(statements text[], begun integer[] DEFAULT '
 DECLARE
 	started pg_catalog.timestamptz = pg_catalog.clock_timestamp();
 	connections pg_catalog.text[] = COALESCE(syncstate_shard.get_connections(), '{}');
+	connected pg_catalog.bool;
 	asked syncstate_shard.place[] = '{}';
 	place syncstate_shard.place;
 	answers syncstate_shard.answer[] = '{}';
@@ -508,21 +509,22 @@ BEGIN
 				RAISE connection_failure USING MESSAGE = pg_catalog.format('it took too long, and is not asked until %s',
 					pg_catalog.current_setting(avoid));
 			END IF;
-			IF place.name OPERATOR(pg_catalog.=) ANY (connections) THEN
+			connected = place.name OPERATOR(pg_catalog.=) ANY (connections);
+			IF connected THEN
 				-- this notices whether the other end has closed the
 				-- connection: first its last words, and then that there
 				-- are no more
 				busy = syncstate_shard.is_busy(place.name);
 				busy = syncstate_shard.is_busy(place.name);
-				IF syncstate_shard.send_query(place.name, statement) OPERATOR(pg_catalog.=) 0 THEN
+				connected = syncstate_shard.send_query(place.name, statement) OPERATOR(pg_catalog.<>) 0;
+				IF NOT connected THEN
 					PERFORM syncstate_shard.disconnect(place.name);
-					IF place.shard OPERATOR(pg_catalog.=) ANY (begun) THEN
-						RAISE connection_failure USING MESSAGE = 'the connection was lost';
-					END IF;
-					PERFORM syncstate_shard.open(place);
-					PERFORM syncstate_shard.send_query(place.name, statement);
 				END IF;
-			ELSE
+			END IF;
+			IF NOT connected THEN
+				IF place.shard OPERATOR(pg_catalog.=) ANY (begun) THEN
+					RAISE connection_failure USING MESSAGE = 'the connection was lost';
+				END IF;
 				PERFORM syncstate_shard.open(place);
 				PERFORM syncstate_shard.send_query(place.name, statement);
 			END IF;

@@ -60,5 +60,20 @@ is($s->query("SELECT syncstate_shard.hash(u) FROM unnest('{@{[ join ',', @users 
 is($s->query("SELECT count(*) FROM unnest('{@{[ join ',', @users ]}}'::uuid[]) AS u WHERE syncstate.shard_of(u) <> syncstate_shard.hash(u) % 2"),
 	'0', 'its low bits are the shard');
 
+# A transaction on a shard is where it began: its connection is not made again.
+is($s->query(q{SELECT a.shard, a.rows, a.state, a.message FROM unnest(syncstate_shard.ask(ARRAY['COMMIT', 'COMMIT'], begun => '{0}')) AS a ORDER BY 1}),
+	"0||08001|the connection was lost\n1|{COMMIT}||", 'a COMMIT goes to no new connection');
+
+# The extension's owner may have any name.
+$s->{router}->safe_psql('postgres', q{CREATE ROLE admin; CREATE ROLE "Admin" SUPERUSER; CREATE ROLE "jane.doe" SUPERUSER});
+foreach my $owner ('Admin', 'jane.doe')
+{
+	$s->{router}->safe_psql('postgres', qq{CREATE DATABASE "of $owner"});
+	is($s->{router}->safe_psql("of $owner", qq{SET client_min_messages = warning; SET ROLE "$owner"; CREATE EXTENSION syncstate_router CASCADE;
+		INSERT INTO syncstate.shard VALUES (0, '} . $s->connection(0) . qq{');
+		CREATE USER MAPPING FOR "$owner" SERVER syncstate OPTIONS (user 'router', password 'none asked');
+		SELECT count(*) FROM syncstate.next_sync_due()}), '1', "an owner by the name of $owner");
+}
+
 $s->stop;
 done_testing();
