@@ -299,10 +299,31 @@ SELECT jitter FROM set_sync_policy('google_tasks', '{"jitter": 0.2}');
 SELECT resource, s FROM disconnect_account(u(1));
 ROLLBACK;
 
--- an index of the right name with other columns
+-- a trigger whose condition looks something up, each time in a command of its own
+BEGIN;
+CREATE FUNCTION is_known(u uuid) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN EXISTS (SELECT FROM sync_state WHERE user_id = u); END $$;
+CREATE FUNCTION tell_status() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'now %', NEW.status; RETURN NULL; END $$;
+CREATE TRIGGER site AFTER UPDATE ON sync_state FOR EACH ROW WHEN (is_known(NEW.user_id)) EXECUTE FUNCTION tell_status();
+SELECT count(connect_sync(u(n), 'google_tasks')) FROM generate_series(1, 3) AS n;
+SELECT count(*) FROM claim_due_syncs('google_tasks');
+ROLLBACK;
+
+-- a column that the site does not allow to be null
+BEGIN;
+SELECT status FROM connect_sync(u(1), 'google_tasks');
+ALTER TABLE sync_state ALTER due_at SET NOT NULL;
+SELECT status FROM claim_due_syncs('google_tasks');
+SELECT pause_sync(u(1), 'google_tasks'); -- ERROR
+ROLLBACK;
+
+-- an index of the right name with other columns, and one that is being built
 BEGIN;
 DROP INDEX sync_state_due;
 CREATE INDEX sync_state_due ON sync_state (source, due_at);
+SELECT claim_due_syncs('google_calendar'); -- ERROR
+ROLLBACK;
+BEGIN;
+UPDATE pg_index SET indisready = false WHERE indexrelid = 'sync_state_due'::regclass;
 SELECT claim_due_syncs('google_calendar'); -- ERROR
 ROLLBACK;
 

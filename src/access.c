@@ -58,6 +58,7 @@ static ItemPointerData places[NUM_PLACES];
 static bool
 is_bare(Relation rel)
 {
+	Oid			guard = syncstate_ids()->guard_function;	/* may rebuild what follows */
 	TriggerDesc *triggers = rel->trigdesc;
 	TupleConstr *constraints = RelationGetDescr(rel)->constr;
 
@@ -74,7 +75,7 @@ is_bare(Relation rel)
 
 		if (TRIGGER_TYPE_MATCHES(trigger->tgtype, TRIGGER_TYPE_ROW,
 								 TRIGGER_TYPE_BEFORE, TRIGGER_TYPE_UPDATE) &&
-			trigger->tgfoid != syncstate_ids()->guard_function)
+			trigger->tgfoid != guard)
 			return false;
 	}
 	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
@@ -161,6 +162,7 @@ syncstate_rows_open(RowAccess *rows)
 	{
 		PreventCommandIfReadOnly("UPDATE");
 		PreventCommandIfParallelMode("UPDATE");
+		rows->command = GetCurrentCommandId(true);
 	}
 }
 
@@ -214,6 +216,7 @@ syncstate_rows_look(RowAccess *rows)
 	if (!rows->plain)
 		return;
 	CommandCounterIncrement();
+	rows->command = GetCurrentCommandId(true);
 	PushCopiedSnapshot(GetTransactionSnapshot());
 	UpdateActiveSnapshotCommandId();
 	rows->nblocks = RelationGetNumberOfBlocks(rows->rel);
@@ -347,8 +350,7 @@ lock_tuple(RowAccess *rows, ItemPointer tid, Snapshot snapshot,
 
 	if (!IsolationUsesXactSnapshot())
 		flags |= TUPLE_LOCK_FLAG_FIND_LAST_VERSION;
-	result = table_tuple_lock(rows->rel, &newest, snapshot, slot,
-							  GetCurrentCommandId(true),
+	result = table_tuple_lock(rows->rel, &newest, snapshot, slot, rows->command,
 							  LockTupleNoKeyExclusive, wait, flags, &tmfd);
 
 	/* statements of others may be run before it is written: no pin for so long */
@@ -499,21 +501,23 @@ syncstate_rows_lock_version(RowAccess *rows, ItemPointerData tid,
 	return true;
 }
 
-static void
-begin_writing(RowAccess *rows)
+/*
+ * Gets the slot for a new row ready, with the row in it; columns that somebody
+ * added after ours stay.  Returns false if a column would be null that the site
+ * has made NOT NULL, for a statement to refuse.
+ */
+static bool
+begin_writing(RowAccess *rows, const SyncState *row)
 {
+	TupleTableSlot *slot;
+	TupleDesc	tupdesc = RelationGetDescr(rows->rel);
+
 	if (rows->new == NULL)
 	{
 		CheckCmdReplicaIdentity(rows->rel, CMD_UPDATE);
 		rows->new = table_slot_create(rows->rel, NULL);
 	}
-}
-
-/* Puts a row into a slot; columns that somebody added after ours stay. */
-static void
-fill_slot(TupleTableSlot *slot, const SyncState *row)
-{
-	TupleDesc	tupdesc = slot->tts_tupleDescriptor;
+	slot = rows->new;
 
 	ExecClearTuple(slot);
 	if (tupdesc->natts > Natts_sync_state)
@@ -521,6 +525,12 @@ fill_slot(TupleTableSlot *slot, const SyncState *row)
 	syncstate_state_to_datums(row, slot->tts_values, slot->tts_isnull);
 	ExecStoreVirtualTuple(slot);
 	ItemPointerSetInvalid(&slot->tts_tid);
+	for (int i = 0; i < Natts_sync_state; i++)
+	{
+		if (slot->tts_isnull[i] && TupleDescAttr(tupdesc, i)->attnotnull)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -552,11 +562,12 @@ begin_executing(RowAccess *rows)
 
 	/* the look may be another one than last time */
 	rows->estate->es_snapshot = GetActiveSnapshot();
-	rows->estate->es_output_cid = GetCurrentCommandId(true);
+	rows->estate->es_output_cid = rows->command;
 }
 
 /*
- * Changes a tuple, and the indexes unless the change is HOT.
+ * Writes what is in the slot for a new row, and index entries unless the change
+ * is HOT.
  *
  * Without waiting, heap_update() says TM_BeingModified where somebody is at the
  * row.  It is documented as having no such caller, and stops a server that is
@@ -570,7 +581,6 @@ update_tuple(RowAccess *rows, const SyncState *row, bool wait)
 	TM_Result	result;
 	List	   *recheck = NIL;
 
-	fill_slot(rows->new, row);
 #ifdef USE_ASSERT_CHECKING
 	if (!wait)
 	{
@@ -578,8 +588,7 @@ update_tuple(RowAccess *rows, const SyncState *row, bool wait)
 		TM_FailureData tmfd;
 
 		result = table_tuple_lock(rows->rel, &tid, GetActiveSnapshot(), locked,
-								  GetCurrentCommandId(true),
-								  LockTupleNoKeyExclusive, LockWaitSkip, 0,
+								  rows->command, LockTupleNoKeyExclusive, LockWaitSkip, 0,
 								  &tmfd);
 		ExecDropSingleTupleTableSlot(locked);
 		if (result != TM_Ok)
@@ -591,7 +600,7 @@ update_tuple(RowAccess *rows, const SyncState *row, bool wait)
 	ExecConstraints(rows->target, rows->new, rows->estate);
 #endif
 	result = syncstate_table_tuple_update(rows->rel, &tid, rows->new,
-										  GetCurrentCommandId(true),
+										  rows->command,
 										  GetActiveSnapshot(), wait, &indexes);
 	if (result != TM_Ok)
 		return result;
@@ -631,10 +640,9 @@ syncstate_rows_try(RowAccess *rows, const SyncState *row, HeapTuple *result)
 {
 	bool		done;
 
-	if (!rows->plain)
+	if (!rows->plain || !begin_writing(rows, row))
 		return false;
 	Assert(row->tuple != NULL);
-	begin_writing(rows);
 	done = update_tuple(rows, row, false) == TM_Ok;
 	if (done)
 	{
@@ -656,7 +664,7 @@ syncstate_rows_write(RowAccess *rows, const SyncState *row)
 	HeapTuple	result;
 	TM_Result	done;
 
-	if (!rows->plain)
+	if (!rows->plain || !begin_writing(rows, row))
 	{
 		result = syncstate_store_write(row);
 		if (result != NULL)
@@ -664,7 +672,6 @@ syncstate_rows_write(RowAccess *rows, const SyncState *row)
 		return result;
 	}
 
-	begin_writing(rows);
 	done = update_tuple(rows, row, true);
 	if (done != TM_Ok)
 		ereport(ERROR,

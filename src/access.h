@@ -19,6 +19,12 @@ typedef struct RowAccess
 	bool		plain;			/* without statements */
 	bool		sees_all;		/* row security hides nothing */
 
+	/*
+	 * One for all that is written, as a statement has, so that a row that was
+	 * written is told from one that cannot be seen; a new one for each look.
+	 */
+	CommandId	command;
+
 	/* one look at the table */
 	BlockNumber nblocks;
 	TupleTableSlot *slot;

@@ -65,7 +65,8 @@ check_index(Oid index, const char *name, Oid table, const int *columns,
 		Form_pg_index form = (Form_pg_index) GETSTRUCT(tuple);
 
 		/* not whether it is valid: REINDEX CONCURRENTLY may just be swapping it */
-		matches = form->indrelid == table && form->indnkeyatts == ncolumns;
+		matches = form->indrelid == table && form->indnkeyatts == ncolumns &&
+			form->indisready;
 		for (int i = 0; matches && i < ncolumns; i++)
 			matches = form->indkey.values[i] == columns[i];
 		ReleaseSysCache(tuple);
