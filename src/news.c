@@ -242,6 +242,7 @@ trim(Oid rel, Oid source, int64 keep_for, int nwritten, TimestampTz now)
 		nold++;
 	if (nold > 0)
 		syncstate_store_trim(source, rows, nold);
+	place = trim_of(rel, source);	/* triggers of the site's may have made others */
 	place->oldest = nold < nrows ? rows[nold].at :
 		nrows < max_rows ? now : rows[nrows - 1].at;
 }

@@ -898,9 +898,13 @@ syncstate_store_make(const SyncKey *key, TimestampTz limited_until)
 {
 	Datum		values[NUM_KEY_COLUMNS + 1];
 
+	bool		made;
+
 	key_args(key, values);
 	values[NUM_KEY_COLUMNS] = TimestampTzGetDatum(limited_until);
-	return run(PLAN_MAKE, values, limited_until == NO_TIME ? "    n" : NULL) > 0;
+	made = run(PLAN_MAKE, values, limited_until == NO_TIME ? "    n" : NULL) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	return made;
 }
 
 /* How many triggers are running, one within the other. */
@@ -1042,10 +1046,13 @@ bool
 syncstate_store_request(const SyncKey *key, TimestampTz now)
 {
 	Datum		values[NUM_KEY_COLUMNS + 1];
+	bool		requested;
 
 	key_args(key, values);
 	values[NUM_KEY_COLUMNS] = TimestampTzGetDatum(now);
-	return run(PLAN_REQUEST, values, NULL) > 0;
+	requested = run(PLAN_REQUEST, values, NULL) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	return requested;
 }
 
 /* Reads what a locked row would be with the changes of a JSON object. */
