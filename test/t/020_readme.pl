@@ -447,10 +447,34 @@ my %provoke = (
 		'42703' => [ 'ALTER TABLE users_watched ALTER id TYPE jsonb USING to_jsonb(id)', 'DELETE FROM users_watched' ],
 	},
 	'any function' => {
+		'22009' => [qq{SELECT syncstate.update_sync_state($user, 'google_tasks', '{"due_at": "2026-01-01 00:00+99"}')}],
+		'22015' => [qq{SELECT syncstate.update_sync_state($user, 'google_tasks', '{"sync_interval": "99999999999999999999 hours"}')}],
 		'23505' => ["INSERT INTO syncstate.sync_state (user_id, source) VALUES ($user, 'google_tasks')"],
 		'23514' => ["UPDATE syncstate.sync_state SET history_id = 'x'"],
 		'25006' => [ 'BEGIN READ ONLY', 'SELECT syncstate.claim_due_syncs()', 'ROLLBACK' ],
+		'27000' => [
+			'BEGIN',
+			'CREATE FUNCTION write_again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE syncstate.sync_state SET progress_total = 1; RETURN NEW; END $$',
+			'CREATE TRIGGER site BEFORE UPDATE ON syncstate.sync_state FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION write_again()',
+			"SELECT syncstate.pause_sync($user, 'google_tasks')",
+			'ROLLBACK'
+		],
 		'42501' => [ 'SET ROLE regress_syncstate_none', 'SELECT syncstate.claim_due_syncs()', 'RESET ROLE' ],
+		'42809' => [
+			'BEGIN',
+			'ALTER EXTENSION syncstate DROP TABLE syncstate.sync_state',
+			'ALTER TABLE syncstate.sync_state RENAME TO once_sync_state',
+			'CREATE TABLE syncstate.sync_state (LIKE syncstate.once_sync_state) PARTITION BY HASH (user_id)',
+			'SELECT syncstate.next_sync_due()',
+			'ROLLBACK'
+		],
+		'55000' => [
+			'BEGIN',
+			'DROP INDEX syncstate.sync_state_requested',
+			'CREATE INDEX sync_state_requested ON syncstate.sync_state (source)',
+			'SELECT syncstate.next_sync_due()',
+			'ROLLBACK'
+		],
 		'55P04' => [
 			'BEGIN',
 			"SELECT syncstate.register_sync_source('too_early')",
