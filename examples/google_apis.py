@@ -76,7 +76,9 @@ def calendar_page(row, place):
         return calendar_list_page(row, place)
     body, _ = get(row, "www", calendar_path(row), maxResults=PAGE_SIZE, syncToken=row.sync_token,
                   pageToken=place.get("page"))
-    items = {e["id"]: None if e["status"] == "cancelled" else e for e in body.get("items", [])}
+    # an occurrence that was taken out of a series is kept: the series does not tell of it
+    items = {e["id"]: None if e["status"] == "cancelled" and "recurringEventId" not in e else e
+             for e in body.get("items", [])}
     return items, body.get("nextPageToken"), {"sync_token": body.get("nextSyncToken")}
 
 

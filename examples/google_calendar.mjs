@@ -43,8 +43,9 @@ export async function fetchPage(row, pageToken, signal) {
   if (status !== 200) throw new ApiError(status, text, retryAfter)
   const page = JSON.parse(text)
   return {
+    // an occurrence that was taken out of a series is kept: the series does not tell of it
     items: Object.fromEntries((page.items ?? []).map(item =>
-      [item.id, item.status === 'cancelled' || item.deleted || item.hidden ? null : item])),
+      [item.id, item.status === 'cancelled' && !item.recurringEventId || item.deleted || item.hidden ? null : item])),
     next: page.nextPageToken ?? null,
     cursor: page.nextSyncToken ?? null
   }

@@ -91,6 +91,10 @@ RETURNS boolean LANGUAGE sql AS $$
     DELETE FROM items AS i
     WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $13, $2, $3)
         AND i.id = ANY (ARRAY(SELECT f.key FROM jsonb_each(found) AS f WHERE f.value = 'null'));
+    -- what was taken out of a series of events is kept as long as the series
+    DELETE FROM items AS i USING jsonb_each(found) AS f
+    WHERE source = 'google_calendar' AND f.value = 'null'
+        AND (i.user_id, i.account, i.source, i.resource, i.payload ->> 'recurringEventId') = ($1, $13, $2, $3, f.key);
 
     SELECT sweep_items(user_id, source, resource, lease, full_sync, account)
     WHERE page_token IS NULL AND full_sync IS NOT NULL;
@@ -106,7 +110,8 @@ CREATE FUNCTION write_items(user_id uuid, source syncstate.sync_source, resource
     found jsonb, is_full boolean, is_list boolean DEFAULT false, account text DEFAULT '')
 RETURNS void LANGUAGE sql AS $$
     DELETE FROM items AS i
-    WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $8, $2, $3) AND found -> i.id = 'null';
+    WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $8, $2, $3)
+        AND (found -> i.id = 'null' OR source = 'google_calendar' AND found -> (i.payload ->> 'recurringEventId') = 'null');
     INSERT INTO items (user_id, account, source, resource, id, payload, seen)
     SELECT $1, $8, $2, $3, f.key, f.value, CASE WHEN is_full THEN lease END
     FROM jsonb_each(found) AS f WHERE f.value <> 'null'

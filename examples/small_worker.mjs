@@ -61,8 +61,8 @@ async function sync(db, row) {
     do {
       if (stopped) return `released: ${(await call(db, 'syncstate.release_sync', row)).status}`
       page = await fetchPage(row, page?.nextPageToken)
-      for (const item of page.items ?? [])      // events, or calendars
-        found[item.id] = item.status === 'cancelled' || item.deleted || item.hidden ? null : item
+      for (const item of page.items ?? [])      // events (also those taken out of a series), or calendars
+        found[item.id] = item.status === 'cancelled' && !item.recurringEventId || item.deleted || item.hidden ? null : item
     } while (page.nextPageToken)
   } finally {
     clearInterval(heartbeat)

@@ -77,7 +77,7 @@ SELECT jsonb_path_query_array(p, '$[*].items[*]') AS items, p -> -1 ->> 'nextSyn
 FROM (SELECT ('[' || :'text' || ']')::jsonb AS p) AS pages \gset
 BEGIN;
 SELECT FROM write_items(:'user', 'google_calendar', :'resource', :'lease', (SELECT coalesce(jsonb_object_agg(e ->> 'id',
-	CASE WHEN NOT e @? '$ ? (@.status == "cancelled" || @.deleted == true || @.hidden == true)' THEN e END), '{}')
+	CASE WHEN NOT e @? '$ ? (@.status == "cancelled" && !exists(@.recurringEventId) || @.deleted == true || @.hidden == true)' THEN e END), '{}')
 	FROM jsonb_array_elements(:'items') AS e), :'full' <> '', is_list => :'resource' = '', account => :'account');
 SELECT status FROM syncstate.mark_sync_completed(:'user', 'google_calendar', jsonb_array_length(:'items'), :'cursor',
 	lease => :'lease', resource => :'resource', account => :'account');

@@ -164,6 +164,9 @@ class Listing:
         elif self.source == CALENDAR:
             item = {"kind": "calendar#event", "id": name, "etag": etag, "status": "confirmed",
                     "summary": text, "updated": rfc3339(when)}
+            if self.random.random() < 0.1:      # an occurrence taken out of a series: always shown
+                item = {"kind": "calendar#event", "id": name, "etag": etag, "status": "cancelled",
+                        "recurringEventId": "series", "originalStartTime": {"dateTime": rfc3339(when)}}
         elif self.source == TASKS:
             item = {"kind": "tasks#task", "id": name, "etag": etag, "title": text,
                     "updated": rfc3339(when), "status": "needsAction"}

@@ -56,6 +56,14 @@ $node->safe_psql('postgres', q{
 	BEGIN
 		PERFORM save_page(u(), 'google_calendar', '', s.lease, changes, s.full_sync_id, 1, sync_token => 'token');
 	END
+	$$;
+	CREATE FUNCTION small_incremental_sync(changes jsonb) RETURNS void LANGUAGE plpgsql AS $$
+	DECLARE
+		s syncstate.sync_state = syncstate.mark_sync_started(u(), 'google_calendar');
+	BEGIN
+		PERFORM write_items(u(), 'google_calendar', '', s.lease, changes, false);
+		PERFORM syncstate.mark_sync_completed(u(), 'google_calendar', 1, 'token', lease => s.lease);
+	END
 	$$});
 
 # How many items there are, and how many of them are marked.
@@ -110,6 +118,17 @@ EOF
 	is(items(), '0 items, 0 missing', 'all may go');
 	$node->safe_psql('postgres', q{SELECT syncstate.set_sync_policy('google_calendar', '{"max_vanished": null}')});
 }
+
+# Occurrences that were taken out of a series of events are kept as long as the
+# series.
+foreach my $how ('incremental_sync', 'small_incremental_sync')
+{
+	$node->safe_psql('postgres', 'DELETE FROM items');
+	is(sync(qq{$how('{"a": {}, "a_1": {"status": "cancelled", "recurringEventId": "a"}, "b": {}, "b_1": {"recurringEventId": "b"}}')}), '', "$how: two series");
+	is(sync(qq{$how('{"a": null, "c": null}')}), '', 'one is deleted');
+	is($node->safe_psql('postgres', q{SELECT string_agg(id, ' ' ORDER BY id) FROM items}), 'b b_1', 'and what belongs to it');
+}
+$node->safe_psql('postgres', 'DELETE FROM items');
 
 # A worker that has lost its lease writes and deletes nothing.
 $node->safe_psql('postgres', 'SELECT full_sync(numbers(1, 5))');

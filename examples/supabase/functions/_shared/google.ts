@@ -60,7 +60,7 @@ async function accessToken({ user_id, account }: SyncState, isRefused: boolean, 
   return token;
 }
 
-type Item = { id: string; status?: string; deleted?: boolean; hidden?: boolean };
+type Item = { id: string; status?: string; recurringEventId?: string; deleted?: boolean; hidden?: boolean };
 
 export type Page = {
   /** By id; null if it was deleted. */
@@ -85,8 +85,9 @@ export async function fetchPage(row: SyncState, pageToken: string | null, signal
   if (status !== 200) throw new ApiError(status, text, retryAfter);
   const page: { items?: Item[]; nextPageToken?: string; nextSyncToken?: string } = JSON.parse(text);
   return {
+    // an occurrence that was taken out of a series is kept: the series does not tell of it
     items: Object.fromEntries((page.items ?? []).map((item) =>
-      [item.id, item.status === 'cancelled' || item.deleted || item.hidden ? null : item])),
+      [item.id, (item.status === 'cancelled' && !item.recurringEventId) || item.deleted || item.hidden ? null : item])),
     next: page.nextPageToken ?? null,
     cursor: page.nextSyncToken ?? null,
   };
