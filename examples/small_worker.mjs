@@ -1,7 +1,6 @@
 #!/usr/bin/env node
 // A small worker for Google Calendar, to read or to start from, in one file: a whole sync in
 // memory, then into the database. See node_worker.mjs for checkpoints and many syncs at a time.
-//
 // It needs Node 18 or newer, `pg` from npm, items.sql, and a login role that was given to
 // syncstate.grant_worker() and may write the items. Run as many as you like. DATABASE_URL names the
 // database, or PGHOST, PGDATABASE and so on; not through a transaction pooler, because of LISTEN.
@@ -11,7 +10,7 @@ const SOURCE = 'google_calendar', PAGE_SIZE = process.env.PAGE_SIZE ?? '250'
 const API_URL = process.env.API_URL ?? 'https://www.googleapis.com'
 const NAME = process.env.WORKER_NAME ?? `worker-${process.pid}`
 const log = (...words) => console.log(`${NAME}:`, ...words)
-async function accessToken(row) {      // yours to write: the account's OAuth access token
+async function accessToken(row, isRefused) {      // yours to write: the account's OAuth access token; isRefused: a new one
   throw new Error('accessToken() in small_worker.mjs is not written yet')
 }
 
@@ -31,13 +30,14 @@ async function fetchPage(row, pageToken) {
   if (row.sync_token) query.set('syncToken', row.sync_token)
   if (pageToken) query.set('pageToken', pageToken)
   const path = row.resource ? `calendars/${encodeURIComponent(row.resource)}/events` : 'users/me/calendarList'
-  const headers = { Authorization: `Bearer ${await accessToken(row)}`, 'User-Agent': NAME }
   const fail = error => { throw new ApiError(0, `${error} ${error.cause ?? ''}`) }   // the network
-  const answer = await fetch(`${API_URL}/calendar/v3/${path}?${query}`,
-    { headers, signal: AbortSignal.timeout(60_000) }).catch(fail)
-  const text = await answer.text().catch(fail)
-  if (!answer.ok) throw new ApiError(answer.status, text, answer.headers.get('Retry-After'))
-  return JSON.parse(text)
+  for (const isRefused of [false, true]) {
+    const answer = await fetch(`${API_URL}/calendar/v3/${path}?${query}`, { signal: AbortSignal.timeout(60_000),
+      headers: { Authorization: `Bearer ${await accessToken(row, isRefused)}`, 'User-Agent': NAME } }).catch(fail)
+    const text = await answer.text().catch(fail)
+    if (answer.ok) return JSON.parse(text)
+    if (answer.status !== 401 || isRefused) throw new ApiError(answer.status, text, answer.headers.get('Retry-After'))
+  }
 }
 
 let stopped = false, notified = false, wake = () => {}

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # A small worker for Google Calendar in psql and shell, to read or to start from: a whole sync in
 # a file, then into the database. See worker.py for checkpoints, and for three more APIs.
-#
 # It needs bash, psql, curl, items.sql, and a login role that was given to
 # syncstate.grant_worker() and may write the items. Run as many as you like.
 #
@@ -13,7 +12,7 @@ trap 'stop=1' TERM INT
 trap : PIPE # the database is gone: see rest()
 trap 'rm -rf "$dir"; kill ${LISTENER_PID:-} 2>/dev/null' EXIT
 psql=(psql -d "${DATABASE_URL:-}" -XqAt -F $'\x1f' -v ON_ERROR_STOP=1 -v VERBOSITY=verbose)
-access_token() { :; } && echo 'access_token() is not written yet' >&2 && exit 1 # yours: prints the token of $user, $account
+access_token() { :; } && echo 'access_token() is not written yet' >&2 && exit 1 # yours: prints the token of $user, $account; with "refused", a new one
 log() { echo "$name: $*"; }
 # db [NAME=VALUE...] <<<SQL: runs it; its psql variables, and the row's. An error is in $dir/error.
 db() (
@@ -35,7 +34,8 @@ fetch() { # one page, into $dir/page
 		-w '%{http_code} %header{retry-after}\n' -H @- -G --data-urlencode "maxResults=${PAGE_SIZE:-250}" \
 		${token:+--data-urlencode "syncToken=$token"} ${page:+--data-urlencode "pageToken=$page"} \
 		"${API_URL:-https://www.googleapis.com}/calendar/v3/$path" \
-		<<<"Authorization: Bearer $(access_token)")
+		<<<"Authorization: Bearer $(access_token "${1:-}")")
+	[ "$status${1:-}" != 401 ] || fetch refused
 }
 
 # All pages, as one JSON array, which PostgreSQL reads; or one report of why not.
@@ -58,7 +58,7 @@ sync() {
 	*)
 		if [ "$status" = 429 ] || grep -Eq '"((r|userR)ateLimit|quota)Exceeded"' "$dir/page"; then
 			call mark_rate_limited "retry_after => substring(:'wait', '^[0-9]+$')::interval" wait="$retry_after"
-		else fail; fi ;;
+		else ! grep -q '"insufficientPermissions"' "$dir/page" || kind=auth; fail; fi ;;
 	esac
 }
 

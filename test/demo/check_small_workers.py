@@ -169,6 +169,8 @@ class Small(demo_run.Demo):
         row = self.row(*self.of("cleo"))
         self.check(row.parked_reason == "auth" and "HTTP 401" in row.error_message,
                    "who took back the consent is parked, with the reason")
+        self.check([e["status"] for e in self.log(*self.of("cleo"), since=marks[self.of("cleo")])] == [401, 401],
+                   "after a second try, with a new token")
         self.wait_synced(*map(self.of, ("ada", "ben", "dan")))
         log = self.log(*self.of("ben"), since=marks[self.of("ben")])
         refused = [n for n, e in enumerate(log) if e["status"] == 403]
