@@ -109,7 +109,11 @@ CREATE INDEX ON sync_event_log (at, id) WHERE mail_to IS NOT NULL AND begun_at I
 # One that nobody else has in work. It is stale if what it would tell is no longer so.
 NEXT = """
     SELECT e.*, CASE e.event
-        WHEN 'parked' THEN s.parked_reason IS DISTINCT FROM e.reason
+        -- the row that lost its account's access may be paused or gone itself
+        WHEN 'parked' THEN NOT EXISTS (
+            SELECT FROM syncstate.sync_state AS p
+            WHERE (p.user_id, p.account, p.parked_reason) = (e.user_id, e.account, e.reason)
+                AND (e.reason = 'auth' OR (p.source, p.resource) = (e.source, e.resource)))
         WHEN 'failing' THEN s.troubled_at IS NULL
         ELSE false END AS is_stale
     FROM sync_event_log AS e

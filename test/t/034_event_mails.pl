@@ -295,7 +295,13 @@ is(scalar mails('hold_text_2'), 1, 'which is sent once');
 # ----------------------------------------------------------------- refusals
 
 # What is over by the time; and servers that say no, each in its way.
-revoke(qw(gus refused later unwanted spam silent hal));
+revoke(qw(gus refused later unwanted spam silent));
+sql(q{
+	-- who lost access by a row that was paused meanwhile
+	INSERT INTO users (email) VALUES ('ivy@example.org');
+	SELECT syncstate.connect_sync(id, 'google_tasks'), syncstate.connect_sync(id, 'google_gmail'), syncstate.pause_sync(id, 'google_gmail'),
+		syncstate.mark_sync_failed(id, 'google_gmail', 'HTTP 401', 'auth') FROM users WHERE email = 'ivy@example.org'});
+revoke('hal');
 sql(q{
 	SELECT syncstate.connect_account(id) FROM users WHERE email = 'gus@example.org';
 	SELECT syncstate.mark_sync_failed(gen_random_uuid(), 'google_gmail', 'HTTP 401', 'auth');
@@ -304,6 +310,8 @@ sql(q{
 $mailer = start_mailer(POLL => 1);		# it begins anew where the server hangs up
 ok(becomes('hal', 'begun ended'), 'others do not wait for those');
 is(state_of('gus'), 'ended it is no longer so', 'who has come back meanwhile is not asked');
+is(sql(q{SELECT string_agg(concat_ws(' ', reason, why_not), ', ' ORDER BY at, id) FROM told WHERE name = 'ivy' AND event = 'parked' AND reason = 'auth' AND ended_at IS NOT NULL}),
+	'auth', 'but who has not, though the row that lost access was paused');
 is(state_of('refused'), 'ended 550 no such user', 'a recipient who does not exist');
 is(state_of('unwanted'), 'ended 554 no', 'a text that is refused unseen');
 is(state_of('spam'), 'ended 554 spam', 'a text that is refused');
