@@ -167,6 +167,20 @@ $node->safe_psql('clean', q{DELETE FROM syncstate.sync_state WHERE source = 'goo
 psql_file('clean', 'clean');
 same('clean', 1);
 
+### the way to a newer commit, as doc/install.md has it
+
+my ($upgrade) = slurp_file("$FindBin::RealBin/../../doc/install.md") =~ /^## Upgrade\n.*?^```sh\n(.*?)^```$/ms;
+my ($tables) = $contents =~ /^(SELECT s FROM .*? ORDER BY label;)$/ms;
+sub rows_of { return $node->safe_psql('mydb', "SET timezone = 'UTC'; $tables") }
+$node->safe_psql('postgres', 'CREATE DATABASE mydb TEMPLATE app');
+like((run_program('bash', '-ec', "cd $dir\n$upgrade"))[1], qr/cannot drop extension syncstate because other objects depend on it/,
+	'an upgrade stops where something depends on the extension');
+$node->safe_psql('mydb', q{DROP TRIGGER syncstate_forget_users ON public.users; DROP VIEW public.late; DROP FUNCTION public.cursor_of});
+my $carried = rows_of();
+works('and goes through where nothing does', 'bash', '-ec', "cd $dir\n$upgrade");
+ok(rows_of() eq $carried, 'with the rows of all tables');
+$node->safe_psql('postgres', 'DROP DATABASE mydb');
+
 ### archives
 
 dump_to('tar', '-Ft');
