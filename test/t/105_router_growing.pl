@@ -140,11 +140,15 @@ $s->{router}->safe_psql('forgotten', q{CREATE EXTENSION syncstate_router CASCADE
 	CREATE USER MAPPING FOR PUBLIC SERVER syncstate OPTIONS (user 'router', password 'none asked');
 	SELECT syncstate.register_sync_source('custom_crm')});
 
-# What is taken last: an event of a source, and one of a user who moves
-my $moved = $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate_shard.hash(u) & 2 <> 0 LIMIT 1");
+# What is taken last: on each shard an event of a source, and one of a user who
+# moves
+my @moved = map { $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate_shard.hash(u) & 3 = $_ LIMIT 1") } 2, 3;
+my $moved = $moved[0];
 $s->shard_query($_, q{INSERT INTO syncstate.sync_event (at, event, source) VALUES ('2100-01-01', 'source_limited', 'google_tasks')}) foreach 0, 1;
-$s->query("SELECT syncstate.connect_sync('$moved', 'google_tasks', 'last'), syncstate.pause_sync('$moved', 'google_tasks', 'last')");
-$s->shard_query($_, "UPDATE syncstate.sync_event SET at = '2100-01-02' WHERE resource = 'last'") foreach 0, 1;
+$s->shard_query($_, "BEGIN;
+	SELECT syncstate.connect_sync('$moved[$_]', 'google_tasks', 'last'), syncstate.pause_sync('$moved[$_]', 'google_tasks', 'last');
+	UPDATE syncstate.sync_event SET at = '2100-01-02' WHERE resource = 'last';
+	COMMIT") foreach 0, 1;
 
 # The new shards stop following, again and again, so that there is something to
 # wait for when no more calls come.
@@ -183,7 +187,7 @@ foreach my $n (0, 1)
 	is($s->shard_query($n, "SET ROLE router; SELECT count(*) FROM syncstate.$_ WHERE $condition"), '0', "and shows nothing of it") foreach 'sync_state', 'sync_event', 'sync_run', 'sync_channel';
 	is($s->shard_query($n, "SET ROLE router; SELECT count(*) FROM syncstate.sync_event WHERE event = 'source_limited'"), '1', "but what is of no user");
 }
-is($s->query("SELECT count(*) FROM syncstate.sync_event WHERE resource = 'last'"), '1', 'an event that has moved is there once');
+is($s->query("SELECT count(*), count(DISTINCT user_id) FROM syncstate.sync_event WHERE resource = 'last'"), '2|2', 'an event that has moved is there once');
 is($s->query('SELECT count(DISTINCT (user_id, account, source, resource, lease)) = count(*) FROM syncstate.sync_run'), 't', 'and so is each run');
 foreach my $call (
 	[ 'takes no row that has moved', q{SELECT count(*) FROM syncstate.claim_due_syncs('google_contacts', 100)}, '0' ],
@@ -247,7 +251,7 @@ is($overlap, undef, 'no two leases of a row overlapped');
 
 $there{$_}{known} = 1 foreach map({ ("$_  google_gmail ", "$_ work google_gmail ", "$_ work custom_crm ") } @users), map { $_->[3] } lines('connect');
 delete $there{ $_->[3] } foreach lines('disconnect');
-$there{"$moved  google_tasks last"}{known} = 1;
+$there{"$_  google_tasks last"}{known} = 1 foreach @moved;
 $there{"$_ home google_contacts "}{known} = 1 foreach split /\n/, $s->query("SELECT u FROM unnest('{" . join(',', @users) . "}'::uuid[]) AS u WHERE syncstate.shard_of(u) >= 2");
 my (@misplaced, @back, @runs, %channel);
 foreach my $n (0 .. 3)
@@ -303,7 +307,7 @@ is(join("\n", grep { ($withheld{$_} // 0) != ($events{sweep_withheld}{$_} // 0) 
 my %first;
 $first{ s/ \d+$//r }++ foreach keys %{ $events{first_sync} };
 is(join("\n", grep { ($first{$_} // 0) != 1 } sort keys %{ { %first, %cursor } }), '', 'and so was the first sync of each row');
-is(join(' ', map { "$_ " . sum0(values %{ $events{$_} }) } sort grep { !/first_sync|withheld/ } keys %events), 'parked 1 source_limited 2', 'and all else');
+is(join(' ', map { "$_ " . sum0(values %{ $events{$_} }) } sort grep { !/first_sync|withheld/ } keys %events), 'parked 2 source_limited 2', 'and all else');
 is($s->shard_query($_, 'SELECT count(*) FROM syncstate.sync_event'), '0', "no event is hidden on shard $_") foreach 0 .. 3;
 is($s->shard_query($_, q{SELECT count(*) > 0, (SELECT count(DISTINCT user_id) FROM syncstate.sync_state WHERE source = 'custom_crm') = count(*) FROM item}), 't|t', "the users of shard $_ have their items") foreach 2, 3;
 cmp_ok($s->shard_query($_, 'SELECT count(*) FROM syncstate.sync_state'), '>', 20, "shard $_ has rows") foreach 0 .. 3;
