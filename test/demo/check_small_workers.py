@@ -225,9 +225,9 @@ class Small(demo_run.Demo):
         self.step("a graceful stop")
         self.control("mutate", *self.of("ida"), add=60)
         agent = self.held("ida")
+        other, = (process for name, process in self.workers.items() if name != agent)
+        other.send_signal(signal.SIGSTOP)   # it must not take what is released
         process = self.signal_worker(agent, signal.SIGTERM)
-        other, = self.workers.values()
-        other.send_signal(signal.SIGSTOP)
         if not self.turns_pages:            # the others do not wait for the page
             self.control("release", *self.of("ida"))
         self.check(process.wait(demo_run.PATIENCE) == 0, "it ends with status 0")
