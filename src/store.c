@@ -985,9 +985,12 @@ bool
 syncstate_store_delete(const SyncKey *key)
 {
 	Datum		values[NUM_KEY_COLUMNS];
+	bool		deleted;
 
 	key_args(key, values);
-	return run(PLAN_DELETE, values, NULL) > 0;
+	deleted = run(PLAN_DELETE, values, NULL) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	return deleted;
 }
 
 /*
@@ -1023,17 +1026,23 @@ syncstate_store_lock_request(SyncState *row)
 	};
 	Datum		values[Natts_sync_state];
 	bool		nulls[Natts_sync_state];
+	bool		found;
 
 	key_args(&row->key, values);
-	if (run(PLAN_REQUEST_LOCK, values, NULL) == 0)
-		return false;
-	syncstate_state_to_datums(row, values, nulls);
-	for (size_t i = 0; i < lengthof(columns); i++)
-		values[columns[i] - 1] = SPI_getbinval(SPI_tuptable->vals[0],
-											   SPI_tuptable->tupdesc, i + 1,
-											   &nulls[columns[i] - 1]);
-	syncstate_state_from_datums(values, nulls, row);
-	return true;
+	found = run(PLAN_REQUEST_LOCK, values, NULL) > 0;
+	if (found)
+	{
+		HeapTuple	tuple = heap_copytuple(SPI_tuptable->vals[0]);
+
+		syncstate_state_to_datums(row, values, nulls);
+		for (size_t i = 0; i < lengthof(columns); i++)
+			values[columns[i] - 1] = SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+												   i + 1,
+												   &nulls[columns[i] - 1]);
+		syncstate_state_from_datums(values, nulls, row);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return found;
 }
 
 /*
