@@ -109,14 +109,14 @@ $$;
 CREATE FUNCTION write_items(user_id uuid, source syncstate.sync_source, resource text, lease bigint,
     found jsonb, is_full boolean, is_list boolean DEFAULT false, account text DEFAULT '')
 RETURNS void LANGUAGE sql AS $$
-    DELETE FROM items AS i
-    WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $8, $2, $3)
-        AND (found -> i.id = 'null' OR source = 'google_calendar' AND found -> (i.payload ->> 'recurringEventId') = 'null');
     INSERT INTO items (user_id, account, source, resource, id, payload, seen)
     SELECT $1, $8, $2, $3, f.key, f.value, CASE WHEN is_full THEN lease END
     FROM jsonb_each(found) AS f WHERE f.value <> 'null'
     ON CONFLICT ON CONSTRAINT items_pkey
     DO UPDATE SET payload = excluded.payload, seen = excluded.seen, is_missing = false;
+    DELETE FROM items AS i
+    WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $8, $2, $3)
+        AND (found -> i.id = 'null' OR source = 'google_calendar' AND found -> (i.payload ->> 'recurringEventId') = 'null');
     SELECT sweep_items(user_id, source, resource, lease, lease, account) WHERE is_full;
     SELECT follow_list(user_id, source, account) WHERE is_list;
 $$;
