@@ -36,7 +36,7 @@ export type SyncBudget = {
   multiplier: number;
   /** Changes per second of a row about which nothing is known: the mean of all. */
   mean_rate: number;
-  /** Part of the budget that is planned, since requests and failures take theirs unplanned. */
+  /** Factor of the budget to plan for, since requests and failures use some of it unplanned; at most 2. */
   correction: number;
   /** Syncs per day that the plan should make: the budget, or what comes nearest. */
   expected: number;
@@ -100,7 +100,7 @@ export type SyncEvent = {
   user_id: string | null;
   /** Which account of the user at the provider. */
   account: string | null;
-  /** Which API; null = a call parked all of the account. */
+  /** Which API; null = a call parked the account. */
   source: SyncSource | null;
   /** What within the source. */
   resource: string | null;
@@ -114,11 +114,11 @@ export type SyncEvent = {
 
 /** Hints that claims leave to each other: how far they have come in the lanes of a source. */
 export type SyncLane = {
-  /** Up to here rows were given out that fell due or were requested then. */
+  /** Rows that fell due, or were requested, up to this time have been handed out. */
   mark_at: string;
   /** And among those of that time, up to this user's. */
   mark_user_id: string;
-  /** Up to here the sweep was given out; infinity: it is at its end. */
+  /** The sweep has been handed out up to this time; infinity: it is at its end. */
   sweep_at: string;
   /** And among those of that time, up to this user's. */
   sweep_user_id: string;
@@ -154,7 +154,7 @@ export type SyncPolicy = {
   token_ttl: string | null;
   /** What token_ttl is counted from: token (each sync renews it) or full (only a full sync does). */
   token_ttl_from: string | null;
-  /** By how much of itself an interval is shortened at most; 0 to 0.9. */
+  /** The largest fraction by which an interval is shortened; 0 to 0.9. */
   jitter: number | null;
   /** Until when nothing of the source is handed out; infinity = until resumed. */
   paused_until: string | null;
@@ -168,7 +168,7 @@ export type SyncPolicy = {
   rate_per_minute: number | null;
   /** From the start of a row's last sync until a request may start another; 0 seconds to 1 day. */
   request_gap: string | null;
-  /** Failures in a row from which on one of kind auth parks the account's rows. */
+  /** How many failures in a row it takes before one of kind auth parks the account's rows. */
   auth_failures: number | null;
   /** Each row whose last full sync began before this time gets another one; null = none is planned. */
   resync_from: string | null;
