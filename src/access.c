@@ -58,7 +58,8 @@ static ItemPointerData places[NUM_PLACES];
 static bool
 is_bare(Relation rel)
 {
-	Oid			guard = syncstate_ids()->guard_function;	/* may rebuild what follows */
+	Oid			guard = syncstate_ids()->guard_function;	/* first: it may rebuild
+														 * the rest */
 	TriggerDesc *triggers = rel->trigdesc;
 	TupleConstr *constraints = RelationGetDescr(rel)->constr;
 
@@ -588,8 +589,8 @@ update_tuple(RowAccess *rows, const SyncState *row, bool wait)
 		TM_FailureData tmfd;
 
 		result = table_tuple_lock(rows->rel, &tid, GetActiveSnapshot(), locked,
-								  rows->command, LockTupleNoKeyExclusive, LockWaitSkip, 0,
-								  &tmfd);
+								  rows->command, LockTupleNoKeyExclusive,
+								  LockWaitSkip, 0, &tmfd);
 		ExecDropSingleTupleTableSlot(locked);
 		if (result != TM_Ok)
 			return result;
@@ -600,8 +601,8 @@ update_tuple(RowAccess *rows, const SyncState *row, bool wait)
 	ExecConstraints(rows->target, rows->new, rows->estate);
 #endif
 	result = syncstate_table_tuple_update(rows->rel, &tid, rows->new,
-										  rows->command,
-										  GetActiveSnapshot(), wait, &indexes);
+										  rows->command, GetActiveSnapshot(),
+										  wait, &indexes);
 	if (result != TM_Ok)
 		return result;
 	if (row->status == SYNC_SYNCING)
