@@ -177,6 +177,13 @@ class Small(demo_run.Demo):
         self.check(len(refused) == 1 and log[refused[0] + 1]["at"] - log[refused[0]]["at"] >= 5,
                    "a rate limit is waited for")
         self.control("restore", *self.of("cleo"))
+        self.control("narrow", *self.of("cleo"))
+        self.connect("cleo")
+        self.wait_for("the next refusal", lambda: self.row(*self.of("cleo")).parked_reason)
+        row = self.row(*self.of("cleo"))
+        self.check(row.parked_reason == "auth" and "HTTP 403" in row.error_message,
+                   "so is who does not consent to the calendar")
+        self.control("restore", *self.of("cleo"))
         self.control("mutate", *self.of("eve"), delete=100)         # the strange item, too
         self.connect("cleo", "eve", "finn")
         self.wait_synced(*listings)
@@ -226,7 +233,10 @@ class Small(demo_run.Demo):
         self.control("mutate", *self.of("ida"), add=60)
         agent = self.held("ida")
         other, = (process for name, process in self.workers.items() if name != agent)
-        other.send_signal(signal.SIGSTOP)   # it must not take what is released
+        other.send_signal(signal.SIGSTOP)   # it must not take what is released, nor by a claim
+        self.wait_for("the end of its call", lambda: self.value(    # that is on its way
+            "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = %s AND state = 'active'",
+            demo_run.WORKER_ROLE))
         process = self.signal_worker(agent, signal.SIGTERM)
         if not self.turns_pages:            # the others do not wait for the page
             self.control("release", *self.of("ida"))
@@ -234,6 +244,8 @@ class Small(demo_run.Demo):
         if self.turns_pages:
             self.control("release", *self.of("ida"))
         row = self.row(*self.of("ida"))
+        print(f"# {row.status}, {row.syncs_started} started, {row.failures} failed, due {row.due_at}, "
+              f"page {self.log(*self.of('ida'))[-1]['page']}")
         self.check((row.status, row.syncs_started, row.failures) == ("idle", 1, 0)
                    and self.value("SELECT %s <= clock_timestamp()", row.due_at)
                    and self.log(*self.of("ida"))[-1]["page"] < 6,

@@ -609,8 +609,13 @@ class Control:
         """Refuses the account, of all sources."""
         self.provider.revoked.add((listing.user, listing.account.name))
 
+    def narrow(self, listing):
+        """Refuses the account, since its user has not consented to what is asked for."""
+        self.provider.narrowed.add((listing.user, listing.account.name))
+
     def restore(self, listing):
         self.provider.revoked.discard((listing.user, listing.account.name))
+        self.provider.narrowed.discard((listing.user, listing.account.name))
 
     def outdate(self, listing):
         """From now on takes only refreshed tokens of the account."""
@@ -642,6 +647,7 @@ class Provider:
         self.seed = seed
         self.users = [str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{seed}.{n}")) for n in range(users)]
         self.revoked = set()
+        self.narrowed = set()
         self.outdated = set()
         self.push = Push()
         self.sizes = random.Random(seed)
@@ -752,6 +758,8 @@ class Provider:
         key = account.user, account.name
         if key in self.revoked or key in self.outdated and not token.endswith("!"):
             raise Refused(401, "authError", "Invalid Credentials")
+        if key in self.narrowed:
+            raise Refused(403, "insufficientPermissions", "Insufficient Permission")
         if listing.failing:
             listing.failing -= 1
             raise Refused(503, "backendError", "Backend Error")
