@@ -112,7 +112,7 @@ export type SyncEvent = {
   detail: string | null;
 };
 
-/** Hints that claims leave to each other: how far they have come in the lanes of a source. */
+/** Hints that claims leave for each other: how far they have come in the lanes of a source. */
 export type SyncLane = {
   /** Rows that fell due, or were requested, up to this time have been handed out. */
   mark_at: string;

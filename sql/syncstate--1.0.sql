@@ -380,7 +380,7 @@ CREATE TABLE syncstate.sync_lane (
 	CONSTRAINT sync_lane_pkey PRIMARY KEY (source, kind, lane)
 );
 REVOKE ALL ON TABLE syncstate.sync_lane FROM PUBLIC;
-COMMENT ON TABLE syncstate.sync_lane IS 'Hints that claims leave to each other: how far they have come in the lanes of a source';
+COMMENT ON TABLE syncstate.sync_lane IS 'Hints that claims leave for each other: how far they have come in the lanes of a source';
 COMMENT ON COLUMN syncstate.sync_lane.mark_at IS 'Rows that fell due, or were requested, up to this time have been handed out';
 COMMENT ON COLUMN syncstate.sync_lane.mark_user_id IS 'And among those of that time, up to this user''s';
 COMMENT ON COLUMN syncstate.sync_lane.sweep_at IS 'The sweep has been handed out up to this time; infinity: it is at its end';

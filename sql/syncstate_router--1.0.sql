@@ -1890,7 +1890,8 @@ BEGIN
 	BEGIN
 		unconfirmed = syncstate_shard.commit(answers, places);
 	EXCEPTION WHEN query_canceled THEN
-		-- too late: shards that were told to commit do so
+		-- too late: shards that were told to commit do so, and of the
+		-- others the events come again
 		unconfirmed = ARRAY(SELECT ROW(a.shard, NULL, '08007', SQLERRM, NULL, NULL)::syncstate_shard.answer
 			FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL);
 	END;

@@ -897,7 +897,6 @@ bool
 syncstate_store_make(const SyncKey *key, TimestampTz limited_until)
 {
 	Datum		values[NUM_KEY_COLUMNS + 1];
-
 	bool		made;
 
 	key_args(key, values);

@@ -1527,10 +1527,10 @@ class Model:
             self.channels[i]['expires_at'] or INFINITY
         if kind == 'auth' and state != 'retiring' and failures >= p['auth_failures']:
             row = dict(zip(EVENT[2:6], key))
-            is_parked = key in self.rows and self.rows[key]['parked_reason'] is None
+            before = self.rows.get(key)
             if self.park_account(row):
                 self.tell('parked', row, reason='auth', detail=message)
-            if is_parked:
+            if before is not None and before['parked_reason'] is None:
                 self.rows[key]['troubled_at'] = self.now
             again = None
         self.change_channel(i, failures=failures, error_message=message,

@@ -6,7 +6,7 @@
 #
 # Every ```sql block of a page is run, in order, in one psql session, and each
 # page has a database of its own.  The page says as whom: "one psql session; a
-# test does so as a superuser", or "as the owner of the database", who is none.
+# test does so as a superuser", or "as the owner of the database", who is not one.
 # A ```text block right behind it is what psql must print; without one, there
 # must be no error and no warning.  README_ACCEPT=1 writes into the pages what
 # psql did print.
