@@ -146,7 +146,7 @@ SELECT show(mark_sync_failed(u(1), 'google_tasks', 'invalid_grant', 'auth', 1, a
 -- parked keeps its reason; what runs may finish
 SELECT * FROM rows;
 SELECT show(mark_sync_completed(u(1), 'google_calendar', lease => 1, account => 'home'));
-SELECT show(s) FROM claim_due_syncs(NULL, 100) AS s;
+SELECT show(s) FROM claim_due_syncs(NULL, 100) AS s ORDER BY 1;
 -- also where the row that reports it was paused meanwhile
 SELECT show(mark_sync_started(u(1), 'google_calendar', resource => 'c', account => 'home'));
 SELECT show(mark_sync_failed(u(1), 'google_calendar', 'invalid_grant', 'auth', 1, 'c', account => 'home'));

@@ -161,9 +161,6 @@ typedef enum Draw
 	DRAW_IMPOSSIBLE,			/* it has to walk by itself */
 } Draw;
 
-/* With which source the next claim of all sources begins. */
-static uint32 first_source = 0;
-
 PG_FUNCTION_INFO_V1(syncstate_claim_due_syncs);
 
 /*
@@ -293,16 +290,22 @@ claim_part(Claim *claim, Lane lane, const Place *after, const Place *stop,
 	for (;;)
 	{
 		int			ntaken = claim->ntaken;
+		bool		is_bound = walk->visits >= bounds->visits ||
+			walk->dead >= bounds->dead;
 
 		if (ntaken >= limit_of(claim))
 			end = WALK_FULL;
-		else if (walk->visits >= bounds->visits || walk->dead >= bounds->dead)
-			end = WALK_BOUND;
-		else if (passed >= bounds->passed)
-			end = WALK_CROWD;
 		else if (!syncstate_walk_next(walk) ||
 				 (stop != NULL && syncstate_walk_is_past(walk, stop)))
 			end = WALK_ALL;
+
+		/* a row that was moved by its update has a dead entry before its own */
+		else if ((is_bound || passed >= bounds->passed) &&
+				 syncstate_walk_is_past(walk, reached))
+		{
+			walk->visits--;
+			end = is_bound ? WALK_BOUND : WALK_CROWD;
+		}
 		else
 		{
 			bool		is_full = syncstate_cap_is_full(&claim->caps,
@@ -384,6 +387,17 @@ sees_what_others_see(const Claim *claim)
 }
 
 /*
+ * How long after the beginning of a sweep the next one begins: soon, where rows
+ * were held back by max_in_flight.  They can be taken as soon as others end, and
+ * only a sweep finds them.
+ */
+static int64
+sweep_pause(const LaneHints *lh)
+{
+	return lh->held_back ? HELD_BACK_PAUSE : SWEEP_PAUSE;
+}
+
+/*
  * Where the sweep of all sessions goes on, or begins anew; and as far as which
  * place.  Otherwise says why not.
  */
@@ -401,7 +415,7 @@ find_sweep(Claim *claim, LaneHints *lh, const SharedLane *seen, bool rests,
 	{
 		if (is_over)
 		{
-			lh->sweep_started = seen->sweep_rests_until - SWEEP_PAUSE;
+			lh->sweep_started = seen->sweep_rests_until - sweep_pause(lh);
 			return DRAW_NONE;
 		}
 		if (rests)
@@ -508,10 +522,7 @@ give_back(Claim *claim, Lane lane, Front front)
 		 memcmp(&seen.fronts[front], &fh->end, sizeof(SharedPlace)) == 0) &&
 		syncstate_crowd_move(&lh->crowd, &seen, front, &to,
 							 is_over ? claim->now : NO_TIME))
-	{
 		fh->end = to;
-		fh->left = 1;
-	}
 }
 
 /*
@@ -574,18 +585,18 @@ may_draw(const Claim *claim, const FrontHints *fh)
 }
 
 /*
- * Shortens the pause of a sweep that is over, where this session has met rows
- * that were held back by max_in_flight: they can be taken as soon as others end,
- * and only a sweep finds them.
+ * Shortens the pause of a sweep of many sessions that is over, where this one has
+ * met rows that were held back.
  */
 static void
 shorten_pause(Claim *claim, Lane lane)
 {
 	LaneHints  *lh = &claim->hints->lanes[lane];
-	TimestampTz until = syncstate_now() + HELD_BACK_PAUSE;
+	TimestampTz now = syncstate_now();
+	TimestampTz until = now + HELD_BACK_PAUSE;
 	SharedLane	seen;
 
-	lh->held_back = false;
+	lh->sweep_started = now;
 	if (syncstate_crowd_read(&lh->crowd, &claim->policy.label, claim->kind,
 							 lane, &seen) &&
 		seen.fronts[FRONT_SWEEP].at == DT_NOEND &&
@@ -766,9 +777,11 @@ claim_lane(Claim *claim, Lane lane)
 		lh->rests_until = NO_TIME;
 
 	if (!lh->sweeping &&
-		(lh->sweep_started == NO_TIME || now - lh->sweep_started >= SWEEP_PAUSE))
+		(lh->sweep_started == NO_TIME ||
+		 now - lh->sweep_started >= sweep_pause(lh)))
 	{
 		lh->sweeping = true;
+		lh->held_back = false;
 		lh->sweep_started = now;
 		lh->rests_until = NO_TIME;
 		if (lh->fronts[FRONT_SWEEP].left == 0)
@@ -936,13 +949,14 @@ syncstate_claim_due_syncs(PG_FUNCTION_ARGS)
 	}
 	else
 	{
+		static uint32 turn = 0;
+		uint32		first = syncstate_turn(&turn);
 		int			n;
 		SyncPolicy *all = syncstate_policies(&n);
 
 		sources = palloc(Max(n, 1) * sizeof(Oid));
 		for (int i = 0; i < n; i++)
-			sources[nsources++] = all[(first_source + i) % n].source;
-		first_source++;
+			sources[nsources++] = all[(first + i) % n].source;
 	}
 
 	claim.now = syncstate_now();

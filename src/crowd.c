@@ -99,9 +99,10 @@ lock_row(Relation rel, const CrowdRef *ref, const NameData *source, int kind,
 			HeapTupleHeader header = (HeapTupleHeader) PageGetItem(page, item);
 			SharedLane *lane = (SharedLane *) ((char *) header + header->t_hoff);
 
-			/* not one that somebody has updated */
+			/* not one that somebody has updated, unless that was rolled back */
 			if (ItemIdGetLength(item) >= header->t_hoff + SHARED_LANE_SIZE &&
-				ItemPointerEquals(&header->t_ctid, &tid) &&
+				((header->t_infomask & HEAP_XMAX_INVALID) != 0 ||
+				 ItemPointerEquals(&header->t_ctid, &tid)) &&
 				is_of(lane, source, kind, number))
 				return lane;
 		}

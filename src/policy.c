@@ -17,6 +17,7 @@
 #include "commands/async.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
+#include "common/pg_prng.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
@@ -528,6 +529,18 @@ syncstate_policies(int *n)
 
 	memcpy(copy, all, *n * sizeof(SyncPolicy));
 	return copy;
+}
+
+/*
+ * Counts the turns of sources at something; from another number in each session,
+ * so that those of one call each do not all begin with the same source.
+ */
+uint32
+syncstate_turn(uint32 *turn)
+{
+	if (*turn == 0)
+		*turn = pg_prng_uint32(&pg_global_prng_state);
+	return (*turn)++;
 }
 
 /* The sources of a provider, or all of them for NULL, in the order of the enum. */

@@ -53,6 +53,7 @@ typedef struct SyncPolicy
 
 extern SyncPolicy syncstate_policy(Oid source);
 extern SyncPolicy *syncstate_policies(int *npolicies);
+extern uint32 syncstate_turn(uint32 *turn);
 extern Oid *syncstate_sources_of_provider(const char *provider, int *nsources);
 extern int	syncstate_source_rank(Oid source);
 extern void syncstate_policy_check(HeapTupleHeader overrides);

@@ -126,5 +126,14 @@ all_work(2, 'second due time and requests');
 is( $node->safe_psql('postgres', 'SELECT count(*) FROM handed_out'),
 	2 * $rows, 'nothing was handed out besides');
 
+# Sessions of one claim each begin with different sources: none waits for another.
+$node->safe_psql('postgres', q{DELETE FROM syncstate.sync_state;
+	INSERT INTO syncstate.sync_state (user_id, source, resource, due_at)
+	SELECT md5('u')::uuid, s, n::text, now() - interval '1 min'
+	FROM unnest(enum_range(NULL::syncstate.sync_source)) AS s, generate_series(1, 20) AS n});
+my %met = map { $_ => 1 } split /\n/, $node->safe_psql('postgres', "SELECT source FROM syncstate.claim_due_syncs(max_rows => 1);\n\\connect\n" x 15);
+# by chance 15 times the same one: once in 4^14
+cmp_ok(scalar(keys %met), '>', 1, 'sessions that claim but once do not all meet the same source');
+
 $node->stop;
 done_testing();

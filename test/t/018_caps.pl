@@ -131,6 +131,32 @@ my $next = $node->safe_psql('postgres', q{
 $next =~ s/\n+//g;
 is($next, '1', 'and who has looked gets the place that becomes free');
 
+# A worker alone comes back soon to what was held back, and not with the next
+# sweep, a second later.
+$node->safe_psql('postgres', q{DELETE FROM syncstate.sync_state;
+	SELECT syncstate.set_sync_policy('google_tasks', '{"max_in_flight": 1}');
+	INSERT INTO syncstate.sync_state (user_id, source, resource, due_at)
+	SELECT md5('a')::uuid, 'google_tasks', r::text, now() - interval '1 minute' FROM generate_series(1, 6) AS r;
+	CREATE PROCEDURE one_by_one(INOUT shortest interval) LANGUAGE plpgsql AS $$
+	DECLARE
+		batch syncstate.sync_state[];
+		last timestamptz;
+	BEGIN
+		FOR i IN 1 .. 6 LOOP
+			LOOP
+				batch := ARRAY(SELECT c FROM syncstate.claim_due_syncs('google_tasks', 10) AS c);
+				COMMIT;
+				EXIT WHEN cardinality(batch) > 0;
+				PERFORM pg_sleep(0.01);
+			END LOOP;
+			shortest := least(shortest, clock_timestamp() - last);
+			last := clock_timestamp();
+			PERFORM syncstate.mark_sync_completed(user_id, source, lease => lease, resource => resource) FROM unnest(batch);
+			COMMIT;
+		END LOOP;
+	END $$});
+cmp_ok($node->safe_psql('postgres', 'CALL one_by_one(NULL)') =~ /^00:00:(\d.*)/ ? $1 : 60, '<', 0.8, 'what is held back is claimed soon after what held it back');
+
 # a claim of however many rows fits into the table of locks
 $node->safe_psql('postgres', q{DELETE FROM syncstate.sync_state;
 	INSERT INTO syncstate.sync_state (user_id, source, due_at) SELECT md5(u::text)::uuid, 'google_calendar', now() - interval '1 second' FROM generate_series(1, 10000) AS u});

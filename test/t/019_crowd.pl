@@ -125,7 +125,29 @@ walked('requests', $uuid, q{now() + interval '1 day'}, lane => 'requested', befo
 			SELECT count(syncstate.request_sync(user_id, source)) FROM syncstate.sync_state});
 	});
 
+# rows of one user at one time, which are drawn together: who is full before their
+# end goes on with them
+$node->safe_psql('postgres', qq{
+	TRUNCATE syncstate.sync_state;
+	UPDATE syncstate.sync_lane SET mark_at = '-infinity', sweep_at = '-infinity', sweep_rests_until = '-infinity';
+	INSERT INTO syncstate.sync_state (user_id, source, due_at) SELECT $uuid, 'google_calendar', now() - interval '1 h' FROM generate_series(1, 100) AS n;
+	SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', 100);
+	INSERT INTO syncstate.sync_state (user_id, source, resource, due_at)
+	SELECT md5('u')::uuid, 'google_calendar', n::text, now() - interval '30 min' FROM generate_series(1, 50) AS n;
+	CREATE PROCEDURE singly(INOUT claimed integer) LANGUAGE plpgsql AS \$\$
+	BEGIN
+		FOR i IN 1 .. 50 LOOP
+			claimed := claimed + (SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', 1));
+			COMMIT;
+		END LOOP;
+	END \$\$});
+is($node->safe_psql('postgres', 'CALL singly(0)'), 50, 'a session claims all rows of a user, one after the other');
+
 ### what is shared may be wrong, or be gone
+
+walked('an update that was undone', $uuid, "$now + n * interval '1 us'", before => sub {
+		$node->safe_psql('postgres', 'BEGIN; UPDATE syncstate.sync_lane SET mark_at = mark_at; ROLLBACK');
+	});
 
 my %spoilt = (
 	'far ahead' => q{UPDATE syncstate.sync_lane SET mark_at = 'infinity', sweep_at = 'infinity', sweep_rests_until = 'infinity'},
