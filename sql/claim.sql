@@ -246,6 +246,18 @@ CALL clock('21 min');
 SELECT distance(due_at) AS due_at, lease, distance(lease_expires_at) AS lease_expires_at,
 	distance(last_sync_at) AS last_sync_at, failures, distance(failing_since) AS failing_since
 FROM claim_due_syncs('google_calendar', lease_time => '10 min');
+-- rows that are lost together part, also where they are requested meanwhile
+BEGIN;
+INSERT INTO sync_state (user_id, source, due_at, last_sync_at, failures, failing_since, status, lease, lease_expires_at)
+SELECT u(n), 'google_tasks', t('0 s'), t('20 min'), 1, t('10 min'), 'syncing', 2, t('25 min') FROM generate_series(11, 30) AS n;
+SELECT count(request_sync(user_id, source)) FROM sync_state WHERE source = 'google_tasks';
+SELECT count(DISTINCT due_from(s)) AS times, min(due_from(s)) >= t('25 min 15 s') AS not_before, max(due_from(s)) <= t('25 min 30 s') AS nor_after
+FROM sync_state AS s WHERE source = 'google_tasks';
+CALL clock('25 min');
+SELECT count(*) FROM claim_due_syncs('google_tasks', 100);
+CALL clock('25 min 30 s');
+SELECT count(*) FROM claim_due_syncs('google_tasks', 100);
+ROLLBACK;
 -- a renewed one lives longer
 CALL clock('29 min');
 SELECT distance(lease_expires_at) FROM renew_sync_lease(u(1), 'google_calendar', 3, '1 h');
@@ -602,21 +614,19 @@ DECLARE
 	p sync_policy := get_sync_policy(s.source);
 	asked timestamptz;
 	wait interval := '0';
+	lost interval;	-- and after a request
 BEGIN
 	IF s.failures > 0 AND s.status = 'syncing'
 		AND (s.failures + 1 < p.max_failures OR s.lease_expires_at - s.failing_since < p.park_after) THEN
 		wait := p.retry_base * 2 ^ s.failures;
 	END IF;
 	IF s.requested_at IS NOT NULL AND s.status <> 'rate_limited' THEN
-		asked := CASE WHEN s.status = 'syncing' AND s.failures > 0 THEN s.lease_expires_at ELSE s.last_sync_at END;
-		asked := greatest(s.requested_at, least(asked, s.requested_at)
-			+ CASE WHEN s.failures > 0 THEN greatest(p.request_gap, p.retry_base) ELSE p.request_gap END);
-		IF s.status <> 'syncing' AND s.last_sync_at IS NULL THEN
-			asked := s.requested_at;
-		END IF;
+		asked := greatest(s.requested_at, CASE WHEN s.last_sync_at IS NOT NULL THEN least(s.last_sync_at, s.requested_at)
+			+ CASE WHEN s.failures > 0 THEN greatest(p.request_gap, p.retry_base) ELSE p.request_gap END END);
+		lost := CASE WHEN s.status = 'syncing' AND s.failures > 0 THEN p.retry_base END;
 	END IF;
-	earliest := greatest(s.lease_expires_at, least(greatest(s.due_at, s.lease_expires_at + wait / 2), asked));
-	latest := greatest(s.lease_expires_at, least(greatest(s.due_at, s.lease_expires_at + wait), asked));
+	earliest := greatest(s.lease_expires_at, least(greatest(s.due_at, s.lease_expires_at + wait / 2), greatest(asked, s.lease_expires_at + lost / 2)));
+	latest := greatest(s.lease_expires_at, least(greatest(s.due_at, s.lease_expires_at + wait), greatest(asked, s.lease_expires_at + lost)));
 END
 $$;
 

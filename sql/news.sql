@@ -251,6 +251,19 @@ SELECT count(*) FROM syncstate.report_syncs((
 SELECT event, reason, resource, lease IS NOT NULL FROM syncstate.sync_event ORDER BY event;
 DELETE FROM syncstate.sync_state;
 DELETE FROM syncstate.sync_event;
+-- a run that was lost brings its row half-way, which tells why
+SELECT regress_news.set_up('failing');
+UPDATE syncstate.sync_state SET lease_expires_at = t() - '1 minute'::interval;
+SELECT failures FROM syncstate.mark_sync_started(u(), 'google_calendar', resource => 'a', account => 'work');
+SELECT event, detail FROM syncstate.sync_event;
+-- a run that loses its cursor for the third time had to list all of it
+SELECT regress_news.set_up('running');
+UPDATE syncstate.sync_state SET token_losses = 2;
+SELECT parked_reason, token_losses FROM syncstate.clear_sync_token(u(), 'google_calendar', 7, 'a', 'work');
+SELECT outcome, was_full FROM syncstate.sync_run;
+DELETE FROM syncstate.sync_state;
+DELETE FROM syncstate.sync_event;
+DELETE FROM syncstate.sync_run;
 
 -- Sources
 CREATE FUNCTION regress_news.of_source() RETURNS text

@@ -156,6 +156,13 @@ CALL at('8 days 1 hour');
 SELECT n, action, failures FROM claim(100) WHERE n = 14;
 SELECT failures, renew_at FROM mark_channel_failed(u(14), 'google_calendar', leased(14, 'open'), 'invalid_grant', 'auth');
 SELECT parked_reason FROM sync_state WHERE user_id = u(14);
+-- ... and after the account is connected again
+BEGIN;
+SELECT count(*) FROM connect_account(u(14));
+SELECT n, action, failures FROM claim(100) WHERE n = 14;
+SELECT failures FROM mark_channel_failed(u(14), 'google_calendar', leased(14, 'open'), 'invalid_grant', 'auth');
+SELECT parked_reason FROM sync_state WHERE user_id = u(14);
+ROLLBACK;
 SELECT auth_failures FROM set_sync_policy('google_calendar', '{"auth_failures": null}');
 -- an active channel that cannot be renewed is stopped
 SELECT opened(15, 'open', 'fifteen', '2 hours'), opened(16, 'open', 'sixteen', '2 hours');
@@ -446,6 +453,13 @@ CALL at('1300 days');
 SELECT count(*) > 0 AS claimed FROM claim();
 CALL at('301 days');
 SELECT DISTINCT action FROM claim();
+BEGIN;
+SELECT connected(66);
+SELECT n, action FROM claim(100) WHERE n = 66;
+SELECT opened(66, 'open', 'sixty-six', '5 days');
+UPDATE sync_channel SET renew_at = sync_clock() + '1 year' WHERE channel_id = 'sixty-six';
+SELECT n, action FROM claim(100) WHERE n = 66;
+ROLLBACK;
 -- what the provider must not be asked now waits: a source that is paused, an account that is limited
 BEGIN;
 SELECT connected(n) FROM unnest('{64,65}'::integer[]) AS n;

@@ -183,6 +183,8 @@ syncstate_news_row(NewsList *list, const SyncState *row)
 			event.reason = row->parked_reason;
 		if (i == EVENT_PARKED || i == EVENT_FAILING)
 			event.detail = row->error_message;
+		if (i == EVENT_FAILING && row->status == SYNC_SYNCING)
+			event.detail = cstring_to_text(LEASE_EXPIRED_MESSAGE);
 		syncstate_news_event(list, &event);
 	}
 	if (row->news.has_run)
@@ -258,7 +260,8 @@ trim_runs(List *sources, int nwritten, TimestampTz now)
 	int			nsources;
 	SyncPolicy *policies = syncstate_policies(&nsources);
 
-	sources = list_append_unique_oid(sources, policies[turn++ % nsources].source);
+	sources = list_append_unique_oid(sources,
+									 policies[syncstate_turn(&turn) % nsources].source);
 	for (int i = 0; i < nsources; i++)
 	{
 		if (list_member_oid(sources, policies[i].source))

@@ -243,6 +243,7 @@ Datum
 syncstate_claim_push_channels(PG_FUNCTION_ARGS)
 {
 	static uint32 turn = 0;
+	uint32		first;
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Oid			source = PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0);
 	int32		max_rows = syncstate_arg_max_rows(fcinfo, 1, false);
@@ -259,10 +260,10 @@ syncstate_claim_push_channels(PG_FUNCTION_ARGS)
 	policies = syncstate_policies(&npolicies);
 
 	/* each source comes first in its turn, so that none waits for another */
-	turn++;
+	first = syncstate_turn(&turn);
 	for (int i = 0; i < npolicies && nclaimed < max_rows; i++)
 	{
-		const SyncPolicy *policy = &policies[(turn + i) % npolicies];
+		const SyncPolicy *policy = &policies[(first + i) % npolicies];
 
 		if ((!OidIsValid(source) || policy->source == source) &&
 			policy->paused_until <= now)
@@ -508,7 +509,8 @@ syncstate_mark_channel_failed(PG_FUNCTION_ARGS)
 			channel.failures >= policy.auth_failures)
 		{
 			syncstate_revoke_account(&rows, &key, message, now);
-			channel.renew_at = NO_TIME; /* until the row returns */
+			channel.renew_at = NO_TIME; /* until the row returns, which counts anew */
+			channel.failures = 0;
 		}
 		result = syncstate_store_write_channel(&channel);
 	}

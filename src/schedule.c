@@ -338,6 +338,17 @@ syncstate_is_failing(const SyncPolicy *policy, int64 failures,
 		now - failing_since >= policy->park_after / 2;
 }
 
+/* The end of the nth backoff after a run that ends without a report. */
+static TimestampTz
+lost_until(const SyncPolicy *policy, const SyncState *row, int32 n)
+{
+	uint64		hash = hash_bytes_extended((const unsigned char *) &row->lease,
+										   sizeof(row->lease),
+										   row_hash(policy, &row->key));
+
+	return row->lease_expires_at + syncstate_backoff(policy, n, unit_of(hash));
+}
+
 /*
  * From when on a claim takes a row whose run ends without a report: from the
  * end of the lease if that is the row's first failure in a row, or if the claim
@@ -350,40 +361,35 @@ syncstate_is_failing(const SyncPolicy *policy, int64 failures,
 TimestampTz
 syncstate_lease_over(const SyncPolicy *policy, const SyncState *row)
 {
-	uint64		hash;
-
 	if (row->failures == 0 ||
 		syncstate_is_hopeless(policy, (int64) row->failures + 1,
 							  row->failing_since, row->lease_expires_at))
 		return row->lease_expires_at;
-	hash = hash_bytes_extended((const unsigned char *) &row->lease,
-							   sizeof(row->lease), row_hash(policy, &row->key));
-	return row->lease_expires_at +
-		syncstate_backoff(policy, Min(row->failures, PG_INT32_MAX - 1) + 1,
-						  unit_of(hash));
+	return lost_until(policy, row, Min(row->failures, PG_INT32_MAX - 1) + 1);
 }
 
 /*
  * From when on a request leads to a sync: not before a gap after the last start,
- * and a failing row's not before retry_base.
+ * and a failing row's not before retry_base.  Where its run is lost, it waits for
+ * the first backoff: what was claimed together must part here, too.
  */
 TimestampTz
 syncstate_request_opens(const SyncPolicy *policy, const SyncState *row)
 {
 	int64		gap = policy->request_gap;
-	TimestampTz since = row->last_sync_at;
+	TimestampTz opens = row->requested_at;
 
 	if (row->failures > 0)
 	{
 		gap = Max(gap, policy->retry_base);
 		if (row->status == SYNC_SYNCING)
-			since = row->lease_expires_at;
+			opens = Max(opens, lost_until(policy, row, 1));
 	}
-	if (since == NO_TIME)
-		return row->requested_at;
 
 	/* the clock may have been set back since */
-	return Max(row->requested_at, Min(since, row->requested_at) + gap);
+	if (row->last_sync_at != NO_TIME)
+		opens = Max(opens, Min(row->last_sync_at, row->requested_at) + gap);
+	return opens;
 }
 
 /*

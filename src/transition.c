@@ -20,7 +20,6 @@
 #include "transition.h"
 
 #define RATE_LIMIT_MESSAGE	"API rate limit exceeded"
-#define LEASE_EXPIRED_MESSAGE	"lease expired without a report"
 
 /* From this many cursor losses in a row on, the row waits; then it is parked. */
 #define LOSSES_TO_WAIT		3
@@ -650,8 +649,12 @@ tell(const SyncState *old, SyncState *row, Transition transition,
 	}
 	row->news.events |= events;
 	if (policy->keep_runs != KEEP_RUNS_NONE && ended)
+	{
 		syncstate_tell_run(old, row, outcome_of(old, transition, report, now),
 						   report, policy, now);
+		if (transition == TRANSITION_CLEAR_TOKEN && report->has_lease)
+			row->news.run.was_full = true;
+	}
 }
 
 /* Applies a transition to a row. */
@@ -764,8 +767,7 @@ syncstate_recognize(const SyncState *old, const SyncState *row,
 	bool		status_changed = row->status != old->status;
 	bool		status_written = written->status || status_changed;
 	bool		lease_changed = row->lease > old->lease;
-	bool		lease_ended = was_running && old->lease_expires_at <= now &&
-		row->lease_expires_at == old->lease_expires_at;
+	bool		lease_ended = was_running && old->lease_expires_at <= now;
 
 	switch (row->status)
 	{

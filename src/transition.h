@@ -27,6 +27,9 @@ typedef enum Transition
 	NUM_TRANSITIONS,
 } Transition;
 
+/* What a run that was lost failed with. */
+#define LEASE_EXPIRED_MESSAGE	"lease expired without a report"
+
 typedef enum FailureKind
 {
 	FAILURE_TRANSIENT,

@@ -1086,10 +1086,11 @@ def opens_between(row):
         hi = max(hi, end + (0 if lasts and row["failures"] + 1 >= MAX_FAILURES else wait))
     if row["requested_at"] is not None and row["status"] != "rate_limited":
         asked = row["requested_at"]
-        since = row["lease_expires_at"] if running and failing else row["last_sync_at"]
-        if since is not None:
-            asked = max(asked, min(since, asked) + (max(REQUEST_GAP, RETRY_BASE) if failing else REQUEST_GAP))
-        lo, hi = min(lo, asked), min(hi, asked)
+        if row["last_sync_at"] is not None:
+            asked = max(asked, min(row["last_sync_at"], asked) + (max(REQUEST_GAP, RETRY_BASE) if failing else REQUEST_GAP))
+        lost = row["lease_expires_at"] if running and failing else 0
+        lo = min(lo, max(asked, lost and lost + RETRY_BASE // 2))
+        hi = min(hi, max(asked, lost and lost + RETRY_BASE))
     if running:
         lo, hi = (max(t, row["lease_expires_at"]) for t in (lo, hi))
     return tuple(max(t, row["limited_until"] or 0) for t in (lo, hi))

@@ -473,13 +473,16 @@ class Model:
             lo, hi = max(lo, end + wait // 2), max(hi, end + wait)
         if row['requested_at'] is not None and row['status'] != 'rate_limited':
             asked = row['requested_at']
-            since = row['lease_expires_at'] \
-                if failing and row['status'] == 'syncing' else row['last_sync_at']
-            if since is not None:
+            if row['last_sync_at'] is not None:
                 gap = max(p['request_gap'], p['retry_base']) if failing \
                     else p['request_gap']
-                asked = max(asked, min(since, asked) + gap)
-            lo, hi = min(lo, asked), min(hi, asked)
+                asked = max(asked, min(row['last_sync_at'], asked) + gap)
+            parted = asked, asked
+            if failing and row['status'] == 'syncing':
+                end = row['lease_expires_at']
+                parted = (max(asked, end + p['retry_base'] // 2),
+                          max(asked, end + p['retry_base']))
+            lo, hi = min(lo, parted[0]), min(hi, parted[1])
         if row['status'] == 'syncing':
             lo, hi = (max(t, row['lease_expires_at']) for t in (lo, hi))
         if row['limited_until'] is not None:
@@ -886,7 +889,9 @@ class Model:
             # once per run of failures
             row['troubled_at'] = self.now
             if reason in (None, *STAY_PARKED):
-                self.tell('failing', row, lease=lease, detail=row['error_message'])
+                self.tell('failing', row, lease=lease,
+                          detail='lease expired without a report'
+                          if row['status'] == 'syncing' else row['error_message'])
 
     def trouble_of_call(self, old, row, call):
         """troubled_at, did a direct write nothing but what it amounts to"""
@@ -900,7 +905,7 @@ class Model:
         return 2 * row['failures'] >= p['max_failures'] \
             and 2 * (self.now - row['failing_since']) >= p['park_after']
 
-    def tell_run(self, old, row, outcome, items=None, is_own=True):
+    def tell_run(self, old, row, outcome, items=None, is_own=True, cleared=False):
         """The run in flight, if that has ended.  is_own: whether the worker
         that had it may have said how; otherwise it was lost before."""
         if old['status'] != 'syncing' or row is not None \
@@ -915,7 +920,8 @@ class Model:
             return
         self.ended.append(dict(
             {c: old[c] for c in RUN[:5]}, started_at=old['last_sync_at'],
-            ended_at=ended_at, outcome=outcome, was_full=not has_cursor(old),
+            ended_at=ended_at, outcome=outcome,
+            was_full=cleared or not has_cursor(old),
             was_requested=old['run_requested_at'] is not None,
             items=items if outcome == 'completed' else old['progress_done'],
             error_message=row['error_message'] if outcome == 'failed' else
@@ -1029,7 +1035,7 @@ class Model:
         has_lease = a.get('lease') is not None
         self.lose_cursor(row, has_lease)
         self.tell_row(old, row, cleared=True)
-        self.tell_run(old, row, 'failed' if has_lease else 'revoked')
+        self.tell_run(old, row, 'failed' if has_lease else 'revoked', cleared=has_lease)
         return row
 
     def mark_sync_started(self, key, a, got):
@@ -1532,7 +1538,7 @@ class Model:
                 self.tell('parked', row, reason='auth', detail=message)
             if before is not None and before['parked_reason'] is None:
                 self.rows[key]['troubled_at'] = self.now
-            again = None
+            again, failures = None, 0
         self.change_channel(i, failures=failures, error_message=message,
                             renew_at=again, lease_expires_at=None)
         return i

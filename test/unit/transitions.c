@@ -698,7 +698,8 @@ expect_run(void)
 	holds(RUN_OUTCOME, run->outcome == outcome);
 	holds(RUN_FACTS, run->lease == old.lease && run->started_at == old.last_sync_at &&
 		  run->ended_at == (outcome == OUTCOME_LOST ? old.lease_expires_at : now) &&
-		  run->was_full == !has_cursor(&old) &&
+		  run->was_full == (!has_cursor(&old) ||
+							(transition == TRANSITION_CLEAR_TOKEN && report.has_lease)) &&
 		  run->was_requested == (old.run_requested_at != NO_TIME) &&
 		  run->items == (outcome == OUTCOME_COMPLETED ?
 						 report.items_synced : old.progress_done));

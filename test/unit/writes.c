@@ -240,6 +240,14 @@ try_status(void)
 	else
 		expect_call(WRITE_TAKE_OVER, old.lease_expires_at <= now ?
 					TRANSITION_START : TRANSITION_NONE, 0);
+	if (was_running && old.lease_expires_at <= now)
+	{
+		/* until when, too */
+		names.status = true;
+		written.status = SYNC_SYNCING;
+		written.lease_expires_at = now + USECS_PER_MINUTE;
+		expect_call(WRITE_TAKE_OVER, TRANSITION_START, COLUMN(lease_expires_at));
+	}
 
 	written.status = SYNC_ERROR;
 	if (pick(2) == 0)
