@@ -16,7 +16,8 @@ CREATE FUNCTION save_page(user_id uuid, source syncstate.sync_source, resource t
     found jsonb, full_sync bigint, done bigint, page_token text DEFAULT NULL,
     sync_token text DEFAULT NULL, history_id text DEFAULT NULL, updated_min timestamptz DEFAULT NULL,
     is_list boolean DEFAULT false, account text DEFAULT '')
-RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET datestyle = ISO AS $$   -- a time goes to the shard as text
 DECLARE
     is_due boolean;
 BEGIN

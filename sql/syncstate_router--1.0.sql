@@ -782,7 +782,7 @@ BEGIN
 	IF message OPERATOR(pg_catalog.~) '^PL/Proxy function ' THEN
 		state = '08006';
 	END IF;
-	message = pg_catalog.regexp_replace(pg_catalog.rtrim(message, E'\n'), '^(PL/Proxy function )?syncstate_shard[.][a-z_]+[(][0-9]+[)]: ([[].*?[]] )?(REMOTE [^ ]+: )?', '');
+	message = pg_catalog.regexp_replace(pg_catalog.rtrim(message, E'\n'), '^(PL/Proxy function )?syncstate_shard[.][a-z_]+[(][0-9]+[)]: ([[][^]]*[]] )?(REMOTE [^ ]+: )?', '');
 	IF syncstate_shard.is_outage(state) AND NOT syncstate_shard.is_worker() THEN
 		RAISE LOG 'shard % does not answer: %', shard, message;
 		message = NULL;
@@ -794,8 +794,11 @@ END
 $$;
 COMMENT ON FUNCTION syncstate_shard.fail_routed(uuid, text, text, text, text) IS 'Raises an error that PL/Proxy brought from the shard of a user';
 
-/* After a limit of scope 'source' on one shard: the provider counts them all as one. */
-CREATE FUNCTION syncstate_shard.spread_pause(source syncstate.sync_source) RETURNS void
+/*
+ * After a limit of scope 'source' on some shards: the provider counts them all as
+ * one.
+ */
+CREATE FUNCTION syncstate_shard.spread_pause(source syncstate.sync_source, shards integer[]) RETURNS void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 	SET datestyle = ISO
@@ -806,13 +809,14 @@ DECLARE
 	until pg_catalog.timestamptz;
 BEGIN
 	answers = ARRAY(SELECT a FROM syncstate_shard.ask_all(question, false) AS a);
-	SELECT pg_catalog.max(a.rows[1]::pg_catalog.timestamptz) INTO until FROM pg_catalog.unnest(answers) AS a;
-	-- the limit came to nothing, because its lease was lost or its shard is down
+	SELECT pg_catalog.max(a.rows[1]::pg_catalog.timestamptz) INTO until FROM pg_catalog.unnest(answers) AS a
+		WHERE a.shard OPERATOR(pg_catalog.=) ANY (shards);
+	-- somebody has ended the pause meanwhile
 	IF until IS NULL THEN
 		RETURN;
 	END IF;
 	answers = syncstate_shard.ask(
-		ARRAY(SELECT CASE WHEN a.shard IS NOT NULL AND a.rows[1]::pg_catalog.timestamptz OPERATOR(pg_catalog.=) until IS NOT TRUE
+		ARRAY(SELECT CASE WHEN a.shard IS NOT NULL AND a.rows[1]::pg_catalog.timestamptz OPERATOR(pg_catalog.>=) until IS NOT TRUE
 				THEN pg_catalog.format('SELECT (syncstate.pause_sync_source(%L, %L)).paused_until::text', source, until) END
 			FROM pg_catalog.generate_series(0, syncstate_shard.enter() OPERATOR(pg_catalog.-) 1) AS n
 				LEFT JOIN pg_catalog.unnest(answers) AS a ON a.shard OPERATOR(pg_catalog.=) n
@@ -820,7 +824,7 @@ BEGIN
 	PERFORM syncstate_shard.check(answers, false);
 END
 $$;
-COMMENT ON FUNCTION syncstate_shard.spread_pause(syncstate.sync_source) IS 'Pauses a source on all shards for as long as on the one where it is paused longest';
+COMMENT ON FUNCTION syncstate_shard.spread_pause(syncstate.sync_source, integer[]) IS 'Pauses a source on all shards for as long as on these';
 
 /*
  * For each call two functions: the public one, and PL/Proxy's, which goes by
@@ -853,7 +857,7 @@ BEGIN
 		('mark_rate_limited',
 		 $$user_id uuid, source syncstate.sync_source, retry_after interval DEFAULT NULL, scope text DEFAULT 'account', lease bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
 		 'syncstate.sync_state', 'VOLATILE', '',
-		 $$IF scope OPERATOR(pg_catalog.=) 'source' THEN PERFORM syncstate_shard.spread_pause(source); END IF;$$,
+		 $$IF scope OPERATOR(pg_catalog.=) 'source' THEN PERFORM syncstate_shard.spread_pause(source, ARRAY[syncstate.shard_of(user_id)]); END IF;$$,
 		 'Reports that the provider''s rate limit was hit: the rows of the account''s source wait until it ends'),
 		('clear_sync_token',
 		 $$user_id uuid, source syncstate.sync_source, lease bigint DEFAULT NULL, resource text DEFAULT '', account text DEFAULT ''$$,
@@ -1058,7 +1062,8 @@ BEGIN
 		END IF;
 	END LOOP;
 	FOREACH answer IN ARRAY syncstate_shard.ask(statements, begun, places) LOOP
-		IF answer.state IS NOT NULL THEN
+		-- what was refused stays so, however its transaction ends
+		IF answer.state IS NOT NULL AND statement OPERATOR(pg_catalog.=) 'COMMIT' THEN
 			answer.state = '08007';
 			answers = ARRAY(SELECT a FROM pg_catalog.unnest(answers) AS a WHERE a.shard OPERATOR(pg_catalog.<>) answer.shard) OPERATOR(pg_catalog.||) answer;
 		END IF;
@@ -1090,7 +1095,10 @@ DECLARE
 	shards CONSTANT pg_catalog.int4 = pg_catalog.cardinality(places);
 	counter CONSTANT pg_catalog.text = 'syncstate_router.turn_' OPERATOR(pg_catalog.||)
 		pg_catalog.to_hex(pg_catalog.hashtextextended(what, 0));
-	turn pg_catalog.int4 = COALESCE(NULLIF(pg_catalog.current_setting(counter, true), '')::pg_catalog.int4,
+	-- without a connection it is a new session, or one whose last call was aborted: what
+	-- that counted was rolled back, and the same shard may not answer again
+	turn pg_catalog.int4 = COALESCE(
+		CASE WHEN syncstate_shard.get_connections() IS NOT NULL THEN NULLIF(pg_catalog.current_setting(counter, true), '')::pg_catalog.int4 END,
 		pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) shards)::pg_catalog.int4);
 	hungry pg_catalog.int4[];		-- shards that may have more, by turns
 	asked pg_catalog.int4;			-- how many of them at the same time
@@ -1331,7 +1339,7 @@ DECLARE
 	known syncstate.sync_source;	-- one of their sources: all of them can be read here
 	reports pg_catalog.jsonb;
 	limited syncstate.sync_source;
-	limits syncstate.sync_source[];
+	limiting pg_catalog.int4[];		-- shards where it was
 	syncs syncstate.sync_state[];
 	alone pg_catalog.bool = false;	-- whether a shard has them all
 	open pg_catalog.bool = true;	-- whether there may be open transactions
@@ -1370,10 +1378,6 @@ BEGIN
 	-- know, or a bad report whose shard is not there to refuse it.  Where a shard
 	-- refused one, commit() ends it, in the shard's words.
 	IF NOT syncstate_shard.refused(answers) THEN
-		limits = ARRAY(SELECT DISTINCT (r.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source
-			FROM pg_catalog.jsonb_array_elements(results) AS r (report)
-			WHERE r.report OPERATOR(pg_catalog.->>) 'outcome' OPERATOR(pg_catalog.=) 'rate_limited'
-				AND r.report OPERATOR(pg_catalog.->>) 'scope' OPERATOR(pg_catalog.=) 'source');
 		IF alone THEN
 			syncs = ARRAY(SELECT r.line::syncstate.sync_state FROM pg_catalog.unnest(answers) AS a, LATERAL pg_catalog.unnest(a.rows) AS r (line));
 		ELSE
@@ -1403,8 +1407,18 @@ BEGIN
 				OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT a.shard FROM pg_catalog.unnest(answers) AS a WHERE a.state IS NULL)));
 	END IF;
 
-	FOREACH limited IN ARRAY COALESCE(limits, '{}') LOOP
-		PERFORM syncstate_shard.spread_pause(limited);
+	-- of the limits of whole sources, those that were applied
+	FOR limited, limiting IN SELECT s.source, pg_catalog.array_agg(DISTINCT syncstate_shard.hash(s.user_id) OPERATOR(pg_catalog.&) (shards OPERATOR(pg_catalog.-) 1))
+		FROM pg_catalog.jsonb_array_elements(results) AS r (report), LATERAL pg_catalog.unnest(syncs) AS s
+		WHERE r.report OPERATOR(pg_catalog.->>) 'outcome' OPERATOR(pg_catalog.=) 'rate_limited'
+			AND r.report OPERATOR(pg_catalog.->>) 'scope' OPERATOR(pg_catalog.=) 'source'
+			AND s.user_id OPERATOR(pg_catalog.=) (r.report OPERATOR(pg_catalog.->>) 'user_id')::pg_catalog.uuid
+			AND s.account OPERATOR(pg_catalog.=) COALESCE(r.report OPERATOR(pg_catalog.->>) 'account', '')
+			AND s.source OPERATOR(pg_catalog.=) (r.report OPERATOR(pg_catalog.->>) 'source')::syncstate.sync_source
+			AND s.resource OPERATOR(pg_catalog.=) COALESCE(r.report OPERATOR(pg_catalog.->>) 'resource', '')
+		GROUP BY s.source ORDER BY s.source
+	LOOP
+		PERFORM syncstate_shard.spread_pause(limited, limiting);
 	END LOOP;
 	RETURN QUERY SELECT r.* FROM pg_catalog.unnest(syncs) AS r;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
@@ -1454,7 +1468,10 @@ COMMENT ON FUNCTION syncstate.next_sync_due(syncstate.sync_source) IS 'Returns w
 
 /* --------------------------------------------------------------- policies */
 
-/* Shards share a budget and a rate, and have all else alike. */
+/*
+ * Shards share a budget and a rate, and have all else alike; but a limit that a
+ * worker of a shard met pauses that shard alone.
+ */
 CREATE FUNCTION syncstate_shard.policy(answers syncstate_shard.answer[]) RETURNS syncstate.sync_policy
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
@@ -1464,15 +1481,15 @@ DECLARE
 	policy syncstate.sync_policy = policies[1];
 BEGIN
 	IF EXISTS (SELECT FROM pg_catalog.unnest(policies) AS p
-			   WHERE pg_catalog.to_jsonb(p) OPERATOR(pg_catalog.-) '{daily_budget,rate_per_minute}'::pg_catalog.text[]
-				   OPERATOR(pg_catalog.<>) (pg_catalog.to_jsonb(policy) OPERATOR(pg_catalog.-) '{daily_budget,rate_per_minute}'::pg_catalog.text[])) THEN
+			   WHERE pg_catalog.to_jsonb(p) OPERATOR(pg_catalog.-) '{daily_budget,rate_per_minute,paused_until}'::pg_catalog.text[]
+				   OPERATOR(pg_catalog.<>) (pg_catalog.to_jsonb(policy) OPERATOR(pg_catalog.-) '{daily_budget,rate_per_minute,paused_until}'::pg_catalog.text[])) THEN
 		RAISE WARNING USING
 			MESSAGE = pg_catalog.format('shards have different policies of %s', policy.source),
 			DETAIL = 'This is that of the first shard that answers.',
 			HINT = 'Repeat the call that did not reach all of them.';
 	END IF;
-	SELECT pg_catalog.sum(p.daily_budget), pg_catalog.sum(p.rate_per_minute)
-		INTO policy.daily_budget, policy.rate_per_minute FROM pg_catalog.unnest(policies) AS p;
+	SELECT pg_catalog.sum(p.daily_budget), pg_catalog.sum(p.rate_per_minute), pg_catalog.max(p.paused_until)
+		INTO policy.daily_budget, policy.rate_per_minute, policy.paused_until FROM pg_catalog.unnest(policies) AS p;
 	RETURN policy;
 END
 $$;

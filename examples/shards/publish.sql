@@ -21,6 +21,14 @@
 \set moves '((get_byte(sha256(uuid_send(user_id)), 0) | (get_byte(sha256(uuid_send(user_id)), 1) << 8)) & ' :shards ') <> 0'
 SET search_path = pg_catalog;
 
+DO $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_policies WHERE policyname = 'syncstate_grow') THEN
+		RAISE 'rows that moved at an earlier switch are still here' USING HINT = 'Run cleanup.sql.';
+	END IF;
+END
+$$;
+
 -- The key of an event does not have its user, by whom the taken ones are filtered.
 -- What waits for the lock keeps others waiting: if it fails, run this again.
 BEGIN;

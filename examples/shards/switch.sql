@@ -86,6 +86,8 @@ SELECT syncstate_shard.exec(name, format($sql$DO $do$
 				daily_budget = CASE WHEN daily_budget > 1 THEN daily_budget / 2 ELSE daily_budget END,
 				rate_per_minute = CASE WHEN rate_per_minute > 1 THEN rate_per_minute / 2 ELSE rate_per_minute END
 				WHERE daily_budget > 1 OR rate_per_minute > 1;
+		ELSIF EXISTS (SELECT FROM pg_policies WHERE policyname = 'syncstate_grow' AND qual NOT LIKE '%%& %1$s) <> 0%%') THEN
+			RAISE 'rows that moved at an earlier switch are still here' USING HINT = 'Run cleanup.sql.';
 		END IF;
 	END $do$ $sql$, (SELECT count(*) FROM place WHERE NOT is_new))) FROM place WHERE NOT is_new ORDER BY shard;
 

@@ -302,6 +302,7 @@ compare('service_role', 'mark_sync_started(' . key(28, 'google_contacts') . ')',
 is(join(' ', uniq map { $s->shard_query($_, q{SELECT paused_until FROM syncstate.sync_policy WHERE source = 'google_contacts'}) } 0 .. $shards - 1),
 	'2026-01-10 13:20:00+00', 'nor does a limit in a report stay on one shard');
 compare_states('after limits of a source');
+compare('service_role', 'update_sync_state(' . key(26) . q{, '{"due_at": "[a] b"}')});
 settle();
 set_clock('2026-01-10 13:30:00+00');
 compare('service_role', 'claim_due_syncs(max_rows => 10000)');

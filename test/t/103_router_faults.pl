@@ -190,12 +190,21 @@ sub ask_again
 my $router = router_session();
 fill({});
 # from shard 3 on, by turns: 6 rows, and of the others 4, 3 and 3
+ask($router, 'SELECT syncstate.next_sync_due()');
 ask($router, Shards::turn(3, 'google_tasks'));
 my ($claimed, $messages) = ask($router, claim(16));
 is(count($claimed), 16, 'all shards are up');
 is($messages, '', 'which needs no words');
 my ($none, $words) = ask($router, qq{SELECT syncstate.report_syncs('[{"user_id": "$users[0][0]", "source": "google_tasks", "lease": 99, "outcome": "rate_limited", "scope": "source"}]')});
 is("$none$words", '', 'a limit with a lost lease pauses nothing anywhere');
+# ... nor does it pass on a pause that a worker of a shard has met
+$s->shard_query(0, q{SELECT syncstate.pause_sync_source('google_tasks', clock_timestamp() + '1 hour'); DELETE FROM syncstate.sync_event});
+ask($router, qq{SELECT syncstate.report_syncs('[{"user_id": "$users[0][0]", "source": "google_tasks", "lease": 99, "outcome": "rate_limited", "scope": "source"}]')});
+is(join(' ', map { $s->shard_query($_, q{SELECT paused_until IS NOT NULL FROM syncstate.get_sync_policy('google_tasks')}) } 0 .. 3), 't f f f', 'a pause of one shard stays its own');
+($none, $words) = ask($router, q{SELECT paused_until > clock_timestamp() FROM syncstate.get_sync_policy('google_tasks')});
+is($words, '', 'which is no difference of policies');
+like($none, qr/^t$/, 'but told');
+$s->shard_query(0, q{SELECT syncstate.resume_sync_source('google_tasks'); DELETE FROM syncstate.sync_event});
 my $lost = of($claimed, 2);
 is(count($lost), 3, 'the one that will be down has its part');
 
@@ -571,6 +580,23 @@ foreach my $case ('stopped', 'locked')
 	is($claimed, of(held(), 2), 'and gives its rows');
 	is(count($claimed), $each, 'all of them');
 }
+
+# Nor does it keep a caller from the others who is less patient than the router:
+# what a canceled claim knew of turns is rolled back with it.
+fill({});
+$session = router_session();
+ask($session, 'SELECT syncstate.next_sync_due()');
+ask($session, Shards::turn(2, 'google_tasks'));
+ask($session, q{SET statement_timeout = '1s'});
+my $slow = lock_shard(2);
+my $tries = 0;
+do { ($claimed, $warning) = ask($session, claim(1)) } until count($claimed) == 1 || ++$tries == 15;
+cmp_ok($tries, '>', 0, 'a shard that is too slow for its caller cancels a claim');
+cmp_ok($tries, '<', 15, 'but not all of them');
+$slow->query('ROLLBACK');
+$slow->quit;
+$session->quit;
+wait_for_rest();
 
 # A host that hangs accepts connections, and says nothing.  From 16 on, dblink
 # does not obey connect_timeout, and only the caller's patience bounds a claim.

@@ -205,6 +205,7 @@ foreach my $call (
 
 $s->shard_query($_, 'DROP FUNCTION follow CASCADE') foreach 2, 3;
 like(run_file(@switch), qr/the new shards must be 4, 5, 6, 7, as many as there are/, 'switch.sql is not run twice');
+like(run_file('publish', $s->{shards}[0]->connstr('shard0'), 'shards=4', 'new=4'), qr/rows that moved at an earlier switch are still here/, 'the shards are not doubled again before cleanup.sql');
 foreach my $n (0, 1)
 {
 	is(run_file('cleanup', $s->{shards}[$n]->connstr("shard$n")), '', "cleanup.sql on shard $n");

@@ -84,5 +84,17 @@ foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 	}
 }
 
+# A time that goes to a shard as text is the same there.
+fill();
+$s->query(qq{SET datestyle = 'SQL, DMY'; SELECT save_page('$users[0]', 'google_gmail', '', 1, '{}', NULL, 0, updated_min => '03/02/2026 00:00 UTC')});
+is($s->shard_query(0, qq{SELECT updated_min AT TIME ZONE 'UTC' FROM syncstate.sync_state WHERE source = 'google_gmail' AND user_id = '$users[0]'}), '2026-02-03 00:00:00', 'whatever the style of dates');
+
+# A column of the site's
+$s->shard_query($_, 'ALTER TABLE syncstate.sync_state ADD COLUMN note text') foreach 0 .. 1;
+$s->query('ALTER TYPE syncstate.sync_state ADD ATTRIBUTE note text');
+fill();
+is($s->query('SELECT count(*), count(note) FROM syncstate.claim_due_syncs()'), '2|0', 'comes along if the router knows it');
+is($s->query("SELECT status, note FROM syncstate.mark_sync_completed('$users[1]', 'google_gmail', lease => 1)"), 'idle|', 'also of one row');
+
 $s->stop;
 done_testing();
