@@ -83,11 +83,16 @@ def calendar_page(row, place):
 
 
 def contacts_page(row, place):
-    body, _ = get(row, "people", "/v1/people/me/connections", personFields="names,emailAddresses",
-                  requestSyncToken="true", pageSize=PAGE_SIZE, syncToken=row.sync_token,
-                  pageToken=place.get("page"))
-    items = {p["resourceName"]: None if p.get("metadata", {}).get("deleted") else p
-             for p in body.get("connections", [])}
+    # without metadata, a deleted contact looks like one that has lost its names
+    body, _ = get(row, "people", "/v1/people/me/connections",
+                  personFields="names,emailAddresses,metadata", requestSyncToken="true",
+                  pageSize=PAGE_SIZE, syncToken=row.sync_token, pageToken=place.get("page"))
+    items = {}
+    for person in body.get("connections", []):
+        metadata = person.get("metadata", {})
+        for old in metadata.get("previousResourceNames", []):
+            items.setdefault(old, None)
+        items[person["resourceName"]] = None if metadata.get("deleted") else person
     return items, body.get("nextPageToken"), {"sync_token": body.get("nextSyncToken")}
 
 
@@ -132,11 +137,13 @@ def gmail_page(row, place):
 
 def message(row, path):
     try:
-        return get(row, "gmail", path, format="minimal")[0]
+        found = get(row, "gmail", path, format="minimal")[0]
     except ApiError as error:
         if error.status == 404:
             return None             # deleted since it was listed
         raise
+    # a listing leaves these out, and so do we when the history tells of them
+    return None if {"SPAM", "TRASH"} & set(found.get("labelIds", [])) else found
 
 
 PAGES = {"google_calendar": calendar_page, "google_tasks": tasks_page,
@@ -222,9 +229,10 @@ def retry_after(headers, message):
     value = headers.get("Retry-After") or ""
     if value.isdigit():
         return timedelta(seconds=int(value))
-    moment = re.search(r"[Rr]etry after (\S+Z)", message)
+    moment = re.search(r"[Rr]etry after (\S+)Z", message)
     try:
-        until = datetime.fromisoformat(moment[1]) if moment else parsedate_to_datetime(value)
+        until = (datetime.fromisoformat(f"{moment[1]}+00:00") if moment
+                 else parsedate_to_datetime(value))
         return until - parsedate_to_datetime(headers["Date"])
     except (TypeError, ValueError):
         return None
@@ -242,10 +250,11 @@ def post(row, host, path, body):
 
 def send(row, host, path, query="", data=None, is_refused=False):
     url = API_URL or f"https://{host}.googleapis.com"
+    token = access_token(row, is_refused)       # what it raises is not for users to read
+    headers = {"Authorization": f"Bearer {token}", "User-Agent": NAME}
+    if data:
+        headers["Content-Type"] = "application/json"
     try:
-        headers = {"Authorization": f"Bearer {access_token(row, is_refused)}", "User-Agent": NAME}
-        if data:
-            headers["Content-Type"] = "application/json"
         try:
             request = Request(f"{url}{path}{query}", data, headers)
             with urlopen(request, timeout=60) as answer:
@@ -255,5 +264,7 @@ def send(row, host, path, query="", data=None, is_refused=False):
                 return send(row, host, path, query, data, is_refused=True)
             text = error.read().decode(errors="replace")
             raise ApiError(path, error.code, text, error.headers) from None
-    except (OSError, HTTPException, ValueError) as error:
+    except ValueError as error:         # its words may be a header, with the token
+        raise ApiError(path, 0, type(error).__name__, {}) from error
+    except (OSError, HTTPException) as error:
         raise ApiError(path, 0, f"{type(error).__name__}: {error}", {}) from error

@@ -15,8 +15,8 @@ CREATE TABLE items (
 
 -- The end of a full sync: what it did not list, the provider has no more. But a listing that came
 -- back short, and was a success all the same, must not delete everything: if many items would go,
--- they are kept and marked, with a warning. Call confirm_sweep() if they are really gone. They are
--- also deleted by the next full sync that may, and an item that is listed again is missing no more.
+-- they are kept and marked, with a warning, once. Call confirm_sweep() if they are really gone; an
+-- item that is listed again is missing no more.
 CREATE FUNCTION sweep_items(user_id uuid, source syncstate.sync_source, resource text, lease bigint, full_sync bigint,
     account text DEFAULT '')
 RETURNS void LANGUAGE plpgsql AS $$
@@ -25,14 +25,16 @@ DECLARE
     vanished bigint;
 BEGIN
     SELECT count(*), count(*) FILTER (WHERE i.seen IS DISTINCT FROM full_sync) INTO total, vanished
-    FROM items AS i WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $6, $2, $3);
+    FROM items AS i WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $6, $2, $3) AND NOT i.is_missing;
 
     IF syncstate.may_sweep(user_id, source, lease, vanished, total, resource => resource, account => account) THEN
         DELETE FROM items AS i
-        WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $6, $2, $3) AND i.seen IS DISTINCT FROM full_sync;
+        WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $6, $2, $3) AND NOT i.is_missing
+            AND i.seen IS DISTINCT FROM full_sync;
     ELSE
         UPDATE items AS i SET is_missing = true
-        WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $6, $2, $3) AND i.seen IS DISTINCT FROM full_sync;
+        WHERE (i.user_id, i.account, i.source, i.resource) = ($1, $6, $2, $3) AND NOT i.is_missing
+            AND i.seen IS DISTINCT FROM full_sync;
         RAISE WARNING 'full sync of % did not list % of % items, which are kept', source, vanished, total
             USING HINT = format('If they are gone, SELECT confirm_sweep(%L, %L, %L%s).', user_id, source, resource,
                 ', ' || quote_literal(nullif(account, '')));

@@ -56,7 +56,7 @@ def message_number(text):
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    timeout = 10        # seconds, so that slow senders hold no thread
+    timeout = 10        # seconds without a byte; a proxy in front limits the whole request
 
     def do_POST(self):
         try:

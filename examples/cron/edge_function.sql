@@ -1,7 +1,7 @@
 -- Calls an edge function, such as ../supabase/functions/sync-worker, every 10 seconds, but only if
 -- next_sync_due() has passed.
 --
---     psql -v url=https://PROJECT.supabase.co/functions/v1/sync-worker -f edge_function.sql
+--     psql -v url=http://kong:8000/functions/v1/sync-worker -f edge_function.sql
 --
 -- It takes pg_cron 1.5 or newer (an older one knows minutes only: add -v schedule='* * * * *'),
 -- pg_net, and the function's key in Supabase Vault: vault.create_secret('...', 'sync_worker_key').

@@ -24,7 +24,7 @@ LISTS = {CALENDAR: (EVENTS, "items", "id", {"maxResults": 7}),
          TASKS: (TASK_LIST, "items", "id", {"maxResults": 7, **SHOW}),
          GMAIL: (MAILBOX + "/messages", "messages", "id", {"maxResults": 7}),
          CONTACTS: (PEOPLE, "connections", "resourceName",
-                    {"pageSize": 7, "personFields": "names", "requestSyncToken": "true"})}
+                    {"pageSize": 7, "personFields": "names,metadata", "requestSyncToken": "true"})}
 
 
 class ProviderTest(unittest.TestCase):

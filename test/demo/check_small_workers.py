@@ -41,12 +41,12 @@ class Small(demo_run.Demo):
         if not holds:
             raise demo_run.Failed(what)
 
-    def start_worker(self, name):
+    def start_worker(self, name, **more):
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         environment |= {
             "PGDATABASE": demo_run.DATABASE, "PGUSER": demo_run.WORKER_ROLE,
             "PGPASSWORD": self.password, "API_URL": self.url, "WORKER_NAME": name,
-            "PAGE_SIZE": str(demo_run.PAGE_SIZE), "CONCURRENCY": str(CONCURRENCY)}
+            "PAGE_SIZE": str(demo_run.PAGE_SIZE), "CONCURRENCY": str(CONCURRENCY)} | more
         with open(self.temp / f"worker-{name}.log", "a") as log:
             self.workers[name] = self.start([*INTERPRETERS[self.file.suffix], self.file.name], log,
                                             stdout=log, env=environment)
@@ -326,6 +326,15 @@ class Small(demo_run.Demo):
         self.check_items(*listings)
         self.check(self.value("SELECT count(*) FROM items") == self.compare(*listings)[0],
                    "and there are no other items")
+
+        self.step("a database that cannot be reached")
+        self.start_worker("early", PGPORT="9")
+        self.wait_for("its words", lambda: self.worker_log("early"))
+        time.sleep(1)
+        self.check(self.workers["early"].poll() is None, "a worker goes on")
+        self.check(self.worker_log("early").count("\n") < 20, "and tries again after a pause")
+        self.check(self.signal_worker("early", signal.SIGTERM).wait(demo_run.PATIENCE) == 0,
+                   "until it is asked to stop")
         print(f"1..{self.checks}")
 
 

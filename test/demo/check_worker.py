@@ -11,10 +11,13 @@ from datetime import timedelta
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE.parent.parent / "examples"))
+import google_apis                  # noqa: E402
 from google_apis import ApiError    # noqa: E402
 
 
@@ -101,6 +104,36 @@ class ErrorTest(unittest.TestCase):
                 ({}, "Retry after 99Z", None)]:
             error = ApiError("/x", 429, classic("x", message), date | headers)
             self.assertEqual(error.retry_after, seconds and timedelta(seconds=seconds))
+
+
+class PageTest(unittest.TestCase):
+    """What is made of a page."""
+    ROW = SimpleNamespace(sync_token="x", history_id=None, resource="")
+
+    def test_contact_with_another_name(self):
+        renamed = {"resourceName": "c/2", "metadata": {"previousResourceNames": ["c/1", "c/3"]}}
+        other = {"resourceName": "c/3", "metadata": {}}
+        for connections in [renamed, other], [other, renamed]:
+            body = {"connections": connections}
+            with mock.patch.object(google_apis, "get", lambda *_, **query: (body, {})):
+                items, _, _ = google_apis.contacts_page(self.ROW, {})
+            self.assertEqual(items, {"c/1": None, "c/2": renamed, "c/3": other})
+
+    def test_token_is_told_to_nobody(self):
+        for token in "ya29.secret\n", "ya29.secret\u20ac":
+            with mock.patch.object(google_apis, "access_token", lambda *_: token), \
+                    mock.patch.object(google_apis, "API_URL", "http://127.0.0.1:9"), \
+                    self.assertRaises(ApiError) as raised:
+                google_apis.get(self.ROW, "www", "/x")
+            self.assertNotIn("secret", str(raised.exception))
+
+    def test_token_store_fails(self):
+        def fail(*_):
+            raise OSError("vault.internal refused the connection")
+
+        with mock.patch.object(google_apis, "access_token", fail), self.assertRaises(OSError) as raised:
+            google_apis.get(self.ROW, "www", "/x")
+        self.assertNotIsInstance(raised.exception, ApiError)    # of which users hear
 
 
 class WorkerTest(unittest.TestCase):

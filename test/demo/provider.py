@@ -133,6 +133,7 @@ class Listing:
         number = account.number
         self.version = FIRST_HISTORY_ID[number % len(FIRST_HISTORY_ID)]
         self.items = {}             # id -> what the API shows of it
+        self.trash = {}             # Gmail: the same of what is not listed
         self.changed = {}           # id -> version and time of its last change, or deletion
         self.history = []           # Gmail: one record per change
         self.oldest = self.version  # Gmail: history before this one is gone
@@ -182,8 +183,12 @@ class Listing:
         self.items[name] = item
 
     def delete(self, name):
-        self.touch(name, datetime.now(timezone.utc), "messagesDeleted")
-        del self.items[name]
+        is_trashed = self.source == GMAIL and self.random.random() < 0.5
+        self.touch(name, datetime.now(timezone.utc),
+                   "labelsAdded" if is_trashed else "messagesDeleted")
+        item = self.items.pop(name)
+        if is_trashed:
+            self.trash[name] = item | {"labelIds": ["TRASH"]}
 
     def touch(self, name, when, kind):
         # history ids increase, but are not contiguous
@@ -302,8 +307,11 @@ class Listing:
             query, (), Refused(400, "EXPIRED_SYNC_TOKEN", "Sync token is expired. Clear local "
                                "cache and retry call without the sync token.", style="rpc"))
         names, token, start = self.page(query, "connections", self.since(version))
-        body = {"connections": [self.items.get(n) or {"resourceName": n, "metadata": {
-                    "deleted": True}} for n in names], "totalItems": len(self.items)}
+        # a field comes to those who ask for it
+        deleted = {"metadata": {"deleted": True}} \
+            if "metadata" in query["personFields"].split(",") else {}
+        body = {"connections": [self.items.get(n) or {"resourceName": n} | deleted
+                                for n in names], "totalItems": len(self.items)}
         if query.get("requestSyncToken") != "true" and not token:
             return body
         return self.end(body, query, token, start)
@@ -353,9 +361,9 @@ class Listing:
         return body | ({"nextPageToken": token} if token else {})
 
     def message(self, name):
-        if name not in self.items:
+        if name not in self.items and name not in self.trash:
             raise Refused(404, "notFound", "Requested entity was not found.")
-        return self.items[name]
+        return self.items.get(name) or self.trash[name]
 
     def profile(self):
         return {"emailAddress": self.address(), "messagesTotal": len(self.items),
