@@ -42,11 +42,7 @@ async function fetchPage(row, pageToken) {
 
 let stopped = false, notified = false, wake = () => {}
 for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => { stopped = true; wake() })
-const sleep = ms => new Promise(resolve => {
-  const timer = setTimeout(resolve, ms)
-  wake = () => { clearTimeout(timer); resolve() }
-  log('sleeps')
-})
+const sleep = ms => new Promise(resolve => { const timer = setTimeout(resolve, ms); wake = () => { clearTimeout(timer); resolve() }; log('sleeps') })
 
 // A call with the row's lease; a lifecycle call returns the row as it is then.
 async function call(db, name, { user_id, account, source, resource, lease }, more = {}) {

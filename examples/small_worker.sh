@@ -96,8 +96,7 @@ rest() {
 		return
 	fi
 	seconds=$(db <<<"SELECT greatest(1, ceil(extract(epoch FROM least(syncstate.next_sync_due('google_calendar'),
-		clock_timestamp() + '10 minutes') - clock_timestamp())))") ||
-		{ log "database: $(head -n 1 "$dir/error")"; sleep 5; return; }
+		clock_timestamp() + '10 minutes') - clock_timestamp())))") || { log "database: $(head -n 1 "$dir/error")"; sleep 5; return; }
 	log sleeps
 	for ((; seconds > 0; seconds--)); do
 		echo 'SELECT 1 WHERE false;' >&"${LISTENER[1]:--}" || return # it has lost its connection
