@@ -387,17 +387,6 @@ sees_what_others_see(const Claim *claim)
 }
 
 /*
- * How long after the beginning of a sweep the next one begins: soon, where rows
- * were held back by max_in_flight.  They can be taken as soon as others end, and
- * only a sweep finds them.
- */
-static int64
-sweep_pause(const LaneHints *lh)
-{
-	return lh->held_back ? HELD_BACK_PAUSE : SWEEP_PAUSE;
-}
-
-/*
  * Where the sweep of all sessions goes on, or begins anew; and as far as which
  * place.  Otherwise says why not.
  */
@@ -415,7 +404,7 @@ find_sweep(Claim *claim, LaneHints *lh, const SharedLane *seen, bool rests,
 	{
 		if (is_over)
 		{
-			lh->sweep_started = seen->sweep_rests_until - sweep_pause(lh);
+			lh->sweep_started = seen->sweep_rests_until - SWEEP_PAUSE;
 			return DRAW_NONE;
 		}
 		if (rests)
@@ -739,6 +728,17 @@ claim_from_mark(Claim *claim, Lane lane)
 			end = claim_alone(claim, lane, &bounds);
 	}
 	return end;
+}
+
+/*
+ * How long after the beginning of a sweep the next one begins: soon, where rows
+ * were held back by max_in_flight.  They can be taken as soon as others end, and
+ * only a sweep finds them.
+ */
+static int64
+sweep_pause(const LaneHints *lh)
+{
+	return lh->held_back ? HELD_BACK_PAUSE : SWEEP_PAUSE;
 }
 
 /* Takes rows of a lane. */

@@ -509,8 +509,8 @@ syncstate_mark_channel_failed(PG_FUNCTION_ARGS)
 			channel.failures >= policy.auth_failures)
 		{
 			syncstate_revoke_account(&rows, &key, message, now);
-			channel.renew_at = NO_TIME; /* until the row returns, which counts anew */
-			channel.failures = 0;
+			channel.renew_at = NO_TIME; /* until the row returns */
+			channel.failures = 0;	/* counting begins anew then */
 		}
 		result = syncstate_store_write_channel(&channel);
 	}

@@ -331,10 +331,10 @@ class Small(demo_run.Demo):
         self.start_worker("early", PGPORT="9")
         self.wait_for("its words", lambda: self.worker_log("early"))
         time.sleep(1)
-        self.check(self.workers["early"].poll() is None, "a worker goes on")
-        self.check(self.worker_log("early").count("\n") < 20, "and tries again after a pause")
+        self.check(self.workers["early"].poll() is None, "the worker keeps running")
+        self.check(self.worker_log("early").count("\n") < 20, "it pauses before it tries again")
         self.check(self.signal_worker("early", signal.SIGTERM).wait(demo_run.PATIENCE) == 0,
-                   "until it is asked to stop")
+                   "and it stops when it is asked to")
         print(f"1..{self.checks}")
 
 

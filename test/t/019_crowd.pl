@@ -125,8 +125,8 @@ walked('requests', $uuid, q{now() + interval '1 day'}, lane => 'requested', befo
 			SELECT count(syncstate.request_sync(user_id, source)) FROM syncstate.sync_state});
 	});
 
-# rows of one user at one time, which are drawn together: who is full before their
-# end goes on with them
+# Rows of one user with one due time are drawn together.  A session whose claim is
+# full before their end continues with them.
 $node->safe_psql('postgres', qq{
 	TRUNCATE syncstate.sync_state;
 	UPDATE syncstate.sync_lane SET mark_at = '-infinity', sweep_at = '-infinity', sweep_rests_until = '-infinity';
