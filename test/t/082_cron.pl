@@ -83,7 +83,7 @@ is($node->safe_psql('app', q{SELECT username, schedule, active FROM cron.job WHE
 	'worker|' . ($has_seconds ? '10 seconds' : '* * * * *') . '|t', 'it is scheduled');
 
 my ($documented) = slurp_file('doc/scheduling.md') =~ /^```\n(SELECT net\.http_post\(.*?)^```$/ms;
-$documented =~ s{'https://PROJECT.*?'}{'https://example.com/functions/v1/it''s'};
+$documented =~ s{url => '.*?'}{url => 'https://example.com/functions/v1/it''s'};
 is(job('syncstate-worker') =~ s/\s+/ /gr =~ s/^ | $//gr, $documented =~ s/\s+/ /gr =~ s/ $//r, 'as doc/scheduling.md says');
 
 # Stop it, so that it comes when we say.
