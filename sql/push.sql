@@ -420,6 +420,8 @@ SELECT d(requested_at) FROM sync_state WHERE user_id = u(55);
 
 /* ----------------------------------------------- what is hard to notice */
 
+-- leases as they are, which tell when a row was made
+ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint;
 DELETE FROM sync_state;
 DELETE FROM sync_channel;
 SELECT push_renew_before FROM set_sync_policy('google_gmail', '{"push_renew_before": null}');
@@ -448,6 +450,49 @@ ROLLBACK;
 SELECT disconnect_sync(u(n), 'google_calendar'), connected(n) FROM unnest('{61,62}'::integer[]) AS n;
 SELECT array_agg(action ORDER BY place) FROM claim_push_channels('google_calendar') WITH ORDINALITY AS c
 	(user_id, account, source, resource, action, lease, lease_expires_at, channel_id, provider_ref, expires_at, failures, place);
+-- also when it is due after others of which one is not handed out, as that of a paused row
+BEGIN;
+DELETE FROM sync_state;
+DELETE FROM sync_channel;
+SELECT n, connected(n) FROM generate_series(67, 69) AS n;
+SELECT n, action FROM claim();
+SELECT n, opened(n, 'open', 'channel ' || n) FROM unnest('{67,69}'::integer[]) AS n;
+SELECT parked_reason FROM pause_sync(u(69), 'google_calendar');
+SELECT disconnect_sync(u(67), 'google_calendar');
+SELECT n, action FROM claim();
+UPDATE sync_channel SET renew_at = sync_clock() - (70 - n(user_id)) * interval '1 second' * CASE state WHEN 'retiring' THEN 0 ELSE 1 END;
+SAVEPOINT due;
+SELECT array_agg(action ORDER BY place) FROM claim_push_channels('google_calendar', 2) WITH ORDINALITY AS c
+	(user_id, account, source, resource, action, lease, lease_expires_at, channel_id, provider_ref, expires_at, failures, place);
+-- nor is one opened before that of the former row was handed out to be stopped
+ROLLBACK TO due;
+SELECT connected(67);
+DELETE FROM sync_channel WHERE user_id <> u(67);
+INSERT INTO sync_channel (user_id, account, source, resource, renew_at) VALUES (u(67), '', 'google_calendar', '', sync_clock() - interval '1 second');
+SELECT n, action FROM claim(1);
+SELECT n, action FROM claim(1);
+ROLLBACK;
+-- a channel that was opened before its row was made, or by a worker who set out before that, is not the new row's
+BEGIN;
+SELECT n, connected(n) FROM generate_series(67, 68) AS n;
+SELECT n, action FROM claim() WHERE n >= 67;
+SELECT n, opened(n, 'open', 'first of ' || n) FROM generate_series(67, 68) AS n;
+UPDATE sync_channel SET renew_at = sync_clock() WHERE channel_id = 'first of 68';
+SELECT n, action FROM claim() WHERE n >= 67;
+SELECT n, disconnect_sync(u(n), 'google_calendar'), connected(n) FROM generate_series(67, 68) AS n;
+SAVEPOINT reconnected;
+SELECT opened(68, 'renew', 'late of 68');
+SELECT n, action, channel_id FROM claim() WHERE n >= 67 ORDER BY n, action, channel_id;
+-- that the provider refused the former row says nothing of the new one
+ROLLBACK TO reconnected;
+SELECT mark_channel_failed(u(68), 'google_calendar', leased(68, 'renew'), 'refused', 'unsupported'); -- ERROR
+ROLLBACK TO reconnected;
+SELECT mark_channel_failed(u(68), 'google_calendar', leased(68, 'renew'), 'revoked', 'auth'); -- ERROR
+ROLLBACK TO reconnected;
+-- what is to be stopped may fail whenever its row was made
+SELECT n, action FROM claim() WHERE n >= 67;
+SELECT (mark_channel_failed(u(68), 'google_calendar', leased(68, 'stop'), 'not now')).failures;
+ROLLBACK;
 -- a clock that was wrong: no channel waits longer than a rule makes it
 CALL at('1300 days');
 SELECT count(*) > 0 AS claimed FROM claim();
@@ -530,4 +575,3 @@ DELETE FROM sync_policy;
 DELETE FROM sync_event;
 RESET search_path;
 DROP SCHEMA regress_push CASCADE;
-ALTER TABLE syncstate.sync_state ALTER lease SET DEFAULT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint;

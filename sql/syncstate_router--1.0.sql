@@ -1250,7 +1250,9 @@ CREATE FUNCTION syncstate.claim_push_channels(source syncstate.sync_source DEFAU
 	LANGUAGE sql VOLATILE SECURITY DEFINER ROWS 10
 	SET search_path = pg_catalog, pg_temp
 	BEGIN ATOMIC
-		SELECT c.* FROM syncstate_shard.claim_push_channels(source, max_rows, lease_time) AS c;
+		-- what is to be stopped first, as on each shard: a shard may have been asked twice
+		SELECT c.* FROM syncstate_shard.claim_push_channels(source, max_rows, lease_time) AS c
+		ORDER BY c.action OPERATOR(pg_catalog.<>) 'stop';
 	END;
 COMMENT ON FUNCTION syncstate.claim_push_channels(syncstate.sync_source, integer, interval) IS 'Claims push channels that are to be opened, renewed or stopped, each with a lease';
 

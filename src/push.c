@@ -132,8 +132,9 @@ match_channels(const SyncPolicy *policy, TimestampTz now)
 
 /* Adds a channel that was handed out to the result. */
 static void
-put_claimed(ReturnSetInfo *rsinfo, const SyncChannel *channel, const char *action)
+put_claimed(ReturnSetInfo *rsinfo, const SyncChannel *channel)
 {
+	const char *action = syncstate_channel_actions[channel->state];
 	Datum		values[] = {
 		UUIDPGetDatum(&channel->key.user_id),
 		PointerGetDatum(channel->key.account),
@@ -165,11 +166,10 @@ put_claimed(ReturnSetInfo *rsinfo, const SyncChannel *channel, const char *actio
  * be stopped.
  */
 static bool
-claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
-			  int64 lease_time, TimestampTz now)
+claim_channel(DueChannel *due, const SyncPolicy *policy, int64 lease_time,
+			  TimestampTz now)
 {
 	SyncChannel *channel = &due->channel;
-	const char *action;
 
 	/* where the source uses push no more, and the match rests */
 	if (policy->push_renew_before == 0 && channel->state == CHANNEL_ACTIVE)
@@ -180,7 +180,6 @@ claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
 		return false;
 	}
 
-	action = syncstate_channel_actions[channel->state];
 	if (channel->state == CHANNEL_RETIRING)
 	{
 		if (channel->expires_at != NO_TIME && channel->expires_at <= now)
@@ -199,17 +198,22 @@ claim_channel(ReturnSetInfo *rsinfo, DueChannel *due, const SyncPolicy *policy,
 	}
 	syncstate_channel_claim(channel, policy, lease_time, now);
 	(void) syncstate_store_write_channel(channel);
-	put_claimed(rsinfo, channel, action);
 	return true;
 }
 
-/* Hands out at most so many channels of a source; returns how many. */
+/*
+ * Hands out at most so many channels of a source; returns how many.  What is to
+ * be stopped comes first, in whichever round it was found: a mailbox has one
+ * channel at a time, which a stop would take from whoever opened it before.
+ */
 static int
 claim_channels(ReturnSetInfo *rsinfo, const SyncPolicy *policy, int max_rows,
 			   int64 lease_time, TimestampTz now)
 {
 	int			nclaimed = 0;
 	int			ndue;
+	List	   *others = NIL;
+	ListCell   *cell;
 
 	if (policy->push_renew_before == 0 &&
 		!syncstate_store_has_channels(policy->source))
@@ -221,17 +225,21 @@ claim_channels(ReturnSetInfo *rsinfo, const SyncPolicy *policy, int max_rows,
 		DueChannel *due = syncstate_store_due_channels(policy->source, wanted,
 													   now, &ndue);
 
-		/* what is to be stopped first: a mailbox has one channel at a time */
-		for (int pass = 0; pass < 2; pass++)
+		for (int i = 0; i < ndue; i++)
 		{
-			for (int i = 0; i < ndue; i++)
-			{
-				if ((due[i].channel.state == CHANNEL_RETIRING) == (pass == 0) &&
-					claim_channel(rsinfo, &due[i], policy, lease_time, now))
-					nclaimed++;
-			}
+			SyncChannel *channel = &due[i].channel;
+
+			if (!claim_channel(&due[i], policy, lease_time, now))
+				continue;
+			nclaimed++;
+			if (channel->state == CHANNEL_RETIRING)
+				put_claimed(rsinfo, channel);
+			else
+				others = lappend(others, channel);
 		}
 	} while (nclaimed < max_rows && ndue > 0);
+	foreach(cell, others)
+		put_claimed(rsinfo, lfirst(cell));
 	return nclaimed;
 }
 
@@ -307,12 +315,18 @@ read_end(FunctionCallInfo fcinfo, int arg, TimestampTz now)
 	return expires_at;
 }
 
-/* The number that the lease of a new channel begins with: as the table's DEFAULT. */
-static int64
-first_lease(void)
+/*
+ * Whether a channel is that of a former row: this one was made since, by users who
+ * disconnected and connected again, maybe another account.  As in
+ * PLAN_CHANNELS_MATCH.
+ */
+static bool
+is_of_former_row(const SyncChannel *channel, const SyncState *row)
 {
-	return GetCurrentTimestamp() +
-		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	int64		made = row->lease - row->syncs_started;
+
+	return channel->lease >= LEASE_BY_CLOCK && channel->lease < made &&
+		made <= syncstate_first_lease();
 }
 
 /*
@@ -392,7 +406,7 @@ syncstate_mark_channel_opened(PG_FUNCTION_ARGS)
 														   MAX_TOKEN_BYTES)),
 		.provider_ref = syncstate_arg_text(fcinfo, 6, "provider_ref",
 										   MAX_PROVIDER_REF_BYTES),
-		.lease = first_lease(),
+		.lease = syncstate_first_lease(),
 		.lease_expires_at = NO_TIME,
 		.last_push_at = NO_TIME,
 		.message_number = NO_COUNT,
@@ -402,7 +416,6 @@ syncstate_mark_channel_opened(PG_FUNCTION_ARGS)
 	SyncState	row;
 	SyncChannel held;
 	SyncChannel namesake;
-	bool		has_row;
 	bool		has_lease;
 	bool		has_namesake;
 	TimestampTz now;
@@ -411,14 +424,14 @@ syncstate_mark_channel_opened(PG_FUNCTION_ARGS)
 	SPI_connect();
 	syncstate_rows_open(&rows);
 	syncstate_rows_look(&rows);
-	has_row = syncstate_rows_lock(&rows, &key, &row) &&
+	has_lease = syncstate_rows_lock(&rows, &key, &row) &&
 		!syncstate_is_parked_for(&row, PARKED_GONE) &&
-		policy.push_renew_before != 0;
-	has_lease = syncstate_store_lock_leased(&key, lease, &held) &&
-		held.state != CHANNEL_RETIRING;
+		policy.push_renew_before != 0 &&
+		syncstate_store_lock_leased(&key, lease, &held) &&
+		held.state != CHANNEL_RETIRING && !is_of_former_row(&held, &row);
 	has_namesake = find_namesake(&opened, &namesake);
 	now = syncstate_now();		/* after the waits for the locks */
-	if (has_row && has_lease)
+	if (has_lease)
 	{
 		bool		begins = held.state == CHANNEL_OPENING ||
 			(held.expires_at != NO_TIME && held.expires_at <= now);
@@ -452,7 +465,7 @@ refuse_channel(RowAccess *rows, SyncChannel *channel, text *message,
 	SyncChannel refused = {
 		.key = channel->key,
 		.expires_at = NO_TIME,
-		.lease = first_lease(),
+		.lease = syncstate_first_lease(),
 		.opened_at = NO_TIME,
 		.last_push_at = NO_TIME,
 		.message_number = NO_COUNT,
@@ -487,6 +500,7 @@ syncstate_mark_channel_failed(PG_FUNCTION_ARGS)
 	RowAccess	rows;
 	SyncState	row;
 	SyncChannel channel;
+	bool		has_row;
 	TimestampTz now;
 	HeapTuple	result;
 
@@ -495,9 +509,10 @@ syncstate_mark_channel_failed(PG_FUNCTION_ARGS)
 	syncstate_rows_look(&rows);
 	if (kind == CHANNEL_FAILURE_AUTH)
 		syncstate_lock_account(&rows, &key);
-	else if (kind == CHANNEL_FAILURE_UNSUPPORTED)
-		(void) syncstate_rows_lock(&rows, &key, &row);
-	if (!syncstate_store_lock_leased(&key, lease, &channel))
+	has_row = syncstate_rows_lock(&rows, &key, &row);
+	if (!syncstate_store_lock_leased(&key, lease, &channel) ||
+		(channel.state != CHANNEL_RETIRING && has_row &&
+		 is_of_former_row(&channel, &row)))
 		lease_is_lost(&key, lease);
 	now = syncstate_now();
 	if (kind == CHANNEL_FAILURE_UNSUPPORTED && channel.state != CHANNEL_RETIRING)

@@ -28,6 +28,7 @@
 
 #include "catalog.h"
 #include "store.h"
+#include "syncstate.h"
 
 /* All columns of row s, and a comma after the last. */
 #define SELECTED(name, kind, writer) "s." #name ", "
@@ -466,8 +467,9 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	 * that is to be opened.  A channel whose row is gone, or is another one that
 	 * was made since, is to be stopped, or forgotten if it was not opened.  One
 	 * that waited for its row to return waits no more, nor one that would wait
-	 * until after $5, since a clock was wrong.  A lease tells when its channel was
-	 * made, unless somebody has made it with a number of their own.
+	 * until after $5, since a clock was wrong.  Leases tell when a channel and its
+	 * row were made, unless somebody has given them numbers of their own, maybe
+	 * greater than $6, that of now.
 	 *
 	 * By the versions that were read: whatever changed meanwhile is left alone.
 	 */
@@ -477,14 +479,13 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"s.is_there IS NOT TRUE OR (c.lease OPERATOR(pg_catalog.<) s.made) IS TRUE AS is_over "
 		"FROM (SELECT r.user_id, r.account, r.resource, r.due_at IS NOT NULL AS is_due, "
 		"COALESCE(r.parked_reason OPERATOR(pg_catalog.<>) 'gone', true) AS is_there, "
-		"CASE WHEN r.created_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
-		"THEN (pg_catalog.date_part('epoch', r.created_at) OPERATOR(pg_catalog.*) "
-		"1000000)::pg_catalog.int8 END AS made "
+		"CASE WHEN r.lease OPERATOR(pg_catalog.-) r.syncs_started OPERATOR(pg_catalog.<=) $6 "
+		"THEN r.lease OPERATOR(pg_catalog.-) r.syncs_started END AS made "
 		"FROM syncstate.sync_state AS r "
 		"WHERE $2 AND r.source OPERATOR(pg_catalog.=) $1) AS s "
 		"FULL JOIN (SELECT h.user_id, h.account, h.resource, h.ctid AS tid, "
 		"h.channel_id IS NOT NULL AS is_open, "
-		"CASE WHEN h.lease OPERATOR(pg_catalog.>=) 1000000000000000 THEN h.lease END AS lease, "
+		"CASE WHEN h.lease OPERATOR(pg_catalog.>=) " CppAsString2(LEASE_BY_CLOCK) " THEN h.lease END AS lease, "
 		"h.renew_at IS NULL OR (h.renew_at OPERATOR(pg_catalog.>) $5 "
 		"AND (h.state OPERATOR(pg_catalog.<>) 'active' "
 		"OR h.renew_at OPERATOR(pg_catalog.>) h.expires_at)) AS waits "
@@ -515,10 +516,13 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"FROM locked AS l WHERE c.ctid OPERATOR(pg_catalog.=) l.ctid "
 		"AND NOT l.is_over) "
 		"SELECT pg_catalog.count(*) FROM wrong",
-		5, {ARG_SOURCE, BOOLOID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}, READS_ALL
+		6, {ARG_SOURCE, BOOLOID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}, READS_ALL
 	},
 
-	/* what is to be done, oldest first; the row of a channel must be to be seen */
+	/*
+	 * What is to be done, oldest first; the row of a channel must be to be seen.  A
+	 * row whose former channel is to be stopped waits for that.
+	 */
 	[PLAN_CHANNELS_DUE] = {
 		"SELECT " ROW_OF(c, sync_channel)
 		", s.due_at IS NULL AS is_parked, s.limited_until "
@@ -528,9 +532,17 @@ static const PlanText plan_texts[NUM_PLANS] = {
 		"AND s.account OPERATOR(pg_catalog.=) c.account "
 		"AND s.source OPERATOR(pg_catalog.=) c.source "
 		"AND s.resource OPERATOR(pg_catalog.=) c.resource "
+		"LEFT JOIN LATERAL (SELECT true AS is_due FROM syncstate.sync_channel AS o "
+		"WHERE o.user_id OPERATOR(pg_catalog.=) c.user_id "
+		"AND o.account OPERATOR(pg_catalog.=) c.account "
+		"AND o.source OPERATOR(pg_catalog.=) c.source "
+		"AND o.resource OPERATOR(pg_catalog.=) c.resource "
+		"AND o.state OPERATOR(pg_catalog.=) 'retiring' "
+		"AND o.renew_at OPERATOR(pg_catalog.<=) $2 LIMIT 1) AS stop ON true "
 		"WHERE c.source OPERATOR(pg_catalog.=) $1 "
 		"AND c.renew_at OPERATOR(pg_catalog.<=) $2 "
-		"AND (c.state OPERATOR(pg_catalog.=) 'retiring' OR s.user_id IS NOT NULL) "
+		"AND (c.state OPERATOR(pg_catalog.=) 'retiring' "
+		"OR (s.user_id IS NOT NULL AND stop.is_due IS NULL)) "
 		"ORDER BY c.renew_at LIMIT $3 FOR NO KEY UPDATE OF c SKIP LOCKED",
 		3, {ARG_SOURCE, TIMESTAMPTZOID, INT8OID}, BY_KEY
 	},
@@ -1422,7 +1434,7 @@ syncstate_store_match_channels(const SyncPolicy *policy, int max_rows,
 							   TimestampTz now)
 {
 	int64		longest = Max(ASK_AGAIN_AFTER, MAX_LEASE_TIME + policy->retry_cap);
-	Datum		values[5];
+	Datum		values[6];
 	bool		isnull;
 	int64		nwrong;
 
@@ -1431,6 +1443,7 @@ syncstate_store_match_channels(const SyncPolicy *policy, int max_rows,
 	values[2] = Int64GetDatum(max_rows);
 	values[3] = TimestampTzGetDatum(now);
 	values[4] = TimestampTzGetDatum(now + longest);
+	values[5] = Int64GetDatum(syncstate_first_lease());
 	run_as_owner(PLAN_CHANNELS_MATCH, values, NULL, syncstate_ids()->channel_rel);
 	nwrong = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										 SPI_tuptable->tupdesc, 1, &isnull));

@@ -112,6 +112,17 @@ syncstate_now(void)
 	return syncstate_clock_is_set() ? clock_time : GetCurrentTimestamp();
 }
 
+/*
+ * The number that leases begin with in a new row: as the tables' DEFAULT,
+ * microseconds since 1970 by the real clock.
+ */
+int64
+syncstate_first_lease(void)
+{
+	return GetCurrentTimestamp() +
+		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+}
+
 /* syncstate_sync_clock() -> timestamptz: see doc/syncstate.md. */
 Datum
 syncstate_sync_clock(PG_FUNCTION_ARGS)

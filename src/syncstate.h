@@ -8,7 +8,11 @@
 #define ERRCODE_NO_SUCH_ROW		MAKE_SQLSTATE('P','T','4','0','4')
 #define ERRCODE_LEASE_LOST		MAKE_SQLSTATE('P','T','4','0','9')
 
+/* A lease that began by the clock is greater, whenever that was. */
+#define LEASE_BY_CLOCK			1000000000000000
+
 extern TimestampTz syncstate_now(void);
 extern bool syncstate_clock_is_set(void);
+extern int64 syncstate_first_lease(void);
 
 #endif

@@ -149,7 +149,11 @@ CREATE FUNCTION look(t timestamptz, awake boolean) RETURNS void LANGUAGE plpgsql
 BEGIN
 	-- every row has a live channel that the table knows, or waits for a retry
 	INSERT INTO life.findings
-	SELECT 'without a channel', t, r.n, r.excused
+	SELECT 'without a channel', t, r.n, concat_ws(' ', r.excused,
+		(SELECT jsonb_agg(to_jsonb(h)) FROM sync_channel AS h
+			WHERE (h.user_id, h.account, h.source, h.resource) = (r.user_id, r.account, 'google_calendar', r.resource)),
+		(SELECT jsonb_agg(to_jsonb(p)) FROM life.provider AS p WHERE p.n = r.n AND p.ends > t - interval '7 days'),
+		(SELECT jsonb_agg(to_jsonb(d)) FROM life.done AS d WHERE d.n = r.n AND d.at > t - interval '3 days'))
 	FROM life.rows AS r
 	WHERE awake AND r.state = 'on' AND r.refused IS NULL AND r.excused < t
 	AND NOT EXISTS (
@@ -271,11 +275,12 @@ sub hours_go_by
 	return;
 }
 
-# What is against a property, the first few cases.
+# What is against a property: how often, from when to when, and the first few cases.
 sub found
 {
 	my ($what) = @_;
 	return $node->safe_psql('postgres', qq{
+		SELECT count(*), min(at), max(at) FROM life.findings WHERE what = '$what' HAVING count(*) > 0;
 		SELECT at, n, detail FROM life.findings WHERE what = '$what' ORDER BY at, n LIMIT 5});
 }
 

@@ -780,6 +780,17 @@ foreach my $how ('a timeout', 'a cancel')
 	is(sum0(claim('NULL, 20', "after $how")), 20, 'and the next claim finds them');
 }
 
+### Push channels: what is to be stopped comes first, whichever shard is asked first
+
+$s->query(q{SELECT syncstate.set_sync_policy('google_calendar', '{"push_renew_before": "1 day"}')});
+$at[0]->query_safe("INSERT INTO syncstate.sync_state (user_id, source) VALUES ('$users_of[0][150]', 'google_calendar')");
+$at[1]->query_safe("INSERT INTO syncstate.sync_channel (user_id, account, source, resource, state, channel_id, token_hash, opened_at, renew_at)
+	VALUES ('$users_of[1][150]', '', 'google_calendar', '', 'retiring', 'former', sha256('x'), now(), syncstate.sync_clock())");
+$worker->query_safe(Shards::turn_of_channels(0));
+is($worker->query_safe(qq{SELECT string_agg(action, ' ' ORDER BY place) FROM syncstate.claim_push_channels('google_calendar', 100) WITH ORDINALITY
+	AS c (user_id, account, source, resource, action, lease, lease_expires_at, channel_id, provider_ref, expires_at, failures, place)
+	WHERE user_id IN ('$users_of[0][150]', '$users_of[1][150]')}), 'stop open', 'a stop comes before the rest');
+
 ### Events: taken as rows are claimed, and none is lost
 
 # So many on each shard, the oldest of them in turn on one after the other
