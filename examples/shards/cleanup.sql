@@ -30,6 +30,9 @@ BEGIN
 			COMMIT;
 		END LOOP;
 	END LOOP;
+	-- claims have been at channels whose rows were gone, which may have moved them to
+	-- pages that were done: they would be stopped, though they are the new shard's
+	EXECUTE format('DELETE FROM %s WHERE NOT %s', place, stays);
 END
 $$;
 -- Each by itself: calls lock the tables in more than one order.
