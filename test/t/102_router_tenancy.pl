@@ -145,13 +145,13 @@ foreach my $case ([ 'anon', undef ], [ 'anon', $claims_a ], [ 'looker', $claims_
 		  if $role ne 'authenticated' || $names[$i] !~ /^(request_account|request_sync|current_user_id|user_id_of|sync_clock)$/;
 	}
 }
-foreach my $call ('get_my_syncs()', 'get_my_sync_runs()', 'get_sync_overview()', 'get_sync_events()', 'get_sync_runs()', 'get_sync_channels()', "shard_of('$a')", "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')")
+my %may = (authenticated => qr/get_my/, service_role => qr/get_|shard_of/);
+foreach my $role ('anon', 'looker', 'none', 'authenticated', 'service_role')
 {
-	foreach my $role ('anon', 'looker', 'none', 'authenticated', 'service_role')
-	{
-		next if $role eq 'authenticated' && $call =~ /get_my/ || $role eq 'service_role' && $call =~ /get_|shard_of/;
-		like(as('router', $role, $claims_a, "SELECT syncstate.$call"), qr/^ERROR:  42501: permission denied/, "$call by $role");
-	}
+	my @calls = grep { !$may{$role} || !/$may{$role}/ } 'get_my_syncs()', 'get_my_sync_runs()', 'get_sync_overview()', 'get_sync_events()', 'get_sync_runs()', 'get_sync_channels()', "shard_of('$a')",
+	  "grant_worker('anon')", "grant_user('anon')", "register_sync_source('mine')", "watch_users('pg_class')";
+	my @answers = each_as('router', $role, $claims_a, map { "SELECT syncstate.$_" } @calls);
+	like($answers[$_], qr/^ERROR:  42501: permission denied/, "$calls[$_] by $role") foreach 0 .. $#calls;
 }
 is($s->query(q{SELECT string_agg(p.proname, ' ' ORDER BY p.proname) FROM pg_proc AS p
 		WHERE pronamespace = 'syncstate'::regnamespace AND has_function_privilege('authenticated', p.oid, 'EXECUTE')}),
@@ -182,28 +182,24 @@ foreach my $role (qw(anon looker none authenticated))
 same('my_syncs of a worker', 'service_role', undef, $view);
 same('my_syncs of a worker with claims', 'service_role', $claims_b, $view);
 same('requests', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$a', 'google_tasks')", "SELECT syncstate.request_sync('$a', 'google_gmail', '', 'work')", $view);
-foreach my $call ("'$a', 'google_contacts'", "'$b', 'google_calendar'", "'$b', 'google_contacts'", "'$b', 'google_calendar', 'secret calendar'", "'$b', 'google_calendar', 'none'",
-	"'99999999-0000-4000-8000-000000000009', 'google_calendar'", "'$a', 'google_calendar', '', 'work'", "'$a', 'google_calendar', '', 'secret account'",
-	"'$b', 'google_gmail', '', 'work'", "'$b', 'google_calendar', '', 'secret account'", "'$b', 'google_calendar', '', 'none'")
+foreach my $claims ($claims_a, undef)
 {
-	foreach my $claims ($claims_a, undef)
-	{
-		next if !$claims && $call =~ /^'$a/;
-		is(same("request_sync($call)", 'authenticated', $claims, "SELECT syncstate.request_sync($call)"),
-			not_there($call =~ /'([^']*)'/g), 'no other\'s, whether it is there or not');
-	}
+	my @calls = grep { $claims || !/^'$a/ } "'$a', 'google_contacts'", "'$b', 'google_calendar'", "'$b', 'google_contacts'", "'$b', 'google_calendar', 'secret calendar'", "'$b', 'google_calendar', 'none'",
+	  "'99999999-0000-4000-8000-000000000009', 'google_calendar'", "'$a', 'google_calendar', '', 'work'", "'$a', 'google_calendar', '', 'secret account'",
+	  "'$b', 'google_gmail', '', 'work'", "'$b', 'google_calendar', '', 'secret account'", "'$b', 'google_calendar', '', 'none'";
+	my @answers = each_same('requests', 'authenticated', $claims, map { "SELECT syncstate.request_sync($_)" } @calls);
+	is($answers[$_], not_there($calls[$_] =~ /'([^']*)'/g), 'no other\'s, whether it is there or not') foreach 0 .. $#calls;
 }
 # an account's rows that are not one's own are as if they were not there
 my $own = q{SELECT user_id, account, source, resource, requested_at IS NOT NULL FROM syncstate.get_sync_states('%s')};
 $node->safe_psql($_, 'UPDATE syncstate.sync_state SET requested_at = NULL') foreach 'shard0', $second, 'single';
-foreach my $call ("'$b'", "'$b', 'work'", "'$b', 'secret account'", "'$b', 'secret account', 'google'", "'$b', 'none'", "'$a', 'secret account'", "'$a', 'none'", "'99999999-0000-4000-8000-000000000009'")
+foreach my $claims ($claims_a, undef)
 {
-	foreach my $claims ($claims_a, undef)
-	{
-		is(same("request_account($call)", 'authenticated', $claims, "SELECT * FROM syncstate.request_account($call)"), '', 'nothing of another\'s, whether it is there or not');
-	}
-	is(as('router', 'service_role', undef, sprintf($own, $_)), as('single', 'service_role', undef, sprintf($own, $_)), "and nothing was done to $_") foreach $a, $b;
-	unlike(as('router', 'service_role', undef, sprintf($own, $_)), qr/\|t$/m, 'and none is requested') foreach $a, $b;
+	is($_, '', 'nothing of another\'s, whether it is there or not') foreach each_same('requests', 'authenticated', $claims, map { "SELECT * FROM syncstate.request_account($_)" }
+		"'$b'", "'$b', 'work'", "'$b', 'secret account'", "'$b', 'secret account', 'google'", "'$b', 'none'", "'$a', 'secret account'", "'$a', 'none'", "'99999999-0000-4000-8000-000000000009'");
+	my @rows = each_same('and nothing was done', 'service_role', undef, map { sprintf $own, $_ } $a, $b);
+	like($rows[0], qr/^$a\|.*\|f$/m, 'to rows that are there');
+	unlike($_, qr/\|t$/m, 'and none is requested') foreach @rows;
 }
 is(same("request_account()", 'authenticated', undef, "SELECT * FROM syncstate.request_account('$a', 'work')"), '', 'nobody requests nothing');
 is(same('request_account()', 'authenticated', $claims_a, "SELECT * FROM syncstate.request_account('$a', 'work')"), 'google_gmail|', 'one\'s own account');
@@ -213,10 +209,9 @@ is(same('request_account()', 'authenticated', $claims_b, "SELECT * FROM syncstat
 is(same('request_account() by a worker', 'service_role', undef, "SELECT * FROM syncstate.request_account('$b', 'work')"), 'google_gmail|', 'a worker for all');
 like(as($_, 'authenticated', $claims_a, 'SET TRANSACTION READ ONLY', "SELECT * FROM syncstate.request_account('$a', 'work')"),
 	qr/^ERROR:  25006: cannot execute .* in a read-only transaction\z/, "not where nothing may be written, on $_") foreach qw(router single);
-like(same("request_account($_)", 'authenticated', $claims_a, "SELECT * FROM syncstate.request_account($_)"), qr/^ERROR/, 'fails')
-  foreach 'NULL', "'$a', NULL", "'$a', repeat('x', 256)", "'$a', 'work', 'nobody'", "'x'";
-like(same("request_sync($_)", 'authenticated', $claims_a, "SELECT syncstate.request_sync($_)"), qr/^ERROR/, 'fails')
-  foreach "NULL, 'google_calendar'", "'$a', NULL", "'$a', 'google_calendar', NULL", "'$a', 'google_calendar', repeat('x', 1025)", "'$a', 'x'", "'x', 'google_calendar'";
+like($_, qr/^ERROR/, 'fails') foreach each_same('bad arguments', 'authenticated', $claims_a,
+	map({ "SELECT * FROM syncstate.request_account($_)" } 'NULL', "'$a', NULL", "'$a', repeat('x', 256)", "'$a', 'work', 'nobody'", "'x'"),
+	map({ "SELECT syncstate.request_sync($_)" } "NULL, 'google_calendar'", "'$a', NULL", "'$a', 'google_calendar', NULL", "'$a', 'google_calendar', repeat('x', 1025)", "'$a', 'x'", "'x', 'google_calendar'"));
 # nor is what another one's row would be refused for told: it is not there at all
 is(as('router', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$b', $_->[0])"), not_there($b, @$_[ 1 .. 3 ]), "request_sync(B, $_->[0])")
   foreach [ 'NULL', '' ], [ "'google_calendar', NULL", 'google_calendar' ], [ "'google_calendar', repeat('x', 1025)", 'google_calendar', 'x' x 1025 ],
@@ -224,14 +219,16 @@ is(as('router', 'authenticated', $claims_a, "SELECT syncstate.request_sync('$b',
 is(as('router', 'authenticated', $claims_a, "SELECT * FROM syncstate.request_account('$b', $_)"), '', "request_account(B, $_)") foreach 'NULL', q{repeat('x', 256)}, q{'', 'nobody'};
 foreach my $claims ('{"sub": "not-a-uuid"}', '{"sub": 42}', 'no JSON', '{"sub": ', '[]', '{"sub": {}}')
 {
-	same("$_ with $claims", 'authenticated', $claims, $_) foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$b', 'google_calendar')", 'SELECT syncstate.current_user_id()',
-	  map { "SELECT * FROM syncstate.request_account('$_')" } $a, $b;
+	each_same("with $claims", 'authenticated', $claims, $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT syncstate.request_sync('$b', 'google_calendar')", 'SELECT syncstate.current_user_id()',
+		map { "SELECT * FROM syncstate.request_account('$_')" } $a, $b);
 }
-like(as('router', 'authenticated', '{"sub": ["no subject"]}', $_), qr/^ERROR:  22P02: /, 'a malformed identity is an error') foreach $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a')";
-like(same("$_ by a worker of no identity", 'service_role', '{"sub": ["no subject"]}', "SELECT * FROM syncstate.$_"), qr/^(t|google_calendar\|)\z/, 'which a worker is never asked for') foreach "request_sync('$a', 'google_calendar')", "request_account('$a')";
-foreach my $view (qw(my_syncs my_sync_runs sync_overview))
+like($_, qr/^ERROR:  22P02: /, 'a malformed identity is an error')
+  foreach each_as('router', 'authenticated', '{"sub": ["no subject"]}', $view, "SELECT syncstate.request_sync('$a', 'google_calendar')", "SELECT * FROM syncstate.request_account('$a')");
+like($_, qr/^(t|google_calendar\|)\z/, 'which a worker is never asked for')
+  foreach each_same('a worker of no identity', 'service_role', '{"sub": ["no subject"]}', map { "SELECT * FROM syncstate.$_('$a'" . (/sync/ ? ", 'google_calendar')" : ')') } 'request_sync', 'request_account');
+foreach my $role ('anon', 'looker', 'none', 'authenticated', 'service_role')
 {
-	same("$view by $_->[0]", @$_, "SELECT count(*) FROM syncstate.$view") foreach [ 'anon', $claims_a ], [ 'looker', $claims_a ], [ 'none', $claims_a ], [ 'authenticated', $claims_a ], [ 'service_role', undef ];
+	each_same("views by $role", $role, $role eq 'service_role' ? undef : $claims_a, map { "SELECT count(*) FROM syncstate.$_" } qw(my_syncs my_sync_runs sync_overview));
 }
 # A role that may receive pushes, and nothing else, needs no identity.
 foreach my $database (qw(router single))
@@ -248,8 +245,8 @@ foreach my $claims (undef, '{}', $claims_a, '{"sub": ["no subject"]}')
 	is(same('a push', 'webhook', $claims, map { "SELECT syncstate.receive_push($_)" } "'channel of ${b}', 'secret'", "'channel of ${a}work', 'secret'", "'channel of ${b}', 'another'", "'channel of ${b}', NULL", "'channel', 'secret'", "NULL, 'secret'"),
 		"t\nt\nf\nf\nf\nf", 'is taken with its secret');
 }
-like(same("$_ by one who receives pushes", 'webhook', $claims_b, $_), qr/^ERROR:  42501: /, 'and that is all') foreach 'SELECT * FROM syncstate.claim_push_channels()',
-  "SELECT syncstate.mark_channel_stopped('$b', 'google_gmail', 1)", "SELECT syncstate.request_sync('$b', 'google_gmail')", 'SELECT * FROM syncstate.my_syncs';
+like($_, qr/^ERROR:  42501: /, 'and that is all') foreach each_same('one who receives pushes', 'webhook', $claims_b, 'SELECT * FROM syncstate.claim_push_channels()',
+	"SELECT syncstate.mark_channel_stopped('$b', 'google_gmail', 1)", "SELECT syncstate.request_sync('$b', 'google_gmail')", 'SELECT * FROM syncstate.my_syncs');
 like(same("a push by $_", $_, $claims_b, "SELECT syncstate.receive_push('channel of $b', 'secret')"), qr/^ERROR:  42501: /, 'is not for everybody') foreach qw(anon authenticated looker nobody_special none);
 
 # one transaction's identity is gone with it, in the same session
@@ -451,15 +448,16 @@ $s->query('SET client_min_messages = error; DROP SCHEMA planted CASCADE');
 my @odd = (q{'; DELETE FROM syncstate.sync_state; --}, q{\'; DELETE FROM syncstate.sync_state; --}, q{'); DELETE FROM syncstate.sync_state; --}, q{E'\\\\'' || 'x}, q{\\}, q{'}, q{''}, q{"}, q{$$},
 	q{$f$; $body$}, q{%}, q{%s %L %1$I %n}, q({} {"a": 1} {NULL}), q{(,)}, q{[1]}, "two\nlines\ttab\r", "\x{c3}\x{a9}\x{e2}\x{82}\x{ac}", q{:x :'x'}, 'COMMIT; ROLLBACK', q{NULL}, '');
 my $rows_of_b = "SELECT count(*) FROM syncstate.get_sync_states('$b')";
+$ENV{"ODD$_"} = $odd[$_] foreach 0 .. $#odd;
 # 19 has no other strings
 foreach my $strings ('on', $node->pg_version->major < 19 ? 'off' : ())
 {
 	my @quiet = $strings eq 'off' ? 'SET escape_string_warning = off' : ();
-	foreach my $odd (@odd)
+	my (@lives, @expected, @refused, @names);
+	foreach my $n (0 .. $#odd)
 	{
-		local $ENV{ODD} = $odd;
-		my $printable = $odd =~ s/[^ -~]/?/gr;
-		is( as('router', 'service_role', undef, "SET standard_conforming_strings = $strings", @quiet, '\getenv odd ODD',
+		my $odd = $odd[$n];
+		push @lives, [ "SET standard_conforming_strings = $strings", @quiet, "\\getenv odd ODD$n",
 				# each text argument: as a key, in JSON, as a message, a cursor, a page, in a report
 				"SELECT resource = :'odd' AND sync_token IS NOT DISTINCT FROM nullif(:'odd', '') FROM syncstate.update_sync_state('$a', 'google_contacts', jsonb_build_object('sync_token', :'odd'), :'odd')",
 				"SELECT error_message = :'odd' FROM syncstate.mark_sync_failed('$a', 'google_contacts', :'odd', resource => :'odd')",
@@ -478,11 +476,11 @@ foreach my $strings ('on', $node->pg_version->major < 19 ? 'off' : ())
 				# and as a channel and its token
 				"SELECT channel_id = :'odd' || 'x', provider_ref = :'odd', token_hash = sha256(convert_to('x' || :'odd', 'UTF8')), resource = :'odd' FROM syncstate.mark_channel_opened('$a', 'google_contacts', 7, :'odd' || 'x', NULL, 'x' || :'odd', :'odd', :'odd', 'push')",
 				"SELECT syncstate.receive_push(:'odd' || 'x', 'x' || :'odd'), syncstate.receive_push(:'odd' || 'x', :'odd'), syncstate.receive_push(:'odd', 'x' || :'odd')",
-				$odd eq '' ? "SELECT syncstate.disconnect_sync('$a', 'google_contacts')" : "SELECT count(*) FROM syncstate.disconnect_account('$a', :'odd') AS d WHERE d.account = :'odd' AND d.source = 'google_contacts'", $rows_of_b),
-			"t\nt\nt\nerror|t|t\nt\n1\nt\nt\ngoogle_contacts|\nt|page\nidle|t\n" . ($odd eq '' ? "" : "t|added\n") . "t|t|t|t\nt|f|f\n" . ($odd eq '' ? "t\n5" : "2\n5"), "strings $strings: $printable");
+				$odd eq '' ? "SELECT syncstate.disconnect_sync('$a', 'google_contacts')" : "SELECT count(*) FROM syncstate.disconnect_account('$a', :'odd') AS d WHERE d.account = :'odd' AND d.source = 'google_contacts'", $rows_of_b ];
+		push @expected, "t\nt\nt\nerror|t|t\nt\n1\nt\nt\ngoogle_contacts|\nt|page\nidle|t\n" . ($odd eq '' ? "" : "t|added\n") . "t|t|t|t\nt|f|f\n" . ($odd eq '' ? "t\n5" : "2\n5");
 
 		# where it is no value that can be, it is refused as it is on a single database
-		my @calls = map { "SELECT * FROM syncstate.$_" } "report_syncs(jsonb_build_array(jsonb_build_object('user_id', :'odd', 'source', 'google_tasks', 'lease', 1, 'outcome', 'released')))",
+		push @refused, map { [ "SET LOCAL standard_conforming_strings = $strings", (map { s/SET/SET LOCAL/r } @quiet), "\\getenv odd ODD$n", $_ ] } map { "SELECT * FROM syncstate.$_" } "report_syncs(jsonb_build_array(jsonb_build_object('user_id', :'odd', 'source', 'google_tasks', 'lease', 1, 'outcome', 'released')))",
 		  "report_syncs(jsonb_build_array(jsonb_build_object('user_id', '$a', 'source', :'odd', 'lease', 1, 'outcome', 'released')))",
 		  "report_syncs(jsonb_build_array(jsonb_build_object('user_id', '$a', 'source', 'google_tasks', 'lease', :'odd', 'outcome', 'released')))",
 		  "report_syncs(jsonb_build_array(jsonb_build_object('user_id', '$a', 'source', 'google_tasks', 'lease', 1, 'outcome', :'odd')))",
@@ -491,12 +489,14 @@ foreach my $strings ('on', $node->pg_version->major < 19 ? 'off' : ())
 		  "mark_sync_completed('$a', 'google_tasks', history_id => coalesce(nullif(:'odd', ''), 'x'))",
 		  "set_sync_policy('google_tasks', jsonb_build_object(:'odd', 1))", "set_sync_policy('google_tasks', jsonb_build_object('daily_budget', :'odd'))",
 		  "update_sync_state('$a', 'google_tasks', jsonb_build_object(:'odd', :'odd'))";
-		like($_, qr/^ERROR:  22/, 'is refused') foreach each_same("strings $strings, $printable", 'service_role', undef,
-			map { [ "SET LOCAL standard_conforming_strings = $strings", (map { s/SET/SET LOCAL/r } @quiet), '\getenv odd ODD', $_ ] } @calls);
-		my ($status, $out, $err) = $node->psql('router', join("\n", "SET standard_conforming_strings = $strings;", (map { $_ . ';' } @quiet), '\getenv odd ODD', "SELECT syncstate.register_sync_source(:'odd')"),
-			extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
-		like($err, qr/ERROR:  22023/, "strings $strings: a source named $printable");
+		push @names, "\\getenv odd ODD$n", "SELECT syncstate.register_sync_source(:'odd');";
 	}
+	my @lived = each_as('router', 'service_role', undef, @lives);
+	is($lived[$_], $expected[$_], "strings $strings: " . $odd[$_] =~ s/[^ -~]/?/gr) foreach 0 .. $#odd;
+	like($_, qr/^ERROR:  22/, 'is refused') foreach each_same("strings $strings", 'service_role', undef, @refused);
+	my ($status, $out, $err) = $node->psql('router', join("\n", "SET standard_conforming_strings = $strings;", (map { $_ . ';' } @quiet), @names),
+		on_error_stop => 0, extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
+	is(scalar(my @told = $err =~ /ERROR:  22023$/mg), scalar @odd, "strings $strings: no source can be named so");
 	is(as('router', 'service_role', undef, "SET standard_conforming_strings = $strings", @quiet, $rows_of_b), '5', 'B still has all rows');
 }
 

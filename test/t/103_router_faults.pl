@@ -12,7 +12,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 Shards::skip_all_without_plproxy();
-my $s = Shards->new(4, clusters => 1);
+my $s = Shards->new(4, clusters => 1, conf => "max_prepared_transactions = 1\n");
 
 # Users by their shard, and the same number of rows for each shard
 my $each = 6;
@@ -116,13 +116,6 @@ sub count
 	return scalar(my @rows = split /\n/, $rows);
 }
 
-sub wait_for
-{
-	my ($n, $condition) = @_;
-	$s->{shards}[$n]->poll_query_until("shard$n", "SELECT $condition") or die "shard $n: $condition";
-	return;
-}
-
 my $in_transaction = q{FROM pg_stat_activity WHERE usename = 'router' AND state <> 'idle'};
 
 # Until the router's session waits for some shards, and has the answers of the
@@ -133,7 +126,7 @@ sub wait_for_shards
 	foreach my $n (0 .. 3)
 	{
 		my $waits = grep { $_ == $n } @waiting;
-		wait_for($n, $waits ? "EXISTS (SELECT $in_transaction AND wait_event_type = 'Lock')" : "EXISTS (SELECT $in_transaction AND state = 'idle in transaction')");
+		$s->wait_for($n, $waits ? "EXISTS (SELECT $in_transaction AND wait_event_type = 'Lock')" : "EXISTS (SELECT $in_transaction AND state = 'idle in transaction')");
 	}
 	return;
 }
@@ -141,17 +134,24 @@ sub wait_for_shards
 # Until no shard does anything for the router
 sub wait_for_rest
 {
-	wait_for($_, "NOT EXISTS (SELECT $in_transaction)") for 0 .. 3;
+	$s->wait_for($_, "NOT EXISTS (SELECT $in_transaction)") for 0 .. 3;
 	return;
 }
 
-# A session of a shard by which calls have to wait
+# A lock by which calls have to wait.  It outlives its server: as that of a session
+# it could be had by a call that waits for it, which is done before it is ended, too.
 sub lock_shard
 {
 	my ($n) = @_;
-	my $session = $s->{shards}[$n]->background_psql("shard$n", on_error_stop => 0);
-	$session->query_safe('BEGIN; LOCK TABLE syncstate.sync_state IN ACCESS EXCLUSIVE MODE');
-	return $session;
+	$s->shard_query($n, q{BEGIN; LOCK TABLE syncstate.sync_state IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'lock'});
+	return;
+}
+
+sub unlock_shard
+{
+	my ($n) = @_;
+	$s->shard_query($n, q{ROLLBACK PREPARED 'lock'});
+	return;
 }
 
 sub restart
@@ -171,7 +171,7 @@ sub set_clock
 	{
 		$s->shard_query($n, "LOAD 'syncstate'; ALTER SYSTEM SET syncstate.clock $value");
 		$s->shard_query($n, 'SELECT pg_reload_conf()');
-		wait_for($n, q{COALESCE(current_setting('syncstate.clock', true), '') = '} . ($time // '') . q{'});
+		$s->wait_for($n, q{COALESCE(current_setting('syncstate.clock', true), '') = '} . ($time // '') . q{'});
 	}
 	return;
 }
@@ -390,16 +390,16 @@ foreach my $case ([ 'immediate', 0, 0 ], [ 'fast', 3, 3 ], [ 'immediate', 1, 2 ]
 	my $what = "$mode restart of shard $restarted, " . ($restarted == $locked ? 'which was to answer' : 'which had answered');
 
 	fill({});
-	my $lock = lock_shard($locked);
+	lock_shard($locked);
 	start($router, claim());
 	wait_for_shards($locked);
 	restart($restarted, $mode);
-	$lock->query('ROLLBACK') if $restarted != $locked;
+	unlock_shard($locked) if $restarted != $locked;
 	($claimed, $warning) = finish($router);
+	unlock_shard($locked) if $restarted == $locked;
 	like($warning, qr/WARNING:  08006: not all shards answer: not $restarted\n/, "claim, $what: a warning");
 	is(count($claimed), 3 * $each, 'the others give what they have');
 	is(held(), $claimed, 'nothing is held but what the caller got, and the caller holds all that');
-	$lock->quit if $restarted != $locked;
 
 	# The same for a report of them all
 	ask_again($router, $restarted);
@@ -407,12 +407,13 @@ foreach my $case ([ 'immediate', 0, 0 ], [ 'fast', 3, 3 ], [ 'immediate', 1, 2 ]
 	is($messages, '', 'the very next claim needs no words');
 	$claimed = join "\n", sort split(/\n/, $claimed), split /\n/, $more;
 	is(count($claimed), 4 * $each, 'and gives the rest');
-	$lock = lock_shard($locked);
+	lock_shard($locked);
 	start($router, report($claimed));
 	wait_for_shards($locked);
 	restart($restarted, $mode);
-	$lock->query('ROLLBACK') if $restarted != $locked;
+	unlock_shard($locked) if $restarted != $locked;
 	($reported, $warning) = finish($router);
+	unlock_shard($locked) if $restarted == $locked;
 	like($warning, qr/WARNING:  08006: not all shards answer: not $restarted\n/, "report, $what: a warning");
 	is($reported, of($claimed, grep { $_ != $restarted } 0 .. 3), 'what the others have is applied');
 	is(held(), of($claimed, $restarted), 'and nothing else is');
@@ -421,21 +422,19 @@ foreach my $case ([ 'immediate', 0, 0 ], [ 'fast', 3, 3 ], [ 'immediate', 1, 2 ]
 	is($messages, '', 'a repeated report needs no words');
 	is($more, of($claimed, $restarted), 'and applies what was left');
 	is(held(), '', 'nothing is held any more');
-	$lock->quit if $restarted != $locked;
 }
 
 # A claim asks for more where there is more, and finds that what it was given
 # there is gone: of shard 0, whose turn it is, nothing, of the others 3, 2 and 2,
 # of which shard 1 has 1 only, and then of 2 and 3 one more.
 fill({ 0 => 0, 1 => 1 });
-my $lock = lock_shard(1);
+lock_shard(1);
 ask($router, Shards::turn(0, 'google_tasks'));
 start($router, claim(7));
 wait_for_shards(1);
 restart(2, 'fast');
-$lock->query('ROLLBACK');
+unlock_shard(1);
 ($claimed, $warning) = finish($router);
-$lock->quit;
 like($warning, qr/WARNING:  08006: not all shards answer: not 2\n/, 'a shard has lost what it gave, and is asked for more');
 is(held(), $claimed, 'nothing is held but what the caller got, and the caller holds all that');
 is(count($claimed), 7, 'the others gave what was missing');
@@ -474,7 +473,7 @@ foreach my $end ('pg_terminate_backend', 'pg_cancel_backend')
 	fill({});
 	$session = router_session();
 	my $pid = $session->query('SELECT pg_backend_pid();');
-	$lock = lock_shard(0);
+	lock_shard(0);
 	start($session, claim());
 	wait_for_shards(0);
 	$s->query("SELECT $end($pid)");
@@ -487,8 +486,7 @@ foreach my $end ('pg_terminate_backend', 'pg_cancel_backend')
 	{
 		$s->{router}->poll_query_until('router', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)");
 	}
-	$lock->query('ROLLBACK');
-	$lock->quit;
+	unlock_shard(0);
 	wait_for_rest();
 	is(held(), '', "$end in mid-claim: nothing is held");
 	$session = router_session() if $end eq 'pg_terminate_backend';
@@ -507,12 +505,11 @@ fill({});
 $session = router_session();
 my $pid = $session->query('SELECT pg_backend_pid();');
 ask($session, 'SELECT syncstate.next_sync_due()');
-$lock = lock_shard(0);
+lock_shard(0);
 start($session, claim());
 wait_for_shards(0);
 kill 'STOP', $pid;
-$lock->query('ROLLBACK');
-$lock->quit;
+unlock_shard(0);
 wait_for_rest();
 is(held(), '', 'a router that is not heard of for long loses what it has not committed');
 my $other = router_session();
@@ -537,7 +534,7 @@ foreach my $case ('stopped', 'locked')
 	ask($router, 'SELECT syncstate.next_sync_due()');
 	my ($backend) = split /\n/, $s->shard_query(2, q{
 		SELECT pid FROM pg_stat_activity WHERE usename = 'router' AND query LIKE '%next_sync_due%'});
-	my $lock = $case eq 'locked' ? lock_shard(2) : undef;
+	lock_shard(2) if $case eq 'locked';
 	kill 'STOP', $backend if $case eq 'stopped';
 	my $began = time;
 	($claimed, $warning) = ask($router, claim());
@@ -555,7 +552,7 @@ foreach my $case ('stopped', 'locked')
 		(undef, $error) = ask($router, "SELECT syncstate.get_sync_state('$users[2][0]', 'google_tasks')");
 		is($error, '', 'calls about its users have a connection of their own');
 		kill 'CONT', $backend;
-		wait_for(2, "NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $backend)");
+		$s->wait_for(2, "NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $backend)");
 	}
 	else
 	{
@@ -568,9 +565,8 @@ foreach my $case ('stopped', 'locked')
 		$session->quit;
 		$s->shard_query(2, q{ALTER ROLE router RESET statement_timeout});
 		# what was given up is not waited for by the shard for ever
-		wait_for(2, qq{NOT EXISTS (SELECT $in_transaction AND query LIKE '%claim_due_syncs%')});
-		$lock->query('ROLLBACK');
-		$lock->quit;
+		$s->wait_for(2, qq{NOT EXISTS (SELECT $in_transaction AND query LIKE '%claim_due_syncs%')});
+		unlock_shard(2);
 	}
 	wait_for_rest();
 	is(held(), '', 'nothing is held for nobody');
@@ -588,13 +584,12 @@ $session = router_session();
 ask($session, 'SELECT syncstate.next_sync_due()');
 ask($session, Shards::turn(2, 'google_tasks'));
 ask($session, q{SET statement_timeout = '1s'});
-my $slow = lock_shard(2);
+lock_shard(2);
 my $tries = 0;
 do { ($claimed, $warning) = ask($session, claim(1)) } until count($claimed) == 1 || ++$tries == 15;
 cmp_ok($tries, '>', 0, 'a shard that is too slow for its caller cancels a claim');
 cmp_ok($tries, '<', 15, 'but not all of them');
-$slow->query('ROLLBACK');
-$slow->quit;
+unlock_shard(2);
 $session->quit;
 wait_for_rest();
 
@@ -631,7 +626,7 @@ sub synchronous
 	my ($n, $names) = @_;
 	$s->shard_query($n, "ALTER SYSTEM SET synchronous_standby_names = '$names'");
 	$s->shard_query($n, 'SELECT pg_reload_conf()');
-	wait_for($n, "current_setting('synchronous_standby_names') = '$names'");
+	$s->wait_for($n, "current_setting('synchronous_standby_names') = '$names'");
 	return;
 }
 fill({});
@@ -699,7 +694,7 @@ like($error, qr/ERROR:  08006: shard 3 does not answer\nDETAIL:  cannot execute 
 my ($out, $err) = ask($router, "SELECT status FROM syncstate.get_sync_state('$users[3][0]', 'google_tasks', account => 'work')");
 is("$out$err", 'idle', 'but it can be read');
 $s->{shards}[3]->promote;
-wait_for(3, 'NOT pg_is_in_recovery()');
+$s->wait_for(3, 'NOT pg_is_in_recovery()');
 ($more, $messages) = ask($router, claim());
 is($messages, '', 'once it is promoted');
 is($more, of(held(), 3), 'all is as before');

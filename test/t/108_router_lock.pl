@@ -40,6 +40,8 @@ $s->query(slurp_file("$examples/items_router.sql"));
 
 my $reports = '[' . join(', ', map { qq({"user_id": "$_", "source": "google_gmail", "lease": 1, "outcome": "completed", "sync_token": "new"}) } @users) . ']';
 
+my $switch = $s->{router}->background_psql('router');
+$switch->set_query_timer_restart;
 foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 {
 	foreach my $call (
@@ -69,20 +71,19 @@ foreach my $isolation ('read committed', 'repeatable read', 'serializable')
 		# it has the plans of the functions below already, as sessions usually do
 		$caller->query_safe('SELECT syncstate.next_sync_due()');
 		$caller->query_safe("SET default_transaction_isolation = '$isolation'");
-		my $switch = $s->{router}->background_psql('router', on_error_stop => 0);
 		$switch->query_safe('BEGIN; LOCK TABLE syncstate.shard IN ACCESS EXCLUSIVE MODE');
 		$caller->query_until(qr/sent/, "\\echo sent\n$sql;\n");
-		$s->{router}->poll_query_until('router', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'}) or die "$name does not wait";
+		$s->wait_for(0, q{count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'});
 		$switch->query_safe('INSERT INTO syncstate.shard VALUES ' . join(', ', map { "($_, '" . $s->connection($_) . "')" } 2, 3) . '; COMMIT');
 		my $told = $caller->query('');
 		$told = $caller->query('\echo :LAST_ERROR_SQLSTATE') if $told eq '';
 		is($told, $isolation eq 'read committed' ? $answer : '40001', "$name, $isolation");
 		is($caller->query($sql), $answer, "$name, $isolation, once more") if $isolation ne 'read committed';
 		$caller->quit;
-		$switch->quit;
-		$s->query('DELETE FROM syncstate.shard WHERE shard >= 2');
+		$switch->query_safe('DELETE FROM syncstate.shard WHERE shard >= 2');
 	}
 }
+$switch->quit;
 
 # A time that goes to a shard as text is the same there.
 fill();

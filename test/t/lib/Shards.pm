@@ -16,6 +16,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Sessions;
 use Test::More;
+use Time::HiRes qw(time usleep);
 
 # A statement that lets a session's next claim of a source (all of them without
 # one) begin with shard $n.
@@ -114,17 +115,59 @@ sub query
 	return $self->{router}->safe_psql('router', $sql);
 }
 
-# Statements on one shard, by its superuser
+# Statements on one shard, by its superuser, in a session that is kept, since psql
+# takes longer to start than most of them take.  Nothing that they set stays set.
 sub shard_query
 {
 	my ($self, $n, $sql) = @_;
-	return $self->{shards}[$n]->safe_psql("shard$n", $sql);
+	my $node = $self->{shards}[$n];
+	my $server = "$node $node->{_pid}";
+
+	# also when the last one is gone with its server
+	if (($self->{servers}[$n] // '') ne $server)
+	{
+		$self->quit($n);
+		$self->{sessions}[$n] = $node->background_psql("shard$n", on_error_stop => 0);
+		$self->{sessions}[$n]->set_query_timer_restart;
+		$self->{servers}[$n] = $server;
+	}
+
+	my $session = $self->{sessions}[$n];
+	$session->{stderr} = '';
+	my $out = $session->query("$sql\n;\nDISCARD ALL");
+	die "shard $n: $session->{stderr}" if $session->{stderr} =~ /(ERROR|FATAL|PANIC):/;
+	return $out;
+}
+
+# Until a condition is true on a shard
+sub wait_for
+{
+	my ($self, $n, $condition) = @_;
+	my $deadline = time() + $PostgreSQL::Test::Utils::timeout_default;
+
+	until ($self->shard_query($n, "SELECT $condition") eq 't')
+	{
+		die "shard $n: it is never true that $condition" if time() > $deadline;
+		usleep(20_000);
+	}
+	return;
+}
+
+# Ends the session of a shard.
+sub quit
+{
+	my ($self, $n) = @_;
+	my $session = delete $self->{sessions}[$n];
+	# its psql may be gone, too
+	eval { $session->quit } if $session;
+	return;
 }
 
 sub stop
 {
 	my ($self) = @_;
 	my %seen;
+	$self->quit($_) for 0 .. $#{ $self->{shards} };
 	$_->stop for grep { !$seen{$_}++ } @{ $self->{shards} }, $self->{router};
 	return;
 }
