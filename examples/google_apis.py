@@ -156,6 +156,8 @@ PAGES = {"google_calendar": calendar_page, "google_tasks": tasks_page,
 # claim_push_channels().
 
 def watch_calendar(row):
+    if not PUSH_URL:
+        raise ValueError("PUSH_URL is not set")
     channel = {"id": str(uuid.uuid4()), "token": secrets.token_urlsafe(32), "type": "web_hook",
                "address": PUSH_URL}
     opened = post(row, "www", f"{calendar_path(row)}/watch", channel)
@@ -170,6 +172,8 @@ def stop_calendar(row):
 
 def watch_mailbox(row):
     """A mailbox has one watch, which this opens or prolongs, and no id but its address."""
+    if not (PUSH_TOPIC and PUSH_TOKEN):
+        raise ValueError("PUSH_TOPIC and PUSH_TOKEN are not set")
     address = get(row, "gmail", f"{MAILBOX}/profile")[0]["emailAddress"]
     opened = post(row, "gmail", f"{MAILBOX}/watch", {"topicName": PUSH_TOPIC})
     return {"channel_id": address, "token": PUSH_TOKEN, "expires_at": moment(opened["expiration"])}

@@ -19,6 +19,7 @@ from google_apis import NAME, PAGES, ApiError, is_list      # yours to change
 CONCURRENCY = int(os.environ.get("CONCURRENCY", "8"))
 SOURCE = os.environ.get("SYNC_SOURCE") or None              # None: all
 DATABASE = os.environ.get("DATABASE_URL", "")               # else PGHOST, PGDATABASE...
+DOWN = psycopg.OperationalError, OSError                    # the database, or the tokens
 BEGINNING = '{"page": null, "done": 0}'
 requests = ThreadPoolExecutor(CONCURRENCY)                  # urllib blocks
 
@@ -85,7 +86,7 @@ class Worker:
                 if getattr(error, "is_rate_limit", False):
                     await self.call("syncstate.mark_rate_limited", row, retry_after=error.retry_after)
                 else:
-                    kind = "transient" if isinstance(error, psycopg.OperationalError) else "permanent"
+                    kind = "transient" if isinstance(error, DOWN) else "permanent"
                     await self.call("syncstate.mark_sync_failed", row, kind=getattr(error, "kind", kind),
                                     error_message=outcome if is_told else "the sync failed")
         except psycopg.Error as error:      # the lease is lost; or no database, and it ends by itself
@@ -116,12 +117,12 @@ class Worker:
                 if not next_page:
                     return f"{'full' if row.full_sync_id else 'incremental'} sync, {place['done']} items"
             is_resumed = False
-        await self.call("syncstate.release_sync", row)
+        await self.call("syncstate.release_sync", row, delay="0" if row.source in PAGES else "10 min")
         return "released"
 
     async def fetch(self, row, place, heartbeat):
         """A page; None if we are to end. Lost leases are noticed meanwhile, and nobody waits on."""
-        if not self.end.done():
+        if row.source in PAGES and not self.end.done():
             page = asyncio.get_running_loop().run_in_executor(requests, PAGES[row.source], row, place)
             try:
                 while not (await first_of({page, self.end}, heartbeat))[0]:

@@ -1,5 +1,5 @@
 -- Calls an edge function, such as ../supabase/functions/sync-worker, every 10 seconds, but only if
--- next_sync_due() has passed.
+-- next_sync_due() of the source that it syncs has passed.
 --
 --     psql -v url=http://kong:8000/functions/v1/sync-worker -f edge_function.sql
 --
@@ -18,7 +18,7 @@ SELECT cron.schedule('syncstate-worker', :'schedule', format($job$
             SELECT decrypted_secret FROM vault.decrypted_secrets WHERE name = 'sync_worker_key')),
         body => jsonb_build_object('due_since', due),
         timeout_milliseconds => 5000)
-    FROM syncstate.next_sync_due() AS due
+    FROM syncstate.next_sync_due('google_calendar') AS due
     WHERE due <= clock_timestamp()
 $job$, :'url'));
 

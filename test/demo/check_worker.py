@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """Checks examples/worker.py where the demo does not go. Needs what run needs, and stays silent."""
+import asyncio
 import contextlib
 import io
 import json
@@ -134,6 +135,30 @@ class PageTest(unittest.TestCase):
         with mock.patch.object(google_apis, "access_token", fail), self.assertRaises(OSError) as raised:
             google_apis.get(self.ROW, "www", "/x")
         self.assertNotIsInstance(raised.exception, ApiError)    # of which users hear
+
+        # it will be back soon, and nothing is wrong with the row
+        with mock.patch("asyncio.run", lambda main: main.close()):
+            import worker
+        row = SimpleNamespace(user_id="x", account="", source=CALENDAR, resource="")
+        solo, reports = object.__new__(worker.Worker), []
+
+        async def sync(_):
+            raise raised.exception
+
+        async def call(*_, **arguments):
+            reports.append(arguments)
+
+        solo.sync, solo.call = sync, call
+        with contextlib.redirect_stdout(io.StringIO()):
+            asyncio.run(solo.serve(row))
+        self.assertEqual(reports, [{"kind": "transient", "error_message": "the sync failed"}])
+
+    def test_no_channel_without_settings(self):
+        with mock.patch.multiple(google_apis, PUSH_URL=None, PUSH_TOPIC="x", PUSH_TOKEN=None,
+                                 send=lambda *_: self.fail("a request was sent")):
+            for watch, _ in google_apis.CHANNELS.values():
+                with self.assertRaisesRegex(ValueError, "not set"):
+                    watch(self.ROW)
 
 
 class WorkerTest(unittest.TestCase):
@@ -375,6 +400,14 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(self.demo.value("SELECT count(*) FROM items WHERE account = 'strange'"), 0)
         self.demo.control("disconnect", *strange)
         self.until("the row", lambda: len(self.changes(*of_list)) == 1)
+
+    def test_source_of_another_worker(self):
+        self.demo.query("SELECT syncstate.register_sync_source('another')")
+        self.connect("finn", "another")
+        self.until("its return", lambda: "released" in self.worker_log())
+        row = self.demo.row("finn", "another")
+        self.assertEqual((row.status, row.failures), ("idle", 0))
+        self.assertTrue(self.demo.value("SELECT %s > clock_timestamp() + '5 minutes'", row.due_at))
 
     def test_strange_item(self):
         tasks, calendar = self.demo.own("finn", TASKS), self.demo.own("finn", CALENDAR)

@@ -98,23 +98,25 @@ sub sent
 	return sql('SELECT url, headers, body, timeout_milliseconds FROM net.sent', 'owner');
 }
 
-my $user = "'00000000-0000-4000-8000-000000000001', 'google_gmail'";
+my $user = "'00000000-0000-4000-8000-000000000001', 'google_calendar'";
 is(sent(), '', 'without rows nothing is sent');
+sql(q{SELECT syncstate.connect_sync('00000000-0000-4000-8000-000000000001', 'google_tasks')}, 'worker');
+is(sent(), '', 'nor for rows of a source that the function does not sync');
 sql("SELECT syncstate.connect_sync($user)", 'worker');
-my $since = sql(q{SELECT to_jsonb(due_at) FROM syncstate.sync_state}, 'worker');
+my $since = sql(q{SELECT to_jsonb(due_at) FROM syncstate.sync_state WHERE source = 'google_calendar'}, 'worker');
 is(sent(),
 	qq{$url|{"Content-Type": "application/json", "Authorization": "Bearer the key"}|{"due_since": $since}|5000},
 	'with work, the function is called, with its key');
-my $lease = sql('SELECT lease FROM syncstate.claim_due_syncs()', 'worker');
+my $lease = sql('SELECT lease FROM syncstate.claim_due_syncs(\'google_calendar\')', 'worker');
 is(sent(), '', 'not while a worker has the row');
-sql("SELECT syncstate.mark_sync_completed($user, history_id => '1', lease => $lease)", 'worker');
+sql("SELECT syncstate.mark_sync_completed($user, sync_token => 'token', lease => $lease)", 'worker');
 is(sent(), '', 'nor before it is due again');
-sql(q{SELECT syncstate.set_sync_policy('google_gmail', '{"request_gap": 0}')}, 'worker');
+sql(q{SELECT syncstate.set_sync_policy('google_calendar', '{"request_gap": 0}')}, 'worker');
 sql("SELECT syncstate.request_sync($user)", 'worker');
 isnt(sent(), '', 'but when somebody asks for it');
-sql("SELECT syncstate.pause_sync_source('google_gmail')", 'worker');
+sql("SELECT syncstate.pause_sync_source('google_calendar')", 'worker');
 is(sent(), '', 'and not while the source is paused');
-sql("SELECT syncstate.resume_sync_source('google_gmail')", 'worker');
+sql("SELECT syncstate.resume_sync_source('google_calendar')", 'worker');
 sql("SELECT syncstate.pause_sync($user)", 'worker');
 is(sent(), '', 'or the row is parked');
 sql("SELECT syncstate.resume_sync($user)", 'worker');
