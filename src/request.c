@@ -19,14 +19,18 @@
 
 PG_FUNCTION_INFO_V1(syncstate_request_sync);
 
-/* Whether a request makes a row due earlier; one of a run in flight does not. */
+/*
+ * Whether a request makes a row due earlier.  One of a run in flight does not; but
+ * if that was lost, after earlier failures, the request cuts its backoff short.
+ * When its lease ends, a user who requests may not see.
+ */
 static bool
 comes_earlier(const SyncState *row, const SyncPolicy *policy, TimestampTz now)
 {
 	SyncState	requested = *row;
 
 	if (row->status == SYNC_SYNCING)
-		return false;
+		return row->failures > 0 || row->updated_at > now;
 	requested.requested_at = now;
 	syncstate_settle_times(&requested, policy, now);
 	return syncstate_claimable_at(&requested, policy) <
