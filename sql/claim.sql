@@ -905,6 +905,18 @@ CALL claim_until(100, 10);
 SELECT count(*), count(*) FILTER (WHERE user_id > u(300)) AS after_all FROM handed_out;
 DROP TABLE handed_out;
 
+-- a name that is longer than the table allows is an error also where the table does not say so
+BEGIN;
+ALTER TABLE sync_state DROP CONSTRAINT sync_state_is_legal;
+INSERT INTO sync_state (user_id, source, resource) SELECT u(500), 'google_tasks', string_agg(md5(n::text), '') FROM generate_series(1, 60) AS n;
+SELECT count(*) FROM claim_due_syncs('google_tasks'); -- ERROR
+ROLLBACK;
+BEGIN;
+ALTER TABLE sync_state DROP CONSTRAINT sync_state_is_legal;
+INSERT INTO sync_state (user_id, source, account) SELECT u(500), 'google_tasks', string_agg(md5(n::text), '') FROM generate_series(1, 60) AS n;
+SELECT count(*) FROM claim_due_syncs('google_tasks'); -- ERROR
+ROLLBACK;
+
 DELETE FROM sync_state;
 DELETE FROM sync_policy;
 SET client_min_messages = warning;

@@ -196,6 +196,14 @@ syncstate_walk_next(Walk *walk)
 	walk->account = DatumGetTextPP(values[3]);
 	walk->resource = DatumGetTextPP(values[4]);
 	MemoryContextSwitchTo(save);
+	if (VARSIZE_ANY_EXHDR(walk->account) > MAX_ACCOUNT_BYTES ||
+		VARSIZE_ANY_EXHDR(walk->resource) > MAX_RESOURCE_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("account or resource of a row of \"%s\" is too long",
+						"sync_state"),
+				 errdetail("A place in a lane has room for as much as constraint sync_state_is_legal allows."),
+				 errhint("Delete the row, and see what check_installation() returns.")));
 	return true;
 }
 
