@@ -253,8 +253,9 @@ SELECT * FROM say('ALTER EXTENSION syncstate DROP SEQUENCE rate_regress_check_ma
 SELECT * FROM say('TRUNCATE sync_lane');
 SELECT * FROM say($$DELETE FROM pg_enum WHERE enumtypid = 'sync_source'::regtype AND enumlabel = 'google_tasks'$$);
 
--- what makes writes slow, which the site may want
+-- a rule, under which calls fail
 SELECT * FROM say($$CREATE RULE regress_check AS ON UPDATE TO sync_state WHERE OLD.resource = 'none' DO INSTEAD NOTHING$$);
+-- what makes writes slow, which the site may want
 SELECT * FROM say('CREATE TRIGGER regress_check BEFORE UPDATE ON sync_state FOR EACH ROW EXECUTE FUNCTION note()');
 SELECT * FROM say('CREATE TRIGGER regress_check AFTER UPDATE ON sync_state EXECUTE FUNCTION note()');
 SELECT * FROM say('CREATE TRIGGER regress_check AFTER UPDATE ON sync_state REFERENCING NEW TABLE AS n FOR EACH ROW EXECUTE FUNCTION note()');

@@ -1966,7 +1966,7 @@ HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
 UNION ALL
 SELECT w.object, 'makes writes slow: they must be SQL statements', w.advice
 FROM state AS s, LATERAL (
-	SELECT pg_catalog.concat('rule ', r.rulename, ' on syncstate.sync_state') AS object, 'Drop it, or accept the cost.' AS advice
+	SELECT pg_catalog.concat('rule ', r.rulename, ' on syncstate.sync_state') AS object, 'Drop it: calls may fail under it.' AS advice
 	FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class OPERATOR(pg_catalog.=) s.oid
 	UNION ALL
 	SELECT pg_catalog.concat('trigger ', t.tgname, ' on syncstate.sync_state'),
