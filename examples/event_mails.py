@@ -19,7 +19,7 @@ Run one or several.
 Each event is written down once, by its id, in the transaction that takes it; so what comes later
 may crash. A mail is marked as begun, and that is committed, when the server has accepted its
 recipient; and as ended when the server has accepted its text too. A crash before the first mark
-sends it later, a crash behind the second one not again. A crash in between, a
+sends it later, a crash after the second one does not. A crash in between, a
 moment in which we cannot know whether the server has the mail, leaves it in doubt: we do not send
 it twice, so it may not have been sent at all. No sender can do better; a person can ask the server:
 
@@ -27,7 +27,7 @@ it twice, so it may not have been sent at all. No sender can do better; a person
     UPDATE sync_event_log SET begun_at = NULL WHERE id = ...;   -- sends it (again)
 
 The Message-ID is made of the event's id, so that many recipients show a second one only once. What
-happens behind the server, which may repeat or lose mails too, is not in our hands.
+happens beyond the server, which may repeat or lose mails too, is not in our hands.
 """
 import email.policy
 import email.utils

@@ -489,7 +489,7 @@ draw_stretch(Claim *claim, Lane lane, Front front, const Place *stop, bool rests
 }
 
 /*
- * Gives back what is left of a stretch behind the user at hand, unless others
+ * Gives back what is left of a stretch after the user at hand, unless others
  * have drawn since: the oldest rows must not wait for this session.  A sweep that
  * was over with this stretch goes on.
  */

@@ -183,7 +183,7 @@ note("after $empty empty claims");
 cmp_ok(dearest($new), '<', $batch + $step, '... and is warm then');
 
 # ------------------------------------------------------------- stragglers
-# due an hour ago, so behind every mark.  From now on rows come back within a
+# due an hour ago, so before every mark.  From now on rows come back within a
 # second, so that there is always something else to claim.
 $node->safe_psql('postgres',
 	q[SELECT FROM syncstate.set_sync_policy('google_calendar', '{"sync_interval": "1 s", "jitter": 0.9}')]);
