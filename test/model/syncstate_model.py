@@ -1109,7 +1109,9 @@ class Model:
     def announce_request(self, row, new):
         """A request notifies if it makes its row due earlier."""
         source = row['source']
-        if row['status'] == 'syncing':
+        if row['status'] == 'syncing':      # a backoff that follows a lost lease is cut short
+            if row['failures'] > 0 or row['updated_at'] > self.now:
+                self.announced |= {source}
             return
         if isinstance(row['due_at'], Within):
             self.perhaps |= {source}
@@ -1350,6 +1352,11 @@ class Model:
         self.change_channel(i, state='unsupported', failures=0, error_message=message,
                             renew_at=self.now + ASK_AGAIN_AFTER, lease_expires_at=None)
 
+    def is_of_former_row(self, channel, row):
+        """Leases begin with the time, unless somebody has given a number."""
+        made = row['lease'] - row['syncs_started']
+        return 10 ** 15 <= channel['lease'] < made <= time.time() * 10 ** 6
+
     def match_channels(self, source):
         """Each row of a source with push has one channel that is not to be
         stopped, unless it is parked and never had one; no others have.  A channel
@@ -1363,7 +1370,7 @@ class Model:
                 continue
             row = self.rows.get(key_of(c))
             if not uses or row is None or row['parked_reason'] == 'gone' \
-                    or c['lease'] < row['created_at']:
+                    or self.is_of_former_row(c, row):
                 if c['channel_id'] is None:
                     del self.channels[i]
                 else:
@@ -1412,6 +1419,9 @@ class Model:
             (c['expires_at'] or INFINITY) <= now if c['state'] == 'retiring'
             else self.rows[key_of(c)]['due_at'] is None
             or (self.rows[key_of(c)]['limited_until'] or 0) > now)}
+        # these wait until the former channel of their row is stopped
+        waiting = {i for i, c in due.items() if c['state'] != 'retiring' and any(
+            d['state'] == 'retiring' and key_of(d) == key_of(c) for d in due.values())}
         last, taken = -INFINITY, set()
         before = {}     # of those to be stopped, which come first, and of the others
         for g in got:
@@ -1419,12 +1429,12 @@ class Model:
                       and (c['state'] == 'retiring') == (g['action'] == 'stop')
                       and c['channel_id'] == g['channel_id'] and i not in taken), None)
             to_stop = g['action'] == 'stop'
-            if i is None or i in bad or due[i]['renew_at'] < before.get(to_stop, 0) \
-                    or to_stop and False in before and not bad:
+            if i is None or i in bad or to_stop and False in before \
+                    or due[i]['renew_at'] < before.get(to_stop, 0) and i not in waiting:
                 raise Mismatch('handed out what was not to be done, or not yet',
                                list(due.values()), g)
             taken.add(i)
-            before[to_stop] = due[i]['renew_at']
+            before[to_stop] = max(due[i]['renew_at'], before.get(to_stop, 0))
             last = max(last, due[i]['renew_at'])
             self.hand_out(i, lease_time)
             want = dict(self.channels[i], action=ACTIONS[due[i]['state']])
@@ -1438,7 +1448,7 @@ class Model:
             there = after.get(i) or isinstance(i, tuple) and next(      # made by this call
                 (c for c in after.values() if key_of(c) == key_of(due[i]) and c['state'] != 'retiring'), None)
             changed = not there or there['renew_at'] != at
-            if all_of_them or at < last or at == last and changed:
+            if all_of_them or at < last and i not in waiting or changed and (at <= last or waiting):
                 if due[i]['state'] == 'retiring':
                     del self.channels[i]
                 else:
@@ -1446,7 +1456,7 @@ class Model:
                     self.change_channel(i, renew_at=None if row['due_at'] is None
                                         else min(row['limited_until'], now + DAY))
         left = due.keys() - taken - bad
-        if any(due[i]['renew_at'] < last for i in left):
+        if any(due[i]['renew_at'] < last for i in left - waiting):
             raise Mismatch('passed over a channel', [due[i] for i in left], got)
         return len(left)
 
@@ -1478,6 +1488,8 @@ class Model:
         if held is not None and self.channels[held]['state'] == 'retiring':
             held = None
         row = self.rows.get(key)
+        if held is not None and row is not None and self.is_of_former_row(self.channels[held], row):
+            held = None
         if row is None or row['parked_reason'] == 'gone' \
                 or self.policy(key[SOURCE])['push_renew_before'] is None:
             held = None
@@ -1518,6 +1530,8 @@ class Model:
         i = self.held_channel(key, a['lease'])
         refuse_unless(i is not None, 'PT409')
         state, message = self.channels[i]['state'], cut(a['error_message'])
+        refuse_unless(state == 'retiring' or key not in self.rows
+                      or not self.is_of_former_row(self.channels[i], self.rows[key]), 'PT409')
         if kind == 'unsupported' and state != 'retiring':
             if self.rows.get(key, {}).get('push_until') is not None:
                 self.trust(key, None)
