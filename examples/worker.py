@@ -117,7 +117,7 @@ class Worker:
                 if not next_page:
                     return f"{'full' if row.full_sync_id else 'incremental'} sync, {place['done']} items"
             is_resumed = False
-        await self.call("syncstate.release_sync", row, delay="0" if row.source in PAGES else "10 min")
+        await self.call("syncstate.release_sync", row, delay="0" if row.source in PAGES else "10 s")
         return "released"
 
     async def fetch(self, row, place, heartbeat):

@@ -202,9 +202,9 @@ claim_channel(DueChannel *due, const SyncPolicy *policy, int64 lease_time,
 }
 
 /*
- * Hands out at most so many channels of a source; returns how many.  What is to
- * be stopped comes first, in whichever round it was found: a mailbox has one
- * channel at a time, which a stop would take from whoever opened it before.
+ * Hands out at most so many channels of a source; returns how many.  Channels to
+ * stop come first, whichever round found them: a mailbox has only one channel, and
+ * a stop that came after its opening would end the new one.
  */
 static int
 claim_channels(ReturnSetInfo *rsinfo, const SyncPolicy *policy, int max_rows,
@@ -316,9 +316,9 @@ read_end(FunctionCallInfo fcinfo, int arg, TimestampTz now)
 }
 
 /*
- * Whether a channel is that of a former row: this one was made since, by users who
- * disconnected and connected again, maybe another account.  As in
- * PLAN_CHANNELS_MATCH.
+ * Whether a channel belongs to a former row with the same key: the user has
+ * disconnected and connected again since, perhaps with another grant.
+ * PLAN_CHANNELS_MATCH has the same rule, for all rows at once.
  */
 static bool
 is_of_former_row(const SyncChannel *channel, const SyncState *row)

@@ -20,9 +20,9 @@
 PG_FUNCTION_INFO_V1(syncstate_request_sync);
 
 /*
- * Whether a request makes a row due earlier.  One of a run in flight does not; but
- * if that was lost, after earlier failures, the request cuts its backoff short.
- * When its lease ends, a user who requests may not see.
+ * Whether a request may make a row due earlier.  It does not while a run is in
+ * flight, but it cuts the backoff short if the run was lost after earlier
+ * failures.  Users may not read lease_expires_at, which would tell which it is.
  */
 static bool
 comes_earlier(const SyncState *row, const SyncPolicy *policy, TimestampTz now)
@@ -45,7 +45,7 @@ comes_earlier(const SyncState *row, const SyncPolicy *policy, TimestampTz now)
  * time lies in the future was made by a clock that was wrong, and is replaced.
  *
  * NOTIFY takes a lock that all databases share until the commit, so only a
- * request that makes its row due earlier notifies.  Workers that sleep until
+ * request that may make its row due earlier notifies.  Workers that sleep until
  * next_sync_due() are awake for the others.
  */
 RequestEnd

@@ -468,8 +468,8 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	 * was made since, is to be stopped, or forgotten if it was not opened.  One
 	 * that waited for its row to return waits no more, nor one that would wait
 	 * until after $5, since a clock was wrong.  Leases tell when a channel and its
-	 * row were made, unless somebody has given them numbers of their own, maybe
-	 * greater than $6, that of now.
+	 * row were made, unless somebody has chosen other numbers, which may even be
+	 * greater than $6, the number of now.  push.c has the same rule for one channel.
 	 *
 	 * By the versions that were read: whatever changed meanwhile is left alone.
 	 */
@@ -520,8 +520,8 @@ static const PlanText plan_texts[NUM_PLANS] = {
 	},
 
 	/*
-	 * What is to be done, oldest first; the row of a channel must be to be seen.  A
-	 * row whose former channel is to be stopped waits for that.
+	 * What is to be done, oldest first; the caller must see the row of a channel.
+	 * While a former channel of the row is due to be stopped, the others wait.
 	 */
 	[PLAN_CHANNELS_DUE] = {
 		"SELECT " ROW_OF(c, sync_channel)

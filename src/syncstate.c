@@ -113,8 +113,8 @@ syncstate_now(void)
 }
 
 /*
- * The number that leases begin with in a new row: as the tables' DEFAULT,
- * microseconds since 1970 by the real clock.
+ * The number that the leases of a new row begin with, as by the tables' DEFAULT:
+ * microseconds since 1970, by the real clock.
  */
 int64
 syncstate_first_lease(void)

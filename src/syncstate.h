@@ -8,7 +8,7 @@
 #define ERRCODE_NO_SUCH_ROW		MAKE_SQLSTATE('P','T','4','0','4')
 #define ERRCODE_LEASE_LOST		MAKE_SQLSTATE('P','T','4','0','9')
 
-/* A lease that began by the clock is greater, whenever that was. */
+/* Leases that began by the clock are greater: this is September 2001. */
 #define LEASE_BY_CLOCK			1000000000000000
 
 extern TimestampTz syncstate_now(void);

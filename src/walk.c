@@ -202,7 +202,7 @@ syncstate_walk_next(Walk *walk)
 				(errcode(ERRCODE_CHECK_VIOLATION),
 				 errmsg("account or resource of a row of \"%s\" is too long",
 						"sync_state"),
-				 errdetail("A place in a lane has room for as much as constraint sync_state_is_legal allows."),
+				 errdetail("It is longer than constraint sync_state_is_legal allows."),
 				 errhint("Delete the row, and see what check_installation() returns.")));
 	return true;
 }

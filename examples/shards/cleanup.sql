@@ -30,8 +30,8 @@ BEGIN
 			COMMIT;
 		END LOOP;
 	END LOOP;
-	-- claims have been at channels whose rows were gone, which may have moved them to
-	-- pages that were done: they would be stopped, though they are the new shard's
+	-- A claim that found the row of a channel gone may have rewritten the channel on a
+	-- page that was done.  Left here, it would be stopped, but it is the new shard's.
 	EXECUTE format('DELETE FROM %s WHERE NOT %s', place, stays);
 END
 $$;

@@ -1353,7 +1353,7 @@ class Model:
                             renew_at=self.now + ASK_AGAIN_AFTER, lease_expires_at=None)
 
     def is_of_former_row(self, channel, row):
-        """Leases begin with the time, unless somebody has given a number."""
+        """Leases begin with the time, unless somebody has chosen a number."""
         made = row['lease'] - row['syncs_started']
         return 10 ** 15 <= channel['lease'] < made <= time.time() * 10 ** 6
 
@@ -1429,8 +1429,8 @@ class Model:
                       and (c['state'] == 'retiring') == (g['action'] == 'stop')
                       and c['channel_id'] == g['channel_id'] and i not in taken), None)
             to_stop = g['action'] == 'stop'
-            if i is None or i in bad or to_stop and False in before \
-                    or due[i]['renew_at'] < before.get(to_stop, 0) and i not in waiting:
+            if i is None or i in bad or (to_stop and False in before) \
+                    or (due[i]['renew_at'] < before.get(to_stop, 0) and i not in waiting):
                 raise Mismatch('handed out what was not to be done, or not yet',
                                list(due.values()), g)
             taken.add(i)
@@ -1448,7 +1448,8 @@ class Model:
             there = after.get(i) or isinstance(i, tuple) and next(      # made by this call
                 (c for c in after.values() if key_of(c) == key_of(due[i]) and c['state'] != 'retiring'), None)
             changed = not there or there['renew_at'] != at
-            if all_of_them or at < last and i not in waiting or changed and (at <= last or waiting):
+            if all_of_them or (at < last and i not in waiting) \
+                    or (changed and (at <= last or waiting)):
                 if due[i]['state'] == 'retiring':
                     del self.channels[i]
                 else:

@@ -138,8 +138,9 @@ sub wait_for_rest
 	return;
 }
 
-# A lock by which calls have to wait.  It outlives its server: as that of a session
-# it could be had by a call that waits for it, which is done before it is ended, too.
+# A lock that makes calls wait.  A prepared transaction holds it over a restart.  A
+# session would release it at the shutdown, and a call that waits for it could take
+# it and commit before it is ended itself.
 sub lock_shard
 {
 	my ($n) = @_;

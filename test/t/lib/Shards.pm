@@ -123,7 +123,7 @@ sub shard_query
 	my $node = $self->{shards}[$n];
 	my $server = "$node $node->{_pid}";
 
-	# also when the last one is gone with its server
+	# the last session is gone if its server was restarted
 	if (($self->{servers}[$n] // '') ne $server)
 	{
 		$self->quit($n);
