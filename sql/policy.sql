@@ -258,23 +258,62 @@ FROM unnest(ARRAY['{"sync_interval": "1 second"}', '{"sync_interval": "36500 day
 	'{"retry_base": "1 hour"}', '{"retry_cap": "1 hour"}', '{"rate_limit_wait": "720:00:00"}', '{"max_failures": 1}', '{"max_failures": 2147483647}',
 	'{"jitter": 0}', '{"jitter": 0.9}', '{"token_ttl": "1 second"}', '{"paused_until": "infinity"}', '{"paused_until": "1999-12-31"}']) AS changes;
 
--- nor does the table take what the function refuses
-DO $$
-DECLARE
-	bad text;
+-- The table takes what the function takes, and refuses what it refuses: the
+-- bounds that the table's checks name, what is next to them, and extremes, for
+-- each setting of that type.
+CREATE FUNCTION pg_temp.answer(statement text) RETURNS text
+	LANGUAGE plpgsql
+	AS $$
 BEGIN
-	FOREACH bad IN ARRAY ARRAY['sync_interval = ''0''', 'lease_time = ''1 day 1 second''', 'retry_base = ''-1''', 'retry_cap = ''0''',
-		'rate_limit_wait = ''31 days''', 'park_after = ''0''', 'token_ttl = ''0''', 'max_failures = 0', 'jitter = 0.91', 'jitter = ''NaN''',
-		'token_ttl_from = ''start''', 'source = NULL']
-	LOOP
-		BEGIN
-			EXECUTE 'UPDATE syncstate.sync_policy SET ' || bad;
-			RAISE WARNING '% was taken', bad;
-		EXCEPTION
-			WHEN check_violation OR not_null_violation THEN NULL;
-		END;
-	END LOOP;
+	EXECUTE statement;
+	RAISE SQLSTATE 'ZZ000'; -- so that the next one finds the table empty, too
+EXCEPTION
+	WHEN SQLSTATE 'ZZ000' THEN RETURN 'taken';
+	WHEN check_violation OR invalid_parameter_value THEN RETURN 'refused';
 END
 $$;
+TRUNCATE syncstate.sync_policy;
+WITH checks AS (
+	SELECT string_agg(pg_get_constraintdef(oid), ' ') AS def FROM pg_constraint
+	WHERE conrelid = 'syncstate.sync_policy'::regclass AND contype = 'c'
+), number AS (
+	SELECT trim(m[1], '(''')::float8 + step AS v
+	FROM checks, regexp_matches(def, '[<>]=? ([('']*[0-9.]+)', 'g') AS m, unnest('{-1, -1e-15, 0, 1e-15, 1}'::float8[]) AS step
+), value (type, v) AS (
+	SELECT 'interval', (m[1]::interval + step * interval '1 microsecond')::text
+	FROM checks, regexp_matches(def, '''([^'']*)''::interval', 'g') AS m, generate_series(-1, 1) AS step
+	UNION
+	SELECT 'interval', unnest('{-1 day, 1 month, 1 year, 1 year -1 month, 2147483647 days}'::text[])
+	UNION
+	SELECT 'timestamp with time zone', (m[1]::timestamptz + step * interval '1 microsecond')::text
+	FROM checks, regexp_matches(def, '''([^'']*)''::timestamp', 'g') AS m, generate_series(-1, 1) AS step
+	UNION
+	SELECT 'timestamp with time zone', '-infinity'
+	UNION
+	SELECT 'integer', v::text FROM number WHERE v = floor(v)
+	UNION
+	SELECT 'integer', unnest('{-2147483648, 2147483647}'::text[])
+	UNION
+	SELECT 'double precision', v::text FROM number
+	UNION
+	SELECT 'double precision', unnest('{NaN, Infinity}'::text[])
+	UNION
+	SELECT 'text', m[1] FROM checks, regexp_matches(def, '''([^'']*)''::text', 'g') AS m
+	UNION
+	SELECT 'text', unnest(ARRAY['', 'Token', E'a\n', 'a b', repeat('a', 58), repeat('a', 59)])
+), answered AS (
+	SELECT type, attname, v,
+		pg_temp.answer(format($$SELECT syncstate.set_sync_policy('google_gmail', %L)$$, changes)) AS called,
+		pg_temp.answer(format($$INSERT INTO syncstate.sync_policy SELECT (jsonb_populate_record(NULL::syncstate.sync_policy, %L::jsonb || '{"source": "google_gmail"}')).*$$, changes)) AS written
+	FROM pg_attribute JOIN value ON atttypid = type::regtype
+		-- of two settings that bound each other, the other one is far away
+		LEFT JOIN (VALUES ('retry_base', '{"retry_cap": "36500 days"}'), ('retry_cap', '{"retry_base": "1 s"}'),
+			('min_interval', '{"max_interval": "36500 days"}'), ('max_interval', '{"min_interval": "1 s"}')) AS o (attname, other) USING (attname),
+		LATERAL (SELECT coalesce(other::jsonb, '{}') || jsonb_build_object(attname, v) AS changes) AS c
+	WHERE attrelid = 'syncstate.sync_policy'::regclass AND attnum > 0
+)
+SELECT type, called, written, count(DISTINCT attname) AS settings,
+	CASE WHEN called <> written THEN string_agg(format('%s = %L', attname, v), ', ') END AS different
+FROM answered GROUP BY type, called, written ORDER BY type, called, written;
 
 TRUNCATE syncstate.sync_policy, syncstate.sync_state;
