@@ -22,6 +22,7 @@
 #include "access/table.h"
 #include "catalog/pg_collation.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -218,8 +219,10 @@ syncstate_walk_fetch(Walk *walk)
 	ItemPointerData tid = walk->current->xs_heaptid;
 	MemoryContext save;
 
-	if (!walk->direct ||
-		!syncstate_fetch_version(walk->rel, tid, walk->snapshot, walk->slot))
+	if (walk->direct &&
+		syncstate_fetch_version(walk->rel, tid, walk->snapshot, walk->slot))
+		pgstat_count_heap_fetch(walk->current->indexRelation);	/* as index_fetch_heap() does */
+	else
 	{
 		walk->direct = false;
 		if (!index_fetch_heap(walk->current, walk->slot))

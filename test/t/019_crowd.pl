@@ -43,15 +43,19 @@ $$;
 
 EOSQL
 
-# Entries of a lane's index that were visited so far, by sessions that are gone: a
-# session is sure to have counted them only when it ends.
-sub visited
+# What was counted so far for a lane's index, by sessions that are gone: a session
+# is sure to have counted only when it ends.
+sub statistic
 {
-	my $index = shift // 'due';
+	my ($what, $index) = @_;
 	$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'client backend'})
 		or die 'sessions do not end';
-	return $node->safe_psql('postgres', "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelid = 'syncstate.sync_state_$index'::regclass");
+	return $node->safe_psql('postgres', "SELECT $what FROM pg_stat_user_indexes WHERE indexrelid = 'syncstate.sync_state_$index'::regclass");
 }
+
+# Entries that were visited, and those whose row was seen.
+sub visited { return statistic('idx_tup_read', shift // 'due'); }
+sub seen { return statistic('idx_tup_fetch', 'due'); }
 
 # Scripts of pgbench
 sub script
@@ -101,6 +105,15 @@ my $used = 'SELECT count(*) FROM syncstate.sync_lane WHERE (mark_at, sweep_at, s
 $node->safe_psql('postgres', "INSERT INTO syncstate.sync_state (user_id, source, due_at) SELECT $uuid, 'google_calendar', $now FROM generate_series(1, 10) AS n");
 $node->safe_psql('postgres', "CALL work('any'); CALL work('any', '3 s')");
 is($node->safe_psql('postgres', $used), 0, 'without a crowd nothing is drawn and nothing written');
+
+# The statistics of an index say for how many of its entries a row was seen: the
+# benchmark tells by that what else an entry was visited for.
+$node->safe_psql('postgres', qq{TRUNCATE syncstate.sync_state;
+	INSERT INTO syncstate.sync_state (user_id, source, due_at) SELECT $uuid, 'google_calendar', $now FROM generate_series(1, 100) AS n});
+my ($read, $fetched) = (visited(), seen());
+is($node->safe_psql('postgres', q{SELECT count(*) FROM syncstate.claim_due_syncs('google_calendar', max_rows => 100)}), 100, 'a claim takes all rows');
+is(visited() - $read, 100, '... by as many entries of the index');
+is(seen() - $fetched, 100, '... and sees a row for each of them');
 
 ### a backlog
 
