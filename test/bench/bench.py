@@ -298,7 +298,7 @@ class Bench:
                 FROM pg_stat_user_tables JOIN pg_statio_user_tables USING (relid)""")[0]
             # the indexes that claims walk by are those that are not unique
             into["visits"] = db("""
-                SELECT coalesce(sum(idx_tup_read), 0),
+                SELECT coalesce(sum(idx_tup_read), 0), coalesce(sum(idx_tup_fetch), 0),
                     coalesce(sum(idx_tup_read) FILTER (WHERE indexrelname = 'sync_state_requested'), 0)
                 FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid) WHERE NOT indisunique""")[0]
 
@@ -316,7 +316,7 @@ class Bench:
         db("SELECT pg_logical_emit_message(true, '', '')")
         wal = db(f"SELECT sum(count), sum(record_size), sum(fpi_size) FROM "
                  f"pg_get_wal_stats('{before['lsn']}', pg_current_wal_flush_lsn())")[0]
-        updated, hot, buffers, visits, requested = (
+        updated, hot, buffers, visits, fetched, requested = (
             int(a) - int(b) for a, b in zip(after["tables"] + after["visits"], before["tables"] + before["visits"]))
         vacuumed = cpu_of(shard.pid for shard in shards)
         if vacuum:
@@ -337,6 +337,7 @@ class Bench:
             "hot": hot / updated if updated else None,
             "buffers": buffers / n,
             "visits": visits / n,
+            "fetched": fetched / n,
             "requested": requested / n,
         }
 

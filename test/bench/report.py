@@ -8,7 +8,7 @@ from rivals import HERE, RIVALS
 
 # Readable on white and on black.
 COLOURS = {"ours": "#2f81f7", "ours-report": "#2f81f7", "a": "#8b949e", "b": "#d29922", "c": "#3fb950",
-           "d": "#a371f7", "e": "#f778ba", "f": "#768390"}
+           "d": "#a371f7", "e": "#f778ba", "f": "#768390", "sources": "#db6d28"}
 INK = "#848d97"
 
 
@@ -55,6 +55,14 @@ def visits(group):
     if family in ("ours", "runs", "sources"):
         return f"{every - requested:.1f} + {requested:.1f}"
     return f"{every:.1f}" if family in "bcf" else "-"
+
+
+def passed(group):
+    """Entries passed over per row taken, by cause: others have the row; there is none to see, or it was not looked at."""
+    if RIVALS[group[0]["rival"]].family not in ("b", "c", "ours", "runs", "sources"):
+        return "-"
+    seen, every = median(group, "fetched"), median(group, "visits")
+    return f"{seen - 1:.1f}, {every - seen:.1f}"
 
 
 def ratio(group, other, what="cpu"):
@@ -200,11 +208,11 @@ def crowd(results):
     fewest = min((r["clients"] for r in rounds), default=1)
     return table(
         ["who", "batch", "clients", "CPU us/cycle", "to f", "to c", f"to {fewest} client{'s'[:fewest - 1]}", "cycles/s",
-         "visits", "rows per claim", "claim ms p50 / p99"], [
+         "visits", "held, gone", "rows per claim", "claim ms p50 / p99"], [
             [RIVALS[rival].title, batch, clients, spread(group, "cpu"),
              *(ratio(group, by.get(key)) for key in (
                  (batch, clients, "f"), (batch, clients, "c"), (batch, fewest, rival))),
-             spread(group, "rate", 0), visits(group),
+             spread(group, "rate", 0), visits(group), passed(group),
              f"{sum(r['cycles'] for r in group) / sum(r['claims'] for r in group):.1f}", latency(group, "claim")]
             for (batch, clients, rival), group in by.items()])
 
@@ -387,9 +395,15 @@ def plots(all_results, where):
     if "clients" in all_results:
         draw("clients.svg", "Cycles per second, batches of 100", "clients", "cycles/s",
              lines(all_results["clients"]["rounds"], "clients", "rate"))
-    its = lines(all_results.get("crowd", {}).get("rounds", []), "clients", "cpu", batch=10)
-    if its:
-        draw("crowd.svg", "Server CPU per cycle, batches of 10", "clients", "microseconds", its, log_x=True)
+    for part, title, y, y_title, only in (
+            ("crowd", "Server CPU per cycle at a backlog, batches of 10", "cpu", "microseconds", {"batch": 10}),
+            ("late", "Server CPU per cycle at an old backlog, new sessions, batches of 10", "cpu", "microseconds", {}),
+            ("paced", "Server CPU per cycle at the same load, with a backlog", "cpu", "microseconds", {"backlog": True}),
+            ("sources", "Server CPU per cycle in one source and in many, batches of 10", "cpu", "microseconds", {}),
+            ("latency", "99th percentile of claims of 10 rows at a backlog", "claim_p99", "seconds", {})):
+        its = lines(all_results.get(part, {}).get("rounds", []), "clients", y, **only)
+        if its:
+            draw(f"{part}.svg", title, "clients", y_title, its, log_x=True)
     if "sizes" in all_results:
         draw("sizes.svg", "Cycles per second against the size of the table, batches of 100", "rows", "cycles/s",
              lines(all_results["sizes"]["rounds"], "rows", "rate", batch=100), log_x=True)
